@@ -1,0 +1,83 @@
+"""What can go wrong, split by whether trying again could help.
+
+* PipelineError
+  + TransientError              a store or a worker was unreachable; Prefect retries
+    - StorageUnavailableError
+    - ServiceUnavailableError
+  + TerminalError               the inputs or the recorded state forbid this step
+    - StreamFileError           the stream file cannot be read or contradicts itself
+    - SourceError               a batch's object is missing, cut or has no usable row
+    - UnsupportedBackboneError
+    - UnknownIdError            nothing of that id is in the catalog
+    - StateError                the step does not apply in the recorded state
+    - StaleEpochError           work started before a deletion; its result must not be registered
+    - MissingObjectError
+    - TamperedBlobError
+    - SuppressedRecordError     the release gate found a path from a suppressed record
+    - CertificateError
+"""
+
+
+class PipelineError(Exception):
+    """Base of every error this project raises on purpose."""
+
+
+class TransientError(PipelineError):
+    """Trying again may succeed."""
+
+
+class TerminalError(PipelineError):
+    """Trying again cannot succeed."""
+
+
+class StorageUnavailableError(TransientError):
+    """The object store does not answer."""
+
+
+class ServiceUnavailableError(TransientError):
+    """A server (Prefect, MLflow, database) does not answer."""
+
+
+class StreamFileError(TerminalError):
+    """The stream file cannot be used; the message names the field and the remedy."""
+
+
+class SourceError(TerminalError):
+    """A source object cannot be taken in; the message names the object and the remedy."""
+
+
+class UnsupportedBackboneError(TerminalError):
+    """The model's architecture offers no place to attach adapters."""
+
+
+class UnknownIdError(TerminalError):
+    def __init__(self, kind: str, id_: str, known: str = "") -> None:
+        super().__init__(f"no {kind} {id_!r} in the catalog" + (f"; known: {known}" if known else ""))
+
+
+class StateError(TerminalError):
+    """The recorded state forbids this step; the message says what to do first."""
+
+
+class StaleEpochError(TerminalError):
+    def __init__(self, what: str, started: int, current: int) -> None:
+        super().__init__(
+            f"{what} started at deletion epoch {started}, the stream is at {current}: a deletion ticket came in between; "
+            "nothing was registered, run the batch again"
+        )
+
+
+class MissingObjectError(TerminalError):
+    """An object that the catalog names is not in the store."""
+
+
+class TamperedBlobError(TerminalError):
+    """The bytes of an object do not match its digest."""
+
+
+class SuppressedRecordError(TerminalError):
+    """A version that suppressed records shaped must not serve."""
+
+
+class CertificateError(TerminalError):
+    """A certificate does not verify."""

@@ -1,0 +1,178 @@
+"""What the registry remembers, as frozen records. No I/O."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+
+class AdapterState(StrEnum):
+    CANDIDATE = "candidate"
+    SERVING = "serving"
+    MERGED = "merged"
+    RETIRED = "retired"
+    ERASED = "erased"
+
+
+class BatchState(StrEnum):
+    READ = "read"
+    DONE = "done"
+    HELD = "held"
+    FAILED = "failed"
+
+
+class DecisionKind(StrEnum):
+    REUSE = "reuse"
+    REFRESH = "refresh"
+    EXPAND = "expand"
+    HOLD = "hold"
+
+
+class EdgeKind(StrEnum):
+    """How a parent shaped a child; the repair of a deletion follows the kind."""
+
+    TRAINED_ON = "trained_on"
+    MERGED_FROM = "merged_from"
+    SERVES = "serves"
+
+
+class VersionState(StrEnum):
+    READY = "ready"
+    QUARANTINED = "quarantined"
+    ERASED = "erased"
+
+
+class TicketState(StrEnum):
+    RECEIVED = "received"
+    APPROVED = "approved"
+    IN_PROGRESS = "in_progress"
+    COMPLETE = "complete"
+    EXCEPTION = "exception"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One object of the source that the ledger does not know yet."""
+
+    uri: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The records of one group in one batch: the unit of training, of access and of deletion."""
+
+    shard_id: int
+    batch_id: str
+    group: str
+    rows: int
+    held_out: int
+    labelled: int
+
+    @property
+    def node(self) -> str:
+        return f"shard:{self.shard_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    batch_id: str
+    stream: str
+    name: str
+    ordinal: int
+    uri: str
+    state: BatchState
+    rows: int
+    quarantined: int
+    suppressed: int
+    epoch: int
+    """Deletion epoch of the stream when the batch was read."""
+    shards: tuple[Shard, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    adapter_id: str
+    stream: str
+    group: str
+    state: AdapterState
+    shard_ids: tuple[int, ...]
+    """Shards whose rows shaped these weights, in training order; the closure of a deletion starts here."""
+    parent_ids: tuple[str, ...] = ()
+    """Adapters this one was merged from, in recorded order."""
+    serves: tuple[int, ...] = ()
+    """Shards whose statistics are kept under this adapter."""
+    recipe: dict[str, Any] = field(default_factory=dict)
+    accuracy: float | None = None
+    """Held-out accuracy on its own shards when it was last fitted."""
+    reason: str = ""
+
+    @property
+    def node(self) -> str:
+        return f"adapter:{self.adapter_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """A blob in the artifact bucket and the node of the lineage that owns it."""
+
+    key: str
+    sha256: str
+    size: int
+    kind: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftEvidence:
+    """How a shard differs from what one adapter has seen; high is more."""
+
+    adapter_id: str
+    p_value: float
+    statistic: float
+    z_scores: dict[str, float]
+    """Layer name -> mean z-score of the shard under the adapter's descriptor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    kind: DecisionKind
+    adapter_id: str | None
+    reason: str
+    p_value: float | None = None
+    z_scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Layer -> adapter -> mean z-score."""
+    alternatives: dict[str, float | None] = field(default_factory=dict)
+    """What was measured for the roads not taken: held-out accuracy by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A gate's answer."""
+
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    stream: str
+    version: int
+    run_id: str
+    manifest_key: str
+    epoch: int
+    state: VersionState
+    accuracy: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    ticket_id: str
+    stream: str
+    state: TicketState
+    received_at: datetime
+    due_at: datetime
+    records: int
+    certificate_key: str | None = None

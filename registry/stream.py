@@ -1,0 +1,123 @@
+"""The stream file: what a user tunes, as one model that is also the flows' parameter."""
+
+import json
+from enum import StrEnum
+from hashlib import sha256
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from registry.errors import StreamFileError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskType(StrEnum):
+    TEXT = "text-classification"
+    IMAGE = "image-classification"
+
+
+class Approval(StrEnum):
+    NEVER = "never"
+    ALWAYS = "always"
+    ON_REGRESSION = "on-regression"
+
+
+class Columns(_Section):
+    """Which column of the source holds what."""
+
+    id: str = Field("id", description="unique id of a record")
+    subject: str | None = Field(
+        None, description="person or thing the record belongs to; without it a record is its own subject"
+    )
+    group: str | None = Field(None, description="access label; without it every record is in the group 'default'")
+    input: str = Field("text", description="the text, or the image's bytes or path")
+    label: str | None = Field("label", description="the class; null for a stream without labels")
+    time: str | None = Field(None, description="when the record was made; kept with the record")
+
+
+class AdapterOptions(_Section):
+    method: str = Field("bottleneck", pattern="^bottleneck$")
+    rank: int = Field(16, ge=1, le=1024)
+    last_layers: int = Field(3, ge=1, description="adapters sit in this many of the last blocks")
+    epochs: int = Field(12, ge=1, le=1000)
+    learning_rate: float = Field(2e-3, gt=0)
+    slices: int = Field(
+        2, ge=1, le=64, description="checkpoints per shard: a deletion retrains from the last clean one"
+    )
+
+
+class ShiftOptions(_Section):
+    test: str = Field("sema+mmd", pattern="^sema[+]mmd$")
+    alpha: float = Field(0.01, gt=0, lt=1, description="share of batches without shift that may expand all the same")
+    permutations: int = Field(999, ge=99)
+    min_rows: int = Field(40, ge=4, description="a shifted batch with fewer labelled rows is held for a person")
+
+
+class Gates(_Section):
+    accuracy_drop: float = Field(0.01, ge=0, le=1, description="largest loss on all held-out rows against the champion")
+    forgetting: float = Field(0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion")
+    merge_drop: float = Field(0.02, ge=0, le=1, description="largest loss on any parent's held-out rows after a merge")
+    refresh_drop: float = Field(0.05, ge=0, le=1, description="shortfall of a reused adapter that makes it train again")
+    approval: Approval = Approval.NEVER
+
+
+class Deletion(_Section):
+    due_days: int = Field(30, ge=1)
+    guarantee: str = Field("E0", pattern="^E0$")
+
+
+class Stream(_Section):
+    """One stream: where its batches come from and how its model is kept current."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,62}$", description="lower-case letters, digits and dashes")
+    task: TaskType = TaskType.TEXT
+    backbone: str = Field(
+        description="a Hugging Face id, a folder, or package:NAME for a model inside a Python package"
+    )
+    source: str = Field(
+        description="s3://bucket/prefix/*.parquet or a local path or pattern; Parquet, JSONL or CSV; an object is a batch"
+    )
+    columns: Columns = Columns()
+    schedule: str | None = Field(None, description="cron expression for `deciduous deploy`")
+    max_tokens: int = Field(64, ge=8, le=512)
+    adapter: AdapterOptions = AdapterOptions()
+    shift: ShiftOptions = ShiftOptions()
+    composition: str = Field("retrieve", pattern="^retrieve$")
+    gates: Gates = Gates()
+    deletion: Deletion = Deletion()
+
+    @field_validator("schedule")
+    @classmethod
+    def _five_fields(cls, cron: str | None) -> str | None:
+        if cron is not None and len(cron.split()) != 5:
+            raise ValueError("a cron expression has five fields, for example '0 * * * *'")
+        return cron
+
+    @property
+    def recipe_digest(self) -> str:
+        """Digest of everything that shapes an artifact; two streams with the same digest train the same bytes."""
+        shaping = self.model_dump(
+            mode="json", include={"name", "task", "backbone", "max_tokens", "adapter", "composition"}
+        )
+        return sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+def load_stream(path: Path) -> Stream:
+    """Read a stream file. Raises StreamFileError naming the field, the value and what is expected."""
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StreamFileError(f"no stream file {path}; `deciduous init {path}` writes one to edit") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise StreamFileError(f"stream file {path} is not YAML: {error}") from None
+    if not isinstance(fields, dict):
+        raise StreamFileError(f"stream file {path} holds no fields; `deciduous init` writes one to edit")
+    try:
+        return Stream.model_validate(fields)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise StreamFileError(f"stream file {path} has fields to correct:\n" + "\n".join(lines)) from None
