@@ -62,7 +62,7 @@ class StateError(TerminalError):
 class StaleEpochError(TerminalError):
     def __init__(self, what: str, started: int, current: int) -> None:
         super().__init__(
-            f"{what} started at deletion epoch {started}, the stream is at {current}: a deletion ticket came in between; "
+            f"{what} started at deletion epoch {started}, the stream is at {current}: a ticket came in between; "
             "nothing was registered, run the batch again"
         )
 

@@ -78,9 +78,7 @@ class Stream(_Section):
     backbone: str = Field(
         description="a Hugging Face id, a folder, or package:NAME for a model inside a Python package"
     )
-    source: str = Field(
-        description="s3://bucket/prefix/*.parquet or a local path or pattern; Parquet, JSONL or CSV; an object is a batch"
-    )
+    source: str = Field(description="s3://bucket/prefix/*.parquet, or a local path or pattern; every object is a batch")
     columns: Columns = Columns()
     schedule: str | None = Field(None, description="cron expression for `deciduous deploy`")
     max_tokens: int = Field(64, ge=8, le=512)

@@ -1,0 +1,108 @@
+"""Adapters and what shaped them. Every function takes the caller's session; none commits."""
+
+from collections.abc import Collection, Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from registry.errors import StateError, UnknownIdError
+from registry.records import Adapter, AdapterState, EdgeKind
+from registry.tables import AdapterRow, EdgeRow, StreamRow
+
+_MOVES = {
+    AdapterState.CANDIDATE: {AdapterState.SERVING, AdapterState.RETIRED, AdapterState.MERGED, AdapterState.ERASED},
+    AdapterState.SERVING: {AdapterState.CANDIDATE, AdapterState.MERGED, AdapterState.RETIRED, AdapterState.ERASED},
+    AdapterState.MERGED: {AdapterState.SERVING, AdapterState.RETIRED, AdapterState.ERASED},
+    AdapterState.RETIRED: {AdapterState.SERVING, AdapterState.ERASED},
+    AdapterState.ERASED: set(),
+}
+
+
+def new_adapter_id(session: Session, stream: str) -> str:
+    """Ids count up and are never given twice, so an erased adapter's name stays its own."""
+    row = session.get(StreamRow, stream)
+    if row is None:
+        raise UnknownIdError("stream", stream)
+    row.adapters_born += 1
+    session.flush()
+    return f"{stream}-a{row.adapters_born}"
+
+
+def put_adapter(session: Session, adapter: Adapter) -> None:
+    """Write an adapter with its edges; a second call replaces both."""
+    session.merge(
+        AdapterRow(
+            adapter_id=adapter.adapter_id,
+            stream=adapter.stream,
+            group=adapter.group,
+            state=adapter.state,
+            recipe=adapter.recipe,
+            accuracy=adapter.accuracy,
+            reason=adapter.reason,
+        )
+    )
+    session.execute(delete(EdgeRow).where(EdgeRow.child == adapter.node))
+    parents = [
+        *[(f"shard:{s}", EdgeKind.TRAINED_ON, n) for n, s in enumerate(adapter.shard_ids)],
+        *[(f"adapter:{a}", EdgeKind.MERGED_FROM, n) for n, a in enumerate(adapter.parent_ids)],
+        *[(f"shard:{s}", EdgeKind.SERVES, n) for n, s in enumerate(adapter.serves)],
+    ]
+    session.add_all(EdgeRow(child=adapter.node, parent=p, kind=k, ordinal=n) for p, k, n in parents)
+    session.flush()
+
+
+def get_adapter(session: Session, adapter_id: str) -> Adapter:
+    row = session.get(AdapterRow, adapter_id)
+    if row is None:
+        raise UnknownIdError("adapter", adapter_id)
+    return _to_adapters(session, [row])[0]
+
+
+def adapters(session: Session, stream: str, states: Collection[AdapterState] = ()) -> list[Adapter]:
+    """Adapters of a stream, oldest first."""
+    query = select(AdapterRow).where(AdapterRow.stream == stream)
+    query = query.order_by(AdapterRow.created_at, AdapterRow.adapter_id)
+    if states:
+        query = query.where(AdapterRow.state.in_(states))
+    return _to_adapters(session, list(session.scalars(query)))
+
+
+def move_adapter(session: Session, adapter_id: str, state: AdapterState, reason: str) -> Adapter:
+    """Change an adapter's state with its reason. Raises StateError for a move that cannot be."""
+    row = session.get(AdapterRow, adapter_id)
+    if row is None:
+        raise UnknownIdError("adapter", adapter_id)
+    if row.state != state and state not in _MOVES[AdapterState(row.state)]:
+        raise StateError(f"adapter {adapter_id!r} is {row.state} and cannot become {state}")
+    row.state, row.reason = state, reason
+    session.flush()
+    return _to_adapters(session, [row])[0]
+
+
+def count_states(session: Session, stream: str) -> dict[str, int]:
+    states = list(session.scalars(select(AdapterRow.state).where(AdapterRow.stream == stream)))
+    return {state.value: states.count(state) for state in AdapterState}
+
+
+def _to_adapters(session: Session, rows: Sequence[AdapterRow]) -> list[Adapter]:
+    nodes = [f"adapter:{row.adapter_id}" for row in rows]
+    edges = list(session.scalars(select(EdgeRow).where(EdgeRow.child.in_(nodes)).order_by(EdgeRow.ordinal)))
+    return [_to_record(row, [e for e in edges if e.child == f"adapter:{row.adapter_id}"]) for row in rows]
+
+
+def _to_record(row: AdapterRow, edges: list[EdgeRow]) -> Adapter:
+    def parents(kind: EdgeKind) -> list[str]:
+        return [edge.parent.split(":", 1)[1] for edge in edges if edge.kind == kind]
+
+    return Adapter(
+        adapter_id=row.adapter_id,
+        stream=row.stream,
+        group=row.group,
+        state=AdapterState(row.state),
+        shard_ids=tuple(int(p) for p in parents(EdgeKind.TRAINED_ON)),
+        parent_ids=tuple(parents(EdgeKind.MERGED_FROM)),
+        serves=tuple(int(p) for p in parents(EdgeKind.SERVES)),
+        recipe=row.recipe,
+        accuracy=row.accuracy,
+        reason=row.reason,
+    )

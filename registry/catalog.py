@@ -1,0 +1,237 @@
+"""Streams, batches, shards, records and objects. Every function takes the caller's session; none commits."""
+
+from collections.abc import Iterable, Sequence
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from registry.errors import StateError, UnknownIdError
+from registry.records import Batch, BatchState, Decision, Shard, StoredObject
+from registry.stream import Stream
+from registry.tables import (
+    BatchRow,
+    DecisionRow,
+    DeliveryRow,
+    ObjectRow,
+    QuarantineRow,
+    RecordRow,
+    ShardRow,
+    StreamRow,
+)
+
+
+def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
+    """Record the stream, or refuse a change that would mix artifacts of two recipes."""
+    row = session.get(StreamRow, stream.name)
+    config = stream.model_dump(mode="json")
+    if row is None:
+        session.add(
+            StreamRow(
+                name=stream.name, config=config, recipe_digest=stream.recipe_digest, backbone_digest=backbone_digest
+            )
+        )
+        session.flush()
+        return
+    if row.backbone_digest != backbone_digest:
+        raise StateError(
+            f"stream {stream.name!r} was trained on backbone digest {row.backbone_digest}, {stream.backbone!r} now has "
+            f"{backbone_digest}; restore that backbone or start a stream under a new name"
+        )
+    if row.recipe_digest != stream.recipe_digest:
+        raise StateError(
+            f"stream {stream.name!r} changed its task, backbone, max_tokens, adapter or composition; its artifacts "
+            "would not be reproducible: start a stream under a new name"
+        )
+    row.config = config
+
+
+def get_stream(session: Session, name: str) -> Stream:
+    return Stream.model_validate(_stream_row(session, name).config)
+
+
+def stream_names(session: Session) -> list[str]:
+    return list(session.scalars(select(StreamRow.name).order_by(StreamRow.name)))
+
+
+def stream_epoch(session: Session, name: str) -> int:
+    return _stream_row(session, name).epoch
+
+
+def backbone_digest(session: Session, name: str) -> str:
+    return _stream_row(session, name).backbone_digest or ""
+
+
+def _stream_row(session: Session, name: str) -> StreamRow:
+    row = session.get(StreamRow, name)
+    if row is None:
+        raise UnknownIdError("stream", name, ", ".join(stream_names(session)))
+    return row
+
+
+def known_digests(session: Session, stream: str) -> set[str]:
+    return set(session.scalars(select(DeliveryRow.digest).where(DeliveryRow.stream == stream)))
+
+
+def add_batch(session: Session, batch: Batch, digest: str, quarantined: dict[str, int]) -> Batch:
+    """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
+    last = session.scalar(select(func.max(BatchRow.ordinal)).where(BatchRow.stream == batch.stream))
+    row = BatchRow(
+        batch_id=batch.batch_id,
+        stream=batch.stream,
+        name=batch.name,
+        ordinal=0 if last is None else last + 1,
+        uri=batch.uri,
+        state=batch.state,
+        rows=batch.rows,
+        quarantined=batch.quarantined,
+        suppressed=batch.suppressed,
+        epoch=batch.epoch,
+        shards=[ShardRow(group=s.group, rows=s.rows, held_out=s.held_out, labelled=s.labelled) for s in batch.shards],
+    )
+    session.add(row)
+    session.flush()
+    session.add(DeliveryRow(stream=batch.stream, digest=digest, batch_id=batch.batch_id))
+    session.add_all(QuarantineRow(batch_id=batch.batch_id, reason=r, rows=n) for r, n in quarantined.items())
+    session.flush()
+    return _to_batch(row)
+
+
+def add_delivery(session: Session, stream: str, digest: str, batch_id: str) -> None:
+    """Know a rewritten source object as the batch it came from."""
+    session.merge(DeliveryRow(stream=stream, digest=digest, batch_id=batch_id))
+
+
+def get_batch(session: Session, batch_id: str) -> Batch:
+    row = session.get(BatchRow, batch_id)
+    if row is None:
+        raise UnknownIdError("batch", batch_id)
+    return _to_batch(row)
+
+
+def batches(session: Session, stream: str, *states: BatchState) -> list[Batch]:
+    query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal)
+    if states:
+        query = query.where(BatchRow.state.in_(states))
+    return [_to_batch(row) for row in session.scalars(query)]
+
+
+def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: str = "") -> None:
+    session.execute(update(BatchRow).where(BatchRow.batch_id == batch_id).values(state=state, reason=reason))
+
+
+def quarantine_counts(session: Session, batch_id: str) -> dict[str, int]:
+    rows = session.scalars(select(QuarantineRow).where(QuarantineRow.batch_id == batch_id))
+    return {row.reason: row.rows for row in rows}
+
+
+def add_records(session: Session, records: Iterable[dict[str, int]]) -> None:
+    """Records as {key, subject, shard_id, slice}, all keyed hashes or small numbers."""
+    rows = list(records)
+    if rows:
+        session.execute(insert(RecordRow), rows)
+
+
+def known_records(session: Session, keys: Sequence[int]) -> set[int]:
+    found: set[int] = set()
+    for start in range(0, len(keys), 500):
+        found.update(session.scalars(select(RecordRow.key).where(RecordRow.key.in_(keys[start : start + 500]))))
+    return found
+
+
+def shards(session: Session, shard_ids: Iterable[int]) -> list[Shard]:
+    rows = session.scalars(select(ShardRow).where(ShardRow.shard_id.in_(list(shard_ids))).order_by(ShardRow.shard_id))
+    return [_to_shard(row) for row in rows]
+
+
+def done_shards(session: Session, stream: str) -> list[Shard]:
+    """Shards of every batch that changed the model, oldest first."""
+    query = (
+        select(ShardRow)
+        .join(BatchRow)
+        .where(BatchRow.stream == stream, BatchRow.state == BatchState.DONE, ShardRow.rows > 0)
+        .order_by(BatchRow.ordinal, ShardRow.shard_id)
+    )
+    return [_to_shard(row) for row in session.scalars(query)]
+
+
+def put_object(session: Session, stored: StoredObject) -> None:
+    session.merge(
+        ObjectRow(owner=stored.owner, kind=stored.kind, key=stored.key, sha256=stored.sha256, size=stored.size)
+    )
+
+
+def find_object(session: Session, owner: str, kind: str) -> StoredObject | None:
+    row = session.get(ObjectRow, (owner, kind))
+    return None if row is None else _to_object(row)
+
+
+def get_object(session: Session, owner: str, kind: str) -> StoredObject:
+    found = find_object(session, owner, kind)
+    if found is None:
+        raise UnknownIdError(f"{kind} object of", owner)
+    return found
+
+
+def objects_of(session: Session, owners: Iterable[str]) -> list[StoredObject]:
+    query = select(ObjectRow).where(ObjectRow.owner.in_(list(owners))).order_by(ObjectRow.owner, ObjectRow.kind)
+    return [_to_object(row) for row in session.scalars(query)]
+
+
+def drop_object(session: Session, owner: str, kind: str) -> None:
+    row = session.get(ObjectRow, (owner, kind))
+    if row is not None:
+        session.delete(row)
+        session.flush()
+
+
+def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
+    """Which of these keys some node still owns."""
+    return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(list(keys)))))
+
+
+def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decision, numbers: dict[str, object]) -> None:
+    session.add(
+        DecisionRow(
+            stream=batch.stream,
+            batch_id=batch.batch_id,
+            shard_id=shard.shard_id,
+            kind=decision.kind,
+            adapter_id=decision.adapter_id,
+            reason=decision.reason,
+            numbers=numbers,
+        )
+    )
+
+
+def decisions(session: Session, stream: str) -> list[DecisionRow]:
+    return list(
+        session.scalars(select(DecisionRow).where(DecisionRow.stream == stream).order_by(DecisionRow.decision_id))
+    )
+
+
+def find_decision(session: Session, shard_id: int) -> DecisionRow | None:
+    return session.scalar(select(DecisionRow).where(DecisionRow.shard_id == shard_id))
+
+
+def _to_shard(row: ShardRow) -> Shard:
+    return Shard(row.shard_id, row.batch_id, row.group, row.rows, row.held_out, row.labelled)
+
+
+def _to_object(row: ObjectRow) -> StoredObject:
+    return StoredObject(row.key, row.sha256, row.size, row.kind, row.owner)
+
+
+def _to_batch(row: BatchRow) -> Batch:
+    return Batch(
+        batch_id=row.batch_id,
+        stream=row.stream,
+        name=row.name,
+        ordinal=row.ordinal,
+        uri=row.uri,
+        state=BatchState(row.state),
+        rows=row.rows,
+        quarantined=row.quarantined,
+        suppressed=row.suppressed,
+        epoch=row.epoch,
+        shards=tuple(_to_shard(s) for s in row.shards),
+    )

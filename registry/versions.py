@@ -1,0 +1,116 @@
+"""Model versions, the aliases' history and the accuracy matrix. Takes the caller's session, never commits."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.orm import Session
+
+from registry.errors import UnknownIdError
+from registry.records import ModelVersion, VersionState
+from registry.tables import AccuracyRow, AliasEventRow, BatchRow, VersionRow
+
+CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
+
+
+def add_version(session: Session, version: ModelVersion, manifest_sha256: str, cause: str) -> None:
+    session.add(
+        VersionRow(
+            stream=version.stream,
+            version=version.version,
+            run_id=version.run_id,
+            manifest_key=version.manifest_key,
+            manifest_sha256=manifest_sha256,
+            epoch=version.epoch,
+            state=version.state,
+            accuracy=version.accuracy,
+            reason=version.reason,
+            cause=cause,
+        )
+    )
+    session.flush()
+
+
+def find_by_cause(session: Session, stream: str, cause: str) -> ModelVersion | None:
+    query = select(VersionRow).where(VersionRow.stream == stream, VersionRow.cause == cause)
+    row = session.scalar(query.order_by(VersionRow.version.desc()))
+    return None if row is None else _to_record(row)
+
+
+def get_version(session: Session, stream: str, version: int) -> ModelVersion:
+    row = session.get(VersionRow, (stream, version))
+    if row is None:
+        known = ", ".join(str(v.version) for v in versions(session, stream))
+        raise UnknownIdError("version", f"{stream}/{version}", known)
+    return _to_record(row)
+
+
+def versions(session: Session, stream: str, *states: VersionState) -> list[ModelVersion]:
+    query = select(VersionRow).where(VersionRow.stream == stream).order_by(VersionRow.version)
+    if states:
+        query = query.where(VersionRow.state.in_(states))
+    return [_to_record(row) for row in session.scalars(query)]
+
+
+def manifest_digest(session: Session, stream: str, version: int) -> str:
+    return session.get_one(VersionRow, (stream, version)).manifest_sha256
+
+
+def set_state(session: Session, stream: str, version: int, state: VersionState) -> None:
+    session.execute(
+        update(VersionRow).where(VersionRow.stream == stream, VersionRow.version == version).values(state=state)
+    )
+
+
+def alias_of(session: Session, stream: str, alias: str) -> int | None:
+    """The version an alias names now, by its last recorded move."""
+    query = select(AliasEventRow.version).where(AliasEventRow.stream == stream, AliasEventRow.alias == alias)
+    return session.scalar(query.order_by(AliasEventRow.event_id.desc()).limit(1))
+
+
+def add_alias_event(session: Session, stream: str, alias: str, version: int | None, by: str, reason: str) -> None:
+    before = alias_of(session, stream, alias)
+    session.add(AliasEventRow(stream=stream, alias=alias, version=version, previous=before, by=by, reason=reason))
+    session.flush()
+
+
+def alias_history(session: Session, stream: str) -> list[AliasEventRow]:
+    query = select(AliasEventRow).where(AliasEventRow.stream == stream).order_by(AliasEventRow.event_id)
+    return list(session.scalars(query))
+
+
+def add_accuracies(session: Session, stream: str, version: int, cells: Iterable[tuple[str, float, float, int]]) -> None:
+    """Cells are (batch id, accuracy, accuracy of the exact head, held-out rows)."""
+    session.execute(delete(AccuracyRow).where(AccuracyRow.stream == stream, AccuracyRow.version == version))
+    session.add_all(
+        AccuracyRow(stream=stream, version=version, batch_id=b, accuracy=a, exact_head=e, rows=n)
+        for b, a, e, n in cells
+    )
+    session.flush()
+
+
+def accuracies(session: Session, stream: str, version: int) -> dict[str, tuple[float, float, int]]:
+    """Batch id -> (accuracy, accuracy of the exact head, rows), in the order the batches came."""
+    query = (
+        select(AccuracyRow)
+        .join(BatchRow, BatchRow.batch_id == AccuracyRow.batch_id)
+        .where(AccuracyRow.stream == stream, AccuracyRow.version == version)
+        .order_by(BatchRow.ordinal)
+    )
+    return {row.batch_id: (row.accuracy, row.exact_head, row.rows) for row in session.scalars(query)}
+
+
+def count_versions(session: Session, stream: str) -> int:
+    return session.scalar(select(func.count()).select_from(VersionRow).where(VersionRow.stream == stream)) or 0
+
+
+def _to_record(row: VersionRow) -> ModelVersion:
+    return ModelVersion(
+        stream=row.stream,
+        version=row.version,
+        run_id=row.run_id,
+        manifest_key=row.manifest_key,
+        epoch=row.epoch,
+        state=VersionState(row.state),
+        accuracy=row.accuracy,
+        reason=row.reason,
+    )
