@@ -1,0 +1,222 @@
+"""A frozen Hugging Face encoder, text or images, run block by block without a copy of its code.
+
+Shapes: N records, B rows of a minibatch, T tokens (ragged: padded within a minibatch), D width.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from registry.errors import UnsupportedBackboneError
+from tasks.learning.attach import SUPPORTED, AttachPoint, find_attach_points, find_blocks, width_of
+from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
+
+ImageInput = Image.Image | np.ndarray
+Delta = Callable[[Tensor], Tensor]  # the residual before the MLP (B, T, D) -> what an adapter adds (B, T, D)
+OnBlock = Callable[[int, Tensor, Tensor], None]  # block number, residual before the MLP, block output
+
+
+@dataclass
+class Work:
+    """Block evaluations so far, in rows times blocks: what the benchmarks report instead of seconds."""
+
+    forwards: int = 0
+    backwards: int = 0
+
+
+class _Stop(Exception):  # noqa: N818  a signal, not an error
+    """Carries the embedded tokens out of the model's own forward pass."""
+
+    def __init__(self, hidden_BTD: Tensor) -> None:
+        self.hidden_BTD = hidden_BTD
+
+
+class Backbone:
+    """One frozen encoder: embed, run blocks i to j, pool. Made by `load_backbone`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any | None,
+        preprocessing: Preprocessing | None,
+        max_tokens: int = 64,
+        rows: int = 16,
+        vocabulary: str = "",
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer, self.preprocessing, self.max_tokens, self.rows = tokenizer, preprocessing, max_tokens, rows
+        self.modality = "text" if tokenizer is not None else "image"
+        self.blocks = find_blocks(model)
+        self.attach_points: list[AttachPoint] = find_attach_points(model, self.blocks)
+        self.num_blocks = len(self.blocks)
+        self.width = width_of(model)
+        norms = [module for module in model.children() if isinstance(module, nn.LayerNorm)]
+        self.final_norm = norms[-1] if norms else None
+        self.work = Work()
+        self.digest = self._digest(vocabulary)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def encode(self, inputs: Sequence[str] | Sequence[ImageInput], cut: int) -> list[Tensor]:
+        """Per record the unpadded hidden states entering block `cut`, (T, D) float32 on the CPU.
+
+        The bytes of a record's states depend on that record alone: minibatches have a constant number of rows, and a
+        record's padded length comes from its own length.
+        """
+        tokens = [self._tokens(item) for item in inputs]
+        out: list[Tensor] = [torch.empty(0)] * len(tokens)
+        for chosen, padded in self.minibatches(
+            [len(t) for t in tokens] if self.modality == "text" else [1] * len(tokens)
+        ):
+            hidden_BTD, lengths_B = self._embed([tokens[i] for i in chosen], padded)
+            with torch.inference_mode():
+                hidden_BTD = self.run_blocks(hidden_BTD, lengths_B, 0, cut, count=len(chosen))
+            for row, i in enumerate(chosen):
+                out[i] = hidden_BTD[row, : int(lengths_B[row])].float().cpu().clone()
+        return out
+
+    def minibatches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+        """Positions of at most `rows` records of one padded length, with that length."""
+        step = 8 if self.modality == "text" else 1
+        buckets: dict[int, list[int]] = {}
+        for i, length in enumerate(lengths):
+            buckets.setdefault(-(-length // step) * step, []).append(i)
+        for padded, members in sorted(buckets.items()):
+            for first in range(0, len(members), self.rows):
+                yield members[first : first + self.rows], padded
+
+    def pad(self, states: Sequence[Tensor], padded: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Ragged states to (rows, padded, D) and the lengths (rows,); rows that are missing are one zero token."""
+        hidden_BTD = torch.zeros(rows, padded, self.width)
+        lengths_B = torch.ones(rows, dtype=torch.long)
+        for row, state_TD in enumerate(states):
+            hidden_BTD[row, : len(state_TD)] = state_TD
+            lengths_B[row] = len(state_TD)
+        return hidden_BTD.to(self.device), lengths_B.to(self.device)
+
+    def run_blocks(
+        self,
+        hidden_BTD: Tensor,
+        lengths_B: Tensor,
+        start: int,
+        stop: int,
+        deltas: Mapping[int, Delta] | None = None,
+        on_block: OnBlock | None = None,
+        count: int | None = None,
+    ) -> Tensor:
+        """The states entering block `stop`, from those entering `start`; `deltas` join the MLPs in parallel."""
+        mask_B11T = self._mask(hidden_BTD, lengths_B)
+        rows = len(hidden_BTD) if count is None else count
+        for number in range(start, stop):
+            with ExitStack() as hooks:
+                delta = deltas.get(number) if deltas else None
+                residual = self.attach_points[number].attach(hooks, delta)
+                hidden_BTD = self.blocks[number](hidden_BTD, attention_mask=mask_B11T)
+            self.work.forwards += rows
+            self.work.backwards += rows * hidden_BTD.requires_grad
+            if on_block is not None:
+                on_block(number, residual[0], hidden_BTD)
+        return hidden_BTD
+
+    def pool(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+        """(B, D): the class token of an image, the mean of a text's tokens."""
+        return hidden_BTD[:, 0] if self.modality == "image" else mean_tokens(hidden_BTD, lengths_B)
+
+    def _mask(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor | None:
+        if self.modality == "image":
+            return None
+        return (torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None])[:, None, None]
+
+    def _tokens(self, item: str | ImageInput) -> list[int] | Tensor:
+        if isinstance(item, str):
+            if self.tokenizer is None:
+                raise ValueError("a text for an image backbone")
+            return list(self.tokenizer(item, truncation=True, max_length=self.max_tokens)["input_ids"])
+        if self.preprocessing is None:
+            raise ValueError("an image for a text backbone")
+        return to_pixels(item, self.preprocessing)
+
+    def _embed(self, tokens: Sequence[list[int] | Tensor], padded: int) -> tuple[Tensor, Tensor]:
+        """The states entering block 0, caught on their way in, and the number of real tokens of each row."""
+        if self.tokenizer is None:
+            pixels_BCHW = torch.zeros(self.rows, *tokens[0].shape)  # type: ignore[union-attr]
+            pixels_BCHW[: len(tokens)] = torch.stack(tokens)  # type: ignore[arg-type]
+            hidden_BTD = self._catch(pixel_values=pixels_BCHW.to(self.device))
+            return hidden_BTD, torch.full((self.rows,), hidden_BTD.shape[1])
+        ids_BT = torch.full((self.rows, padded), int(self.tokenizer.pad_token_id or 0))
+        lengths_B = torch.ones(self.rows, dtype=torch.long)
+        for row, ids in enumerate(tokens):
+            ids_BT[row, : len(ids)] = torch.as_tensor(ids)
+            lengths_B[row] = len(ids)
+        return self._catch(input_ids=ids_BT.to(self.device)), lengths_B.to(self.device)
+
+    def _catch(self, **inputs: Tensor) -> Tensor:
+        def stop(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            raise _Stop(args[0])
+
+        handle = self.blocks[0].register_forward_pre_hook(stop)
+        try:
+            with torch.inference_mode():
+                self.model(**inputs)
+        except _Stop as caught:
+            return caught.hidden_BTD
+        finally:
+            handle.remove()
+        raise UnsupportedBackboneError(f"{type(self.model).__name__} never calls its first block; use an encoder")
+
+    def _digest(self, source: str) -> str:
+        config: Any = self.model.config
+        named = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
+        about = [named, repr(self.preprocessing), source, self.max_tokens if self.tokenizer else 0, self.rows]
+        digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def mean_tokens(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B, D): the mean over the real tokens of each row."""
+    real_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None]
+    return (hidden_BTD * real_BT[..., None]).sum(1) / lengths_B[:, None]
+
+
+def load_backbone(folder: str, max_tokens: int = 64, rows: int = 16, device: str = "cpu") -> Backbone:
+    """The encoder of a local Hugging Face folder, frozen.
+
+    Raises UnsupportedBackboneError when the architecture has no blocks with an MLP to attach to.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()  # the callers' own bar and JSON lines stay readable
+    model = _load_model(folder).to(device)
+    config: Any = model.config
+    if hasattr(config, "image_size") and hasattr(config, "patch_size"):
+        return Backbone(model, None, read_preprocessing(Path(folder), config), rows=rows)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
+    return Backbone(model, tokenizer, None, max_tokens, rows, vocabulary=vocabulary)
+
+
+def _load_model(folder: str) -> nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        pooled = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta", "vit", "deit"} else {}
+        return AutoModel.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa", **pooled
+        )
+    except ValueError as error:
+        first = str(error).split(".")[0]
+        raise UnsupportedBackboneError(f"{folder}: {first}; {SUPPORTED}") from error

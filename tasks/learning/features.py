@@ -1,0 +1,73 @@
+"""What heads, descriptors and retrieval see: pooled states of the last blocks, the same bytes in any company.
+
+Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = (L + 1) D head features.
+"""
+
+# ruff: noqa: N815  fields carry shape suffixes too
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tasks.learning.adapters import AdapterWeights, deltas_of
+from tasks.learning.backbones import Backbone, OnBlock, mean_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class SuffixPass:
+    """One run of the blocks from the cut on."""
+
+    features_NF: Tensor
+    signatures_LND: Tensor
+
+
+def run_suffix(
+    backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: AdapterWeights | None = None
+) -> SuffixPass:
+    """Head features and signatures of every record, float32 on the CPU, from one pass over the suffix.
+
+    Features are the pooled states entering the cut and leaving each later block, each normalised over its width.
+    Signatures are the token means of the residual before each MLP, normalised over their width.
+    """
+    layers = backbone.num_blocks - cut
+    features_NSD = torch.empty(len(states), layers + 1, backbone.width)
+    signatures_LND = torch.empty(layers, len(states), backbone.width)
+    deltas = deltas_of(adapter, backbone.device)
+    for chosen, padded in backbone.minibatches([len(state) for state in states]):
+        hidden_BTD, lengths_B = backbone.pad([states[i] for i in chosen], padded, backbone.rows)
+        pooled: list[Tensor] = [backbone.pool(hidden_BTD, lengths_B)]
+        residuals: list[Tensor] = []
+        with torch.inference_mode():
+            backbone.run_blocks(
+                hidden_BTD,
+                lengths_B,
+                cut,
+                backbone.num_blocks,
+                deltas,
+                _keeper(backbone, lengths_B, pooled, residuals),
+                len(chosen),
+            )
+            size = (backbone.width,)
+            features_NSD[chosen] = functional.layer_norm(torch.stack(pooled, 1)[: len(chosen)], size).cpu()
+            signatures_LND[:, chosen] = functional.layer_norm(torch.stack(residuals)[:, : len(chosen)], size).cpu()
+    return SuffixPass(features_NSD.flatten(1), signatures_LND)
+
+
+def _keeper(backbone: Backbone, lengths_B: Tensor, pooled: list[Tensor], residuals: list[Tensor]) -> OnBlock:
+    def keep(_block: int, residual_BTD: Tensor, output_BTD: Tensor) -> None:
+        pooled.append(backbone.pool(output_BTD, lengths_B))
+        residuals.append(mean_tokens(residual_BTD, lengths_B))
+
+    return keep
+
+
+def features(backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: AdapterWeights | None = None) -> Tensor:
+    """(N, F): what a head sees of records, under an adapter or under the frozen backbone alone."""
+    return run_suffix(backbone, states, cut, adapter).features_NF
+
+
+def signatures(backbone: Backbone, states: Sequence[Tensor], cut: int) -> Tensor:
+    """(L, N, D): the frozen backbone's normalised pooled residuals, for descriptors, shift tests and retrieval."""
+    return run_suffix(backbone, states, cut).signatures_LND

@@ -1,0 +1,55 @@
+"""Images to normalised pixels, the same bytes for the same image."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Shorter side to `height`, centre crop, scale to [0, 1], normalise per channel."""
+
+    height: int
+    width: int
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def read_preprocessing(folder: Path, config: Any) -> Preprocessing:
+    """The folder's own mean and deviation where it names them, ImageNet's otherwise; the size is the model's."""
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else tuple(size)
+    file = folder / "preprocessor_config.json"
+    named = json.loads(file.read_text()) if file.exists() else {}
+    mean, std = named.get("image_mean", IMAGENET_MEAN), named.get("image_std", IMAGENET_STD)
+    return Preprocessing(height, width, tuple(mean), tuple(std))
+
+
+def to_pixels(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> Tensor:
+    """(3, H, W) float32 from a PIL image or a uint8 array, (H, W, 3), (3, H, W) or (H, W)."""
+    if isinstance(image, np.ndarray):
+        if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3):
+            image = image.transpose(1, 2, 0)
+        image = Image.fromarray(image.squeeze(2) if image.ndim == 3 and image.shape[2] == 1 else image)
+    picture = _fit(image.convert("RGB"), preprocessing.height, preprocessing.width)
+    pixels_HWC = torch.from_numpy(np.array(picture, dtype=np.float32)) / 255
+    pixels_HWC = (pixels_HWC - torch.tensor(preprocessing.mean)) / torch.tensor(preprocessing.std)
+    return pixels_HWC.permute(2, 0, 1).contiguous()
+
+
+def _fit(picture: Image.Image, height: int, width: int) -> Image.Image:
+    if picture.size == (width, height):
+        return picture
+    scale = max(width / picture.width, height / picture.height)
+    wide, high = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
+    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
+    left, top = (wide - width) // 2, (high - height) // 2
+    return picture.crop((left, top, left + width, top + height))

@@ -1,0 +1,53 @@
+"""Tiny encoders with random weights, saved and loaded like any Hugging Face folder."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+from tasks.learning.backbones import Backbone, load_backbone
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("backbones")
+    models = {
+        "bert": BertModel(BertConfig(vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=64, **SIZES)),
+        "vit": ViTModel(ViTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False),
+        "dinov2": Dinov2Model(Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **SIZES)),
+    }
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+    (root / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(vocab=str(root / "vocab.txt")).save_pretrained(root / "bert")
+    return {name: root / name for name in models}
+
+
+@pytest.fixture(scope="session")
+def vit(folders: dict[str, Path]) -> Backbone:
+    return load_backbone(str(folders["vit"]))
+
+
+@pytest.fixture(scope="session")
+def bert(folders: dict[str, Path]) -> Backbone:
+    return load_backbone(str(folders["bert"]))
+
+
+def pictures(count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 3, size, size), dtype=np.uint8))
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 30))) for _ in range(count)]

@@ -1,0 +1,96 @@
+"""Backbones agree with the model they drive, bit by bit and in any company."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import ConvNextConfig, ConvNextModel
+
+from registry.errors import UnsupportedBackboneError
+from tasks.learning.backbones import Backbone, load_backbone
+from tasks.learning.features import features, signatures
+from tasks.learning.images import to_pixels
+from tests.learning.conftest import pictures, sentences
+
+
+def inputs_of(name: str) -> list[Any]:
+    return sentences(20) if name == "bert" else pictures(20, 28 if name == "dinov2" else 16)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+def test_every_block_run_alone_gives_the_models_own_output(folders: dict[str, Path], name: str) -> None:
+    backbone = load_backbone(str(folders[name]))
+    record = inputs_of(name)[0]
+    hidden_TD = backbone.encode([record], backbone.num_blocks)[0]
+    with torch.inference_mode():
+        if backbone.preprocessing is None:
+            theirs = backbone.model(**backbone.tokenizer([record], return_tensors="pt")).last_hidden_state[0]
+        else:
+            theirs = backbone.model(to_pixels(record, backbone.preprocessing)[None]).last_hidden_state[0]
+            hidden_TD = backbone.final_norm(hidden_TD)
+    torch.testing.assert_close(hidden_TD, theirs)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+def test_a_records_bytes_do_not_depend_on_its_company(folders: dict[str, Path], name: str) -> None:
+    backbone = load_backbone(str(folders[name]))
+    records = inputs_of(name)
+    states = backbone.encode(records, 2)
+    features_NF, signatures_LND = features(backbone, states, 2), signatures(backbone, states, 2)
+
+    @settings(max_examples=10, deadline=None)
+    @given(st.permutations(range(20)), st.integers(1, 20))
+    def check(order: list[int], size: int) -> None:
+        chosen = order[:size]
+        again = backbone.encode([records[i] for i in chosen], 2)
+        assert all(torch.equal(a, states[i]) for a, i in zip(again, chosen, strict=True))
+        assert torch.equal(features(backbone, again, 2), features_NF[chosen])
+        assert torch.equal(signatures(backbone, again, 2), signatures_LND[:, chosen])
+
+    check()
+
+
+def test_encoding_in_two_parts_is_encoding_at_once(vit: Backbone) -> None:
+    records = pictures(5)
+    states = vit.encode(records, 1)
+    hidden_BTD, lengths_B = vit.pad(states, 5, vit.rows)
+    with torch.inference_mode():
+        onward_BTD = vit.run_blocks(hidden_BTD, lengths_B, 1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(vit.encode(records, 3), onward_BTD, strict=False))
+
+
+def test_work_counts_rows_times_blocks(folders: dict[str, Path]) -> None:
+    backbone = load_backbone(str(folders["vit"]))
+    backbone.encode(pictures(20), 3)
+    assert (backbone.work.forwards, backbone.work.backwards) == (60, 0)
+
+
+def test_the_digest_names_weights_and_preprocessing(folders: dict[str, Path]) -> None:
+    folder = str(folders["bert"])
+    digest = load_backbone(folder).digest
+    assert load_backbone(folder).digest == digest
+    assert load_backbone(folder, max_tokens=32).digest != digest
+    changed = load_backbone(folder)
+    next(changed.model.parameters()).data[0] += 1
+    assert changed._digest("") != load_backbone(folder)._digest("")
+
+
+def test_a_long_text_is_cut_and_an_odd_image_is_fitted(bert: Backbone, vit: Backbone) -> None:
+    assert len(bert.encode(["a " * 200], 1)[0]) == 64
+    assert vit.encode([pictures(1, 40)[0], pictures(1, 16)[0][0]], 1)[0].shape == (5, 32)
+
+
+def test_an_architecture_without_blocks_is_named(tmp_path: Path) -> None:
+    ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedBackboneError, match="ConvNextModel"):
+        load_backbone(str(tmp_path))
+
+
+def test_the_wrong_kind_of_record_is_refused(bert: Backbone, vit: Backbone) -> None:
+    with pytest.raises(ValueError, match="image backbone"):
+        vit.encode(["a text"], 1)
+    with pytest.raises(ValueError, match="text backbone"):
+        bert.encode(pictures(1), 1)
