@@ -6,7 +6,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import StateError, UnknownIdError
-from registry.records import Batch, BatchState, Decision, Shard, StoredObject
+from registry.records import Batch, BatchState, Decision, Delivery, Shard, StoredObject
 from registry.stream import Stream
 from registry.tables import (
     BatchRow,
@@ -68,11 +68,13 @@ def _stream_row(session: Session, name: str) -> StreamRow:
     return row
 
 
-def known_digests(session: Session, stream: str) -> set[str]:
-    return set(session.scalars(select(DeliveryRow.digest).where(DeliveryRow.stream == stream)))
+def known_deliveries(session: Session, stream: str) -> tuple[set[str], set[str]]:
+    """(content digests, tags) of every source object that was taken in."""
+    rows = list(session.scalars(select(DeliveryRow).where(DeliveryRow.stream == stream)))
+    return {row.digest for row in rows}, {row.tag for row in rows}
 
 
-def add_batch(session: Session, batch: Batch, digest: str, quarantined: dict[str, int]) -> Batch:
+def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
     """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
     last = session.scalar(select(func.max(BatchRow.ordinal)).where(BatchRow.stream == batch.stream))
     row = BatchRow(
@@ -90,15 +92,15 @@ def add_batch(session: Session, batch: Batch, digest: str, quarantined: dict[str
     )
     session.add(row)
     session.flush()
-    session.add(DeliveryRow(stream=batch.stream, digest=digest, batch_id=batch.batch_id))
+    add_delivery(session, batch.stream, delivery, batch.batch_id)
     session.add_all(QuarantineRow(batch_id=batch.batch_id, reason=r, rows=n) for r, n in quarantined.items())
     session.flush()
     return _to_batch(row)
 
 
-def add_delivery(session: Session, stream: str, digest: str, batch_id: str) -> None:
-    """Know a rewritten source object as the batch it came from."""
-    session.merge(DeliveryRow(stream=stream, digest=digest, batch_id=batch_id))
+def add_delivery(session: Session, stream: str, delivery: Delivery, batch_id: str) -> None:
+    """Know a source object, also one that a deletion rewrote, as the batch it is."""
+    session.merge(DeliveryRow(stream=stream, digest=delivery.digest, tag=delivery.tag, batch_id=batch_id))
 
 
 def get_batch(session: Session, batch_id: str) -> Batch:

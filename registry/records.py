@@ -18,7 +18,6 @@ class BatchState(StrEnum):
     READ = "read"
     DONE = "done"
     HELD = "held"
-    FAILED = "failed"
 
 
 class DecisionKind(StrEnum):
@@ -57,6 +56,8 @@ class Delivery:
     uri: str
     digest: str
     size: int
+    tag: str
+    """What the store says of the object's version (ETag, or size and time); an unchanged tag is not read again."""
 
 
 @dataclass(frozen=True, slots=True)

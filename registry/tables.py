@@ -64,6 +64,7 @@ class DeliveryRow(Base):
     __tablename__ = "delivery"
     stream: Mapped[str] = mapped_column(ForeignKey("stream.name"), primary_key=True)
     digest: Mapped[str] = mapped_column(primary_key=True)
+    tag: Mapped[str]
     batch_id: Mapped[str] = mapped_column(ForeignKey("batch.batch_id"), index=True)
 
 

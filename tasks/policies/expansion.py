@@ -1,0 +1,72 @@
+"""Reuse, refresh, expand or hold: what a batch's shift asks for (after SEMA, arXiv 2403.18886, decided per batch)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from registry.records import Decision, DecisionKind, ShiftEvidence
+
+
+@dataclass(frozen=True, slots=True)
+class ShiftRule:
+    alpha: float
+    """Share of batches without shift that may expand all the same."""
+    min_rows: int
+    """Fewer labelled rows than this cannot train an adapter."""
+    refresh_drop: float
+    """Shortfall in held-out accuracy that makes a reused adapter train again."""
+
+
+def choose_expansion(evidence: Sequence[ShiftEvidence], labelled: int, rule: ShiftRule) -> Decision:
+    """Reuse the adapter that the batch differs from least, unless it differs from every one.
+
+    An adapter explains the batch when the permutation test does not reject at `alpha`. The batch's own adapter is among
+    the tested, so a stream without shift expands on at most a share `alpha` of its batches, however many adapters there
+    are. Ties go to the smaller statistic, then to the name.
+    """
+    z_scores = _by_layer(evidence)
+    closest = min(evidence, key=lambda e: (-e.p_value, e.statistic, e.adapter_id), default=None)
+    if closest is not None and closest.p_value > rule.alpha:
+        return _explained(closest, labelled, z_scores)
+    why = "no adapter exists yet" if closest is None else _rejected(closest, rule.alpha)
+    p_value = None if closest is None else closest.p_value
+    if labelled < rule.min_rows:
+        reason = f"{why}, and {labelled} labelled rows are too few to train one (shift.min_rows {rule.min_rows})"
+        return Decision(DecisionKind.HOLD, None, reason, p_value, z_scores)
+    return Decision(DecisionKind.EXPAND, None, why, p_value, z_scores)
+
+
+def _explained(closest: ShiftEvidence, labelled: int, z_scores: dict[str, dict[str, float]]) -> Decision:
+    reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
+    if labelled == 0:
+        unlabelled = f"{reason}, but it has no labels: measured and predicted, the model stays as it is"
+        return Decision(DecisionKind.HOLD, closest.adapter_id, unlabelled, closest.p_value, z_scores)
+    return Decision(DecisionKind.REUSE, closest.adapter_id, reason, closest.p_value, z_scores)
+
+
+def _rejected(closest: ShiftEvidence, alpha: float) -> str:
+    return (
+        f"the batch differs from every adapter (closest {closest.adapter_id}: p = {closest.p_value:.3f} <= {alpha:g}, "
+        f"MMD² = {closest.statistic:.4f})"
+    )
+
+
+def refine_reuse(decision: Decision, measured: float | None, expected: float | None, rule: ShiftRule) -> Decision:
+    """Turn a reuse into a refresh where statistics alone fall short of what the adapter reached on its own rows.
+
+    `measured` is the held-out accuracy on this batch with its statistics joined, `expected` the adapter's own.
+    """
+    alternatives = {**decision.alternatives, "reuse": measured, "expected": expected}
+    kind, reason = decision.kind, decision.reason
+    if kind == DecisionKind.REUSE and measured is not None and expected is not None:
+        short = expected - measured
+        compared = f"held-out accuracy {measured:.3f} against {expected:.3f} on its own rows"
+        if short > rule.refresh_drop:
+            kind, reason = DecisionKind.REFRESH, f"{reason}; statistics alone fall short: {compared}"
+        else:
+            reason = f"{reason}; {compared}"
+    return Decision(kind, decision.adapter_id, reason, decision.p_value, decision.z_scores, alternatives)
+
+
+def _by_layer(evidence: Sequence[ShiftEvidence]) -> dict[str, dict[str, float]]:
+    layers = dict.fromkeys(layer for e in evidence for layer in e.z_scores)
+    return {layer: {e.adapter_id: e.z_scores[layer] for e in evidence if layer in e.z_scores} for layer in layers}

@@ -1,0 +1,62 @@
+"""What a deletion has to rebuild, and what that costs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from registry.records import Adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    adapter_id: str
+    action: str
+    """'retrain', 'replay', 'refit' or 'drop'."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    shard_ids: tuple[int, ...]
+    repairs: tuple[Repair, ...]
+    """Parents before children."""
+    rows_to_train: int
+
+    @property
+    def rebuilt(self) -> int:
+        return sum(repair.action in ("retrain", "replay") for repair in self.repairs)
+
+
+def plan_repairs(touched: Sequence[int], closure: Sequence[Adapter], rows: Mapping[int, int]) -> Plan:
+    """Choose the repair of every adapter in the closure of the touched shards.
+
+    `closure` comes parents first and includes adapters that only keep statistics of a touched shard; `rows` are the
+    rows that remain in each shard. An adapter none of whose shards has a row left is dropped; a merged one is replayed
+    from those parents that remain.
+    """
+    shards, changed, repairs = set(touched), set[str](), list[Repair]()
+    dropped: set[str] = set()
+    for adapter in closure:
+        repair = _repair(adapter, shards, changed, dropped, rows)
+        repairs.append(repair)
+        if repair.action == "drop":
+            dropped.add(adapter.adapter_id)
+        if repair.action != "refit":
+            changed.add(adapter.adapter_id)
+    retrained = [a for a, r in zip(closure, repairs, strict=True) if r.action == "retrain"]
+    return Plan(tuple(sorted(shards)), tuple(repairs), sum(rows.get(s, 0) for a in retrained for s in a.shard_ids))
+
+
+def _repair(
+    adapter: Adapter, shards: set[int], changed: set[str], dropped: set[str], rows: Mapping[int, int]
+) -> Repair:
+    if adapter.parent_ids:
+        left = [p for p in adapter.parent_ids if p not in dropped]
+        if not left:
+            return Repair(adapter.adapter_id, "drop", "every parent was dropped")
+        if changed & set(adapter.parent_ids):
+            return Repair(adapter.adapter_id, "replay", f"merged from {', '.join(adapter.parent_ids)}")
+    elif shards & set(adapter.shard_ids):
+        if not any(rows.get(s, 0) for s in adapter.shard_ids):
+            return Repair(adapter.adapter_id, "drop", "no row of its shards remains")
+        return Repair(adapter.adapter_id, "retrain", f"trained on shards {sorted(shards & set(adapter.shard_ids))}")
+    return Repair(adapter.adapter_id, "refit", "keeps statistics of a touched shard; its weights never saw it")

@@ -1,0 +1,28 @@
+"""Which adapters to merge, and in what order."""
+
+from collections.abc import Mapping, Sequence
+
+from registry.records import Adapter
+
+MAX_DEPTH = 2
+MAX_COHORT = 50
+
+
+def merge_candidates(
+    adapters: Sequence[Adapter], distance: Mapping[tuple[str, str], float], depth: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """Pairs of one group that may be merged, closest first.
+
+    A merge deeper than MAX_DEPTH or wider than MAX_COHORT shards would make every deletion beneath it expensive, so such
+    pairs are left out. `distance` is keyed by (adapter, adapter) in the order given.
+    """
+    pairs = [(a, b) for n, a in enumerate(adapters) for b in adapters[n + 1 :]]
+    allowed = [
+        (a.adapter_id, b.adapter_id)
+        for a, b in pairs
+        if a.group == b.group
+        and (a.adapter_id, b.adapter_id) in distance
+        and max(depth.get(a.adapter_id, 0), depth.get(b.adapter_id, 0)) < MAX_DEPTH
+        and len({*a.serves, *b.serves}) <= MAX_COHORT
+    ]
+    return sorted(allowed, key=lambda pair: (distance[pair], pair))

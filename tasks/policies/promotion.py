@@ -1,0 +1,44 @@
+"""Does a candidate clear the gates: an adapter to serve, a version to become champion, a merge to be kept."""
+
+from collections.abc import Mapping
+
+from registry.records import Verdict
+
+# Batch -> (accuracy, held-out rows)
+Accuracies = Mapping[str, tuple[float, int]]
+
+
+def adapter_earns_its_place(with_adapter: float, exact_head: float, rows: int) -> Verdict:
+    """An adapter serves only where it beats the exact head on held-out rows."""
+    compared = f"{with_adapter:.3f} with it, {exact_head:.3f} by the exact head alone, {rows} held-out rows"
+    if rows == 0:
+        return Verdict(False, "no held-out row to judge the adapter on")
+    if with_adapter > exact_head:
+        return Verdict(True, f"earns its place: {compared}")
+    return Verdict(False, f"does not beat the exact head: {compared}")
+
+
+def version_clears_gates(
+    candidate: Accuracies, champion: Accuracies, accuracy_drop: float, forgetting: float
+) -> Verdict:
+    """Compare on the held-out rows of the batches that the champion was measured on.
+
+    `accuracy_drop` bounds the loss over all their rows, `forgetting` the mean loss per batch.
+    """
+    shared = [batch for batch in champion if batch in candidate]
+    if not shared:
+        return Verdict(True, "there is no champion to compare with")
+    rows = sum(champion[b][1] for b in shared)
+    drop = sum((champion[b][0] - candidate[b][0]) * champion[b][1] for b in shared) / max(rows, 1)
+    lost = sum(max(0.0, champion[b][0] - candidate[b][0]) for b in shared) / len(shared)
+    compared = f"accuracy {-drop:+.3f} (gate -{accuracy_drop:g}), forgetting {lost:.3f} (gate {forgetting:g})"
+    passed = drop <= accuracy_drop and lost <= forgetting
+    return Verdict(passed, f"{compared} over {rows} held-out rows of {len(shared)} batches")
+
+
+def merge_is_kept(before: Accuracies, after: Accuracies, merge_drop: float) -> Verdict:
+    """Keep a merge when no parent's held-out accuracy falls by more than `merge_drop`. Keys are the parents."""
+    worst = max(before, key=lambda parent: (before[parent][0] - after[parent][0], parent))
+    loss = before[worst][0] - after[worst][0]
+    figures = ", ".join(f"{p}: {before[p][0]:.3f} -> {after[p][0]:.3f} ({before[p][1]} rows)" for p in sorted(before))
+    return Verdict(loss <= merge_drop, f"{figures}; largest loss {loss:.3f} (gate {merge_drop:g})")
