@@ -1,0 +1,118 @@
+"""The exact head: ridge regression solved from class statistics that add up over shards.
+
+Shapes: N records, F features, E = F + random features, C classes. Published source of the random features: RanPAC
+(arXiv 2307.02251). Sums are taken in the order of the statistics' digests, so the head's bytes do not depend on the
+order in which shards arrived.
+"""
+
+# ruff: noqa: N815  fields carry shape suffixes too
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, text_to_tensor
+
+RANDOM_FEATURES = 2048
+RIDGE = 0.05  # in units of the mean eigenvalue; chosen on training rows (docs/decisions/0100)
+
+
+@dataclass(frozen=True)
+class ClassStatistics:
+    """What a shard contributes to a head: counts and sums per class, and its second moments.
+
+    Second moments are the Gram matrix (E, E) in float64, or, where the shard has fewer rows than E, its rows and their
+    class numbers, which determine the same matrix exactly and cost less.
+    """
+
+    labels: tuple[str, ...]
+    counts_C: Tensor
+    sums_CE: Tensor
+    gram_EE: Tensor | None = None
+    rows_NF: Tensor | None = None
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        moments = {"gram_EE": self.gram_EE, "rows_NF": self.rows_NF}
+        kept = {name: tensor.contiguous() for name, tensor in moments.items() if tensor is not None}
+        return {"labels": text_to_tensor(self.labels), "counts_C": self.counts_C, "sums_CE": self.sums_CE, **kept}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
+        moments = (tensors.get("gram_EE"), tensors.get("rows_NF"))
+        return cls(tensor_to_labels(tensors["labels"]), tensors["counts_C"], tensors["sums_CE"], *moments)
+
+
+@dataclass(frozen=True)
+class Head:
+    """Scores are expand(features) W^T + b."""
+
+    labels: tuple[str, ...]
+    weight_CE: Tensor
+    bias_C: Tensor
+
+
+def expand(features_NF: Tensor) -> Tensor:
+    """(N, E): the features and fixed random ReLU features of them, the same for every shard and stream."""
+    if RANDOM_FEATURES == 0:
+        return features_NF
+    return torch.cat([features_NF, (features_NF @ _projection(features_NF.shape[1])).relu()], 1)
+
+
+@lru_cache(maxsize=4)
+def _projection(width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(width)
+    return torch.randn(width, RANDOM_FEATURES, generator=generator) / width**0.5
+
+
+def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatistics:
+    """The statistics of one shard, rows in the caller's canonical order. Raises NonFiniteError."""
+    require_finite("class statistics", features_NF)
+    names = tuple(sorted(set(labels)))
+    rows_NE = expand(features_NF).double()
+    members_CN = torch.tensor([[label == name for label in labels] for name in names], dtype=torch.float64)
+    sums_CE, counts_C = members_CN @ rows_NE, members_CN.sum(1)
+    if len(labels) < rows_NE.shape[1]:
+        return ClassStatistics(names, counts_C, sums_CE, rows_NF=features_NF.clone())
+    return ClassStatistics(names, counts_C, sums_CE, gram_EE=rows_NE.mT @ rows_NE)
+
+
+def solve_head(statistics: Sequence[ClassStatistics], ridge: float | None = None) -> Head:
+    """The ridge head of all shards together, with an intercept; labels are the sorted union.
+
+    It equals ridge on the rows of all shards at once. `ridge` is in units of the mean eigenvalue of the covariance.
+    """
+    if not statistics:
+        raise ValueError("a head needs the statistics of at least one shard")
+    ordered = sorted(statistics, key=lambda each: digest_of(each.to_tensors()))
+    labels = tuple(sorted({label for each in ordered for label in each.labels}))
+    counts_C = torch.zeros(len(labels), dtype=torch.float64)
+    sums_CE = torch.zeros(len(labels), ordered[0].sums_CE.shape[1], dtype=torch.float64)
+    gram_EE = torch.zeros(sums_CE.shape[1], sums_CE.shape[1], dtype=torch.float64)
+    for each in ordered:
+        places = [labels.index(label) for label in each.labels]
+        counts_C[places] += each.counts_C
+        sums_CE[places] += each.sums_CE
+        gram_EE += _gram(each)
+    total = counts_C.sum()
+    mean_E = sums_CE.sum(0) / total
+    centred_EE = gram_EE - total * torch.outer(mean_E, mean_E)
+    penalty = (RIDGE if ridge is None else ridge) * centred_EE.diagonal().mean().clamp_min(1e-12)
+    centred_EE.diagonal().add_(penalty)
+    right_EC = (sums_CE - counts_C[:, None] * mean_E).mT
+    weight_CE = torch.cholesky_solve(right_EC, torch.linalg.cholesky(centred_EE)).mT
+    return Head(labels, weight_CE.float(), (counts_C / total - weight_CE @ mean_E).float())
+
+
+def _gram(statistics: ClassStatistics) -> Tensor:
+    if statistics.gram_EE is not None:
+        return statistics.gram_EE
+    assert statistics.rows_NF is not None
+    rows_NE = expand(statistics.rows_NF).double()
+    return rows_NE.mT @ rows_NE
+
+
+def head_scores(head: Head, features_NF: Tensor) -> Tensor:
+    """(N, C): regression scores, about one for the right class and zero for the others."""
+    return expand(features_NF) @ head.weight_CE.mT + head.bias_C

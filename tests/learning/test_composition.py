@@ -1,0 +1,57 @@
+"""Composition: entitlement first, adapters only where they are visited."""
+
+import pytest
+import torch
+
+from tasks.learning.adapters import AdapterSpec, new_adapter
+from tasks.learning.backbones import Backbone
+from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict
+from tasks.learning.descriptors import fit_descriptor
+from tasks.learning.features import run_suffix
+from tasks.learning.heads import class_statistics
+from tests.learning.conftest import pictures
+
+SPEC = AdapterSpec(rank=4, last_layers=2)
+
+
+def entry(backbone: Backbone, number: int, group: str, classes: str) -> AdapterEntry:
+    adapter = {k: torch.randn_like(v) / 8 for k, v in new_adapter(backbone, SPEC, number).items()}
+    states = backbone.encode(pictures(12, seed=number), 2)
+    signatures_LND = run_suffix(backbone, states, 2).signatures_LND
+    adapted = run_suffix(backbone, states, 2, adapter)
+    statistics = class_statistics(adapted.features_NF, [classes[i % len(classes)] for i in range(12)])
+    descriptor = fit_descriptor(signatures_LND[:, :6], signatures_LND[:, 6:], rank=3)
+    return AdapterEntry(f"adapter-{number}", group, adapter, descriptor, (statistics,))
+
+
+@pytest.fixture(scope="module")
+def model(vit: Backbone) -> ServingModel:
+    frozen = {}
+    for number, (group, classes) in enumerate((("red", "ab"), ("blue", "bc"))):
+        features_NF = run_suffix(vit, vit.encode(pictures(12, seed=number), 2), 2).features_NF
+        frozen[group] = (class_statistics(features_NF, [classes[i % 2] for i in range(12)]),)
+    return ServingModel(2, SPEC, frozen, (entry(vit, 0, "red", "ab"), entry(vit, 1, "blue", "bc")))
+
+
+def test_nothing_of_another_group_takes_part(vit: Backbone, model: ServingModel) -> None:
+    alone = ServingModel(2, SPEC, {"red": model.frozen["red"]}, model.adapters[:1])
+    states = vit.encode(pictures(9, seed=5), 2)
+    mine, only = (predict(vit, compose(each, {"red"}), states) for each in (model, alone))
+    assert torch.equal(mine.scores_NC, only.scores_NC)
+    assert set(mine.labels) <= {"a", "b"}
+    assert set(mine.adapter_ids) <= {"adapter-0", None}
+
+
+def test_removing_an_adapter_leaves_records_that_do_not_visit_it(vit: Backbone, model: ServingModel) -> None:
+    states = vit.encode(pictures(30, seed=6), 2)
+    both = predict(vit, compose(model, {"red", "blue"}), states)
+    less = ServingModel(2, SPEC, model.frozen, model.adapters[:1])
+    one = predict(vit, compose(less, {"red", "blue"}), states)
+    stay = [i for i, visited in enumerate(both.adapter_ids) if visited != "adapter-1"]
+    assert 0 < len(stay) < 30
+    assert torch.equal(both.scores_NC[stay], one.scores_NC[stay])
+
+
+def test_a_group_without_data_is_told_so(model: ServingModel) -> None:
+    with pytest.raises(ValueError, match="green"):
+        compose(model, {"green"})

@@ -1,0 +1,80 @@
+"""The exact head equals ridge on all rows at once, forgets exactly, and ignores the order of arrival."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.learning import heads
+from tasks.learning.heads import ClassStatistics, class_statistics, expand, head_scores, solve_head
+from tasks.learning.tensors import NonFiniteError
+
+
+@pytest.fixture(autouse=True)
+def _few_random_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads._projection.cache_clear()
+    monkeypatch.setattr(heads, "RANDOM_FEATURES", 10)
+
+
+def shard(count: int, classes: str, seed: int) -> tuple[torch.Tensor, list[str]]:
+    features_NF = torch.randn(count, 6, generator=torch.Generator().manual_seed(seed))
+    return features_NF, [classes[i % len(classes)] for i in range(count)]
+
+
+SHARDS = [shard(8, "ab", 1), shard(40, "cab", 2), shard(12, "d", 3), shard(17, "be", 4)]
+
+
+def test_the_head_equals_ridge_on_all_rows_at_once() -> None:
+    head = solve_head([class_statistics(*each) for each in SHARDS], ridge=0.1)
+    rows_NE = expand(torch.cat([features for features, _ in SHARDS])).double()
+    labels = [label for _, names in SHARDS for label in names]
+    targets_NC = torch.tensor([[label == name for name in "abcde"] for label in labels], dtype=torch.float64)
+    centred_NE, centred_NC = rows_NE - rows_NE.mean(0), targets_NC - targets_NC.mean(0)
+    covariance_EE = centred_NE.T @ centred_NE
+    penalty_EE = 0.1 * covariance_EE.diagonal().mean() * torch.eye(16)
+    weight_EC = torch.linalg.solve(covariance_EE + penalty_EE, centred_NE.T @ centred_NC)
+    scores_NC = centred_NE @ weight_EC + targets_NC.mean(0)
+    ours_NC = head_scores(head, torch.cat([features for features, _ in SHARDS]))
+    torch.testing.assert_close(ours_NC.double(), scores_NC, atol=1e-5, rtol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.permutations(range(4)))
+def test_the_order_of_arrival_changes_no_bit(order: list[int]) -> None:
+    statistics = [class_statistics(*each) for each in SHARDS]
+    head, other = solve_head(statistics), solve_head([statistics[i] for i in order])
+    assert head.labels == other.labels
+    assert torch.equal(head.weight_CE, other.weight_CE)
+    assert torch.equal(head.bias_C, other.bias_C)
+
+
+def test_few_rows_are_kept_as_rows_and_many_as_their_gram_matrix() -> None:
+    few, many = class_statistics(*SHARDS[0]), class_statistics(*SHARDS[1])
+    assert few.gram_EE is None
+    assert few.rows_NF is not None
+    assert many.rows_NF is None
+    assert many.gram_EE is not None
+
+
+def test_a_shard_without_a_record_is_a_shard_that_never_had_it() -> None:
+    features_NF, labels = SHARDS[1]
+    without = class_statistics(torch.cat([features_NF[:5], features_NF[6:]]), labels[:5] + labels[6:])
+    rest = [class_statistics(*each) for each in SHARDS[2:]]
+    kept = [i for i in range(40) if i != 5]
+    fresh = class_statistics(features_NF[kept], [labels[i] for i in kept])
+    assert torch.equal(solve_head([without, *rest]).weight_CE, solve_head([*rest, fresh]).weight_CE)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_statistics_survive_their_tensors(number: int) -> None:
+    statistics = class_statistics(*SHARDS[number])
+    again = ClassStatistics.from_tensors(statistics.to_tensors())
+    assert again.labels == statistics.labels
+    assert torch.equal(solve_head([again]).weight_CE, solve_head([statistics]).weight_CE)
+
+
+def test_errors_name_the_trouble() -> None:
+    with pytest.raises(NonFiniteError):
+        class_statistics(torch.full((2, 6), torch.inf), ["a", "b"])
+    with pytest.raises(ValueError, match="at least one shard"):
+        solve_head([])

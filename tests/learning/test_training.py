@@ -1,0 +1,70 @@
+"""Training learns, repeats itself to the bit, and resumes where a killed worker stopped."""
+
+import pytest
+import torch
+
+from tasks.learning.adapters import AdapterSpec
+from tasks.learning.backbones import Backbone
+from tasks.learning.tensors import NonFiniteError
+from tasks.learning.training import Recipe, TrainState, train_slice
+from tests.learning.conftest import pictures, sentences
+
+SPEC = AdapterSpec(rank=4, last_layers=2)
+LABELS = ["a", "b", "c"] * 5
+
+
+def assert_same(first: TrainState, second: TrainState) -> None:
+    one, two = first.to_tensors(), second.to_tensors()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def states(vit: Backbone) -> list[torch.Tensor]:
+    return vit.encode(pictures(15), 2)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_loss_falls_and_the_bytes_repeat(vit: Backbone, states: list[torch.Tensor], optimizer: str) -> None:
+    losses: list[float] = []
+    recipe = Recipe(epochs=5, minibatch=4, optimizer=optimizer)
+    first = train_slice(vit, states, LABELS, 2, SPEC, recipe, 1, on_epoch=lambda _, loss: losses.append(loss))
+    assert losses[-1] < losses[0]
+    assert_same(first, train_slice(vit, states, LABELS, 2, SPEC, recipe, 1))
+    other = train_slice(vit, states, LABELS, 2, SPEC, recipe, 2)
+    assert not torch.equal(first.adapter["blocks.3.up.weight"], other.adapter["blocks.3.up.weight"])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_killed_run_resumes_to_the_same_bytes(vit: Backbone, states: list[torch.Tensor], optimizer: str) -> None:
+    recipe = Recipe(epochs=4, minibatch=4, optimizer=optimizer)
+    stored: list[dict[str, torch.Tensor]] = []
+    whole = train_slice(vit, states, LABELS, 2, SPEC, recipe, 1, on_state=lambda s: stored.append(s.to_tensors()))
+    middle = TrainState.from_tensors(stored[1])
+    assert_same(whole, train_slice(vit, states, LABELS, 2, SPEC, recipe, 1, start=middle))
+
+
+def test_the_next_slice_goes_on_and_may_bring_classes(vit: Backbone, states: list[torch.Tensor]) -> None:
+    recipe = Recipe(epochs=1, minibatch=4)
+    first = train_slice(vit, states[:9], LABELS[:9], 2, SPEC, recipe, 1)
+    second = train_slice(vit, states[9:], ["d"] * 6, 2, SPEC, recipe, 1, start=first)
+    assert second.labels == ("a", "b", "c", "d")
+    assert not torch.equal(first.adapter["blocks.2.down.weight"], second.adapter["blocks.2.down.weight"])
+
+
+def test_texts_of_several_lengths_train(bert: Backbone) -> None:
+    state = train_slice(bert, bert.encode(sentences(6), 2), list("ababab"), 2, SPEC, Recipe(epochs=1, minibatch=3), 1)
+    assert all(torch.isfinite(t).all() for t in state.adapter.values())
+
+
+def test_backward_passes_are_counted(vit: Backbone, states: list[torch.Tensor]) -> None:
+    before = vit.work.backwards
+    train_slice(vit, states, LABELS, 2, SPEC, Recipe(epochs=2), 1)
+    assert vit.work.backwards - before == 2 * 2 * 15
+
+
+def test_divergence_and_unknown_optimisers_are_errors(vit: Backbone, states: list[torch.Tensor]) -> None:
+    with pytest.raises(NonFiniteError, match="training loss"):
+        train_slice(vit, states, LABELS, 2, SPEC, Recipe(learning_rate=1e38, optimizer="sgd", minibatch=4), 1)
+    with pytest.raises(ValueError, match="adamw"):
+        train_slice(vit, states, LABELS, 2, SPEC, Recipe(optimizer="lion"), 1)
