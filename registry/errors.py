@@ -13,6 +13,7 @@
     - StaleEpochError           work started before a deletion; its result must not be registered
     - MissingObjectError
     - TamperedBlobError
+    - PurgeError                the store kept what a purge must remove
     - SuppressedRecordError     the release gate found a path from a suppressed record
     - CertificateError
 """
@@ -73,6 +74,10 @@ class MissingObjectError(TerminalError):
 
 class TamperedBlobError(TerminalError):
     """The bytes of an object do not match its digest."""
+
+
+class PurgeError(TerminalError):
+    """The store kept a version or a row that a purge must remove: the deletion is not done."""
 
 
 class SuppressedRecordError(TerminalError):
