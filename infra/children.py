@@ -1,0 +1,75 @@
+"""Processes that outlive the command that started them, known by pid and time of birth."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from infra.files import make_folder
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process. The time of birth (seconds since the epoch) tells it from a later one with the same pid."""
+
+    pid: int
+    born: float
+
+    def is_alive(self) -> bool:
+        try:
+            process = psutil.Process(self.pid)
+            return abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+
+def this_process() -> Child:
+    return Child(os.getpid(), psutil.Process().create_time())
+
+
+def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
+    """Start a detached process in a session of its own; it writes to `log` (mode 600)."""
+    make_folder(log.parent)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    finally:
+        os.close(descriptor)
+    process.returncode = 0  # nobody waits for it: it belongs to no command
+    return Child(process.pid, psutil.Process(process.pid).create_time())
+
+
+def end(child: Child, grace: float = 0.0) -> bool:
+    """End the process and its descendants, hard after `grace` seconds. False when it was gone already."""
+    if not child.is_alive():
+        return False
+    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    if grace:
+        _signal(family, signal.SIGTERM)
+        psutil.wait_procs(family, timeout=grace)
+    _signal(family, signal.SIGKILL)
+    psutil.wait_procs(family, timeout=10)
+    return True
+
+
+def tail(log: Path, lines: int = 15) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) if log.exists() else ""
+
+
+def _signal(family: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in family:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue

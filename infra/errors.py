@@ -1,0 +1,20 @@
+"""What can go wrong outside: something does not answer, or cannot be started."""
+
+
+class InfraError(Exception):
+    """Base of what this room raises; the message says what, where and the remedy."""
+
+
+class UnreachableError(InfraError, ConnectionError):
+    """A server does not answer. Trying again may help."""
+
+    def __init__(self, what: str, address: str, remedy: str) -> None:
+        super().__init__(f"{what} at {address} does not answer: {remedy}")
+
+
+class StartError(InfraError):
+    """A server of the embedded stack could not be started."""
+
+
+class KeyFileError(InfraError):
+    """A key file is missing, unreadable or of the wrong kind."""

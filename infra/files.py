@@ -1,0 +1,51 @@
+"""Files of the home folder that only their owner may read."""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def make_folder(path: Path) -> Path:
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace the file at once, mode 600: a reader sees the old content or the new, never a part."""
+    temporary = _write_beside(path, content)
+    os.replace(temporary, path)
+
+
+def create_private(path: Path, make: Callable[[], bytes]) -> bytes:
+    """Content of the file, made on first use; when two processes race, both get the winner's."""
+    if not path.exists():
+        temporary = _write_beside(path, make())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        finally:
+            os.unlink(temporary)
+    return path.read_bytes()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock between processes and threads; it falls when its holder dies."""
+    make_folder(path.parent)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
+    make_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp: mode 600
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(content)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return Path(name)

@@ -1,0 +1,43 @@
+"""Where the outside world is. Read once from DECIDUOUS_* environment variables."""
+
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+
+
+def _sqlite_in_home(name: str) -> Any:
+    return Field(default_factory=lambda fields: f"sqlite:///{fields['home'] / name}", repr=False)
+
+
+class Settings(BaseSettings):
+    """Addresses and secrets; what a user tunes is in the stream file. Its repr shows no secret."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DECIDUOUS_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True, validate_default=True
+    )
+
+    home: AbsolutePath = Path(".deciduous")
+    database_url: str = _sqlite_in_home("catalog.db")
+    s3_endpoint: str | None = None
+    """None means the embedded SeaweedFS."""
+    s3_access_key: SecretStr | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_region: str = "us-east-1"
+    artifact_bucket: str = "deciduous"
+    inbox_bucket: str = "inbox"
+    mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
+    hash_key: SecretStr | None = Field(default=None, min_length=16)
+    signing_key: AbsolutePath | None = None
+    threads: int = Field(default=1, ge=1)
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process. `settings.cache_clear()` reads the environment anew: what other
+    modules of this room cache is keyed by the values, so nothing else has to be reset."""
+    return Settings()

@@ -1,0 +1,250 @@
+"""Content-addressed blobs in a versioned S3 bucket: put, get verified, purge every version, sweep for bytes.
+
+The caller gives the client and the bucket. A key ends in the SHA-256 of its bytes, so a second put of the same
+bytes writes nothing, and nothing is ever overwritten."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from registry.errors import MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from torch import Tensor
+
+CHUNK = 1 << 20  # bytes read at a time by the sweep
+DELETE_LIMIT = 1000  # keys that S3 takes in one call
+MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"}
+CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+
+
+@dataclass(frozen=True)
+class StoredBlob:
+    """Where bytes lie and what they must hash to."""
+
+    key: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class ObjectVersion:
+    """One version of an object, current or not, or a delete marker."""
+
+    key: str
+    version_id: str
+    size: int
+    is_delete_marker: bool
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A multipart upload that was never completed: no listing of versions shows its parts."""
+
+    key: str
+    upload_id: str
+
+
+@dataclass(frozen=True)
+class SweepHit:
+    """A marker found in an object version; `place` is key, metadata, tags or content."""
+
+    key: str
+    version_id: str
+    marker: int
+    place: str
+
+
+def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes, suffix: str = "") -> StoredBlob:
+    """Store the bytes under PREFIX/SHA256[SUFFIX], once."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    key = f"{prefix.rstrip('/')}/{sha256}{suffix}"
+    with _named(s3, bucket, key):
+        try:
+            s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) not in CONFLICT:
+                raise
+            # there already, or a twin is putting the same bytes: the answer is the same once it is whole
+            s3.get_waiter("object_exists").wait(Bucket=bucket, Key=key, WaiterConfig={"Delay": 1, "MaxAttempts": 5})
+    return StoredBlob(key, sha256, len(data))
+
+
+def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
+    """The bytes. Raises MissingObjectError, or TamperedBlobError when they do not match the digest."""
+    with _named(s3, bucket, key):
+        data: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise TamperedBlobError(
+            f"s3://{bucket}/{key} hashes to {found}, the catalog says {sha256}; restore the object from a backup"
+        )
+    return data
+
+
+def put_json(s3: "S3Client", bucket: str, prefix: str, value: Any) -> StoredBlob:
+    return put_blob(s3, bucket, prefix, canonical_json(value), suffix=".json")
+
+
+def get_json(s3: "S3Client", bucket: str, key: str, sha256: str) -> Any:
+    return json.loads(get_blob(s3, bucket, key, sha256))
+
+
+def canonical_json(value: Any) -> bytes:
+    """Equal values give equal bytes: sorted keys, no blanks, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def put_tensors(
+    s3: "S3Client", bucket: str, prefix: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any] | None = None
+) -> StoredBlob:
+    return put_blob(s3, bucket, prefix, encode_tensors(tensors, metadata), suffix=".safetensors")
+
+
+def get_tensors(s3: "S3Client", bucket: str, key: str, sha256: str) -> "dict[str, Tensor]":
+    """Tensors by name, on the CPU."""
+    from safetensors.torch import load  # noqa: PLC0415 - torch takes seconds, most verbs need no tensor
+
+    return dict(load(get_blob(s3, bucket, key, sha256)))
+
+
+def encode_tensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any] | None = None) -> bytes:
+    """Safetensors bytes that depend on names, dtypes, shapes and values alone."""
+    import torch  # noqa: PLC0415 - as in get_tensors
+    from safetensors.torch import save  # noqa: PLC0415
+
+    # the format wants contiguous tensors that share no memory
+    whole = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
+    # one entry: the writer keeps entries in a hash map, and several would come in random order
+    header = {"deciduous": canonical_json(metadata).decode()} if metadata else None
+    return bytes(save(dict(sorted(whole.items())), metadata=header))
+
+
+def list_versions(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVersion]:
+    """Every version and delete marker whose key starts with `prefix`."""
+    found = []
+    with _named(s3, bucket, prefix):
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
+            for row in page.get("Versions", []):
+                found.append(ObjectVersion(row["Key"], row["VersionId"], row["Size"], False))
+            for marker in page.get("DeleteMarkers", []):
+                found.append(ObjectVersion(marker["Key"], marker["VersionId"], 0, True))
+    return found
+
+
+def list_uploads(s3: "S3Client", bucket: str, prefix: str = "") -> list[Upload]:
+    """Unfinished multipart uploads whose key starts with `prefix`."""
+    with _named(s3, bucket, prefix):
+        pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
+        return [Upload(row["Key"], row["UploadId"]) for page in pages for row in page.get("Uploads", [])]
+
+
+def purge_keys(s3: "S3Client", bucket: str, keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Delete every version, delete marker and unfinished upload of these keys; a second call finds nothing.
+
+    Returns (key, version or upload id) of what went. Raises PurgeError when the store keeps one, as it does under
+    a legal hold or a retention date: then the deletion is not done."""
+    gone = []
+    for key in dict.fromkeys(keys):
+        uploads = [upload for upload in list_uploads(s3, bucket, key) if upload.key == key]
+        for upload in uploads:
+            with _named(s3, bucket, key):
+                s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload.upload_id)
+        versions = _versions_of(s3, bucket, key)
+        for start in range(0, len(versions), DELETE_LIMIT):
+            _delete(s3, bucket, versions[start : start + DELETE_LIMIT])
+        if left := _versions_of(s3, bucket, key):
+            raise PurgeError(f"s3://{bucket}/{key} still has {len(left)} versions after their deletion; purge it again")
+        gone += [(key, upload.upload_id) for upload in uploads] + [(key, version.version_id) for version in versions]
+    return gone
+
+
+def purge_prefix(s3: "S3Client", bucket: str, prefix: str) -> list[tuple[str, str]]:
+    """Purge every key under the prefix, which must not be empty."""
+    if not prefix:
+        raise ValueError("an empty prefix would purge the bucket")
+    keys = [version.key for version in list_versions(s3, bucket, prefix)]
+    keys += [upload.key for upload in list_uploads(s3, bucket, prefix)]
+    return purge_keys(s3, bucket, keys)
+
+
+def sweep_bytes(s3: "S3Client", bucket: str, markers: Sequence[bytes], prefix: str = "") -> list[SweepHit]:
+    """Look for markers in the key, metadata, tags and content of every object version of the bucket.
+
+    Raw bytes are compared: what lies inside a compressed container has to be swept in its compressed form. Parts of
+    unfinished uploads cannot be read; `list_uploads` names them."""
+    hits = []
+    for version in list_versions(s3, bucket, prefix):
+        for place, index in _hits_in(s3, bucket, version, markers):
+            hits.append(SweepHit(version.key, version.version_id, index, place))
+    return hits
+
+
+def _hits_in(
+    s3: "S3Client", bucket: str, version: ObjectVersion, markers: Sequence[bytes]
+) -> Iterator[tuple[str, int]]:
+    yield from _matches("key", version.key.encode(), markers)
+    if version.is_delete_marker:
+        return
+    where: Any = {"Bucket": bucket, "Key": version.key, "VersionId": version.version_id}
+    with _named(s3, bucket, version.key):
+        answer = s3.get_object(**where)
+        yield from _matches("metadata", canonical_json(answer["Metadata"]), markers)
+        if answer.get("TagCount"):
+            yield from _matches("tags", canonical_json(s3.get_object_tagging(**where)["TagSet"]), markers)
+        seen: set[int] = set()
+        overlap = max(map(len, markers), default=1) - 1  # a marker may lie across two chunks
+        window = b""
+        for chunk in answer["Body"].iter_chunks(CHUNK):
+            window = window[len(window) - min(overlap, len(window)) :] + chunk
+            seen |= {index for _, index in _matches("content", window, markers)}
+    yield from (("content", index) for index in sorted(seen))
+
+
+def _matches(place: str, content: bytes, markers: Sequence[bytes]) -> Iterator[tuple[str, int]]:
+    return ((place, index) for index, marker in enumerate(markers) if marker in content)
+
+
+def _versions_of(s3: "S3Client", bucket: str, key: str) -> list[ObjectVersion]:
+    return [version for version in list_versions(s3, bucket, key) if version.key == key]
+
+
+def _delete(s3: "S3Client", bucket: str, versions: Sequence[ObjectVersion]) -> None:
+    wanted = [{"Key": version.key, "VersionId": version.version_id} for version in versions]
+    with _named(s3, bucket, versions[0].key):
+        answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": wanted, "Quiet": True})  # type: ignore[typeddict-item]
+    # S3 answers 200 and lists what it kept
+    for error in answer.get("Errors", []):
+        raise PurgeError(
+            f"s3://{bucket}/{error.get('Key')} version {error.get('VersionId')} was kept: {error.get('Code')} "
+            f"{error.get('Message', '')}; lift its legal hold or retention, then purge again"
+        )
+
+
+@contextmanager
+def _named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
+    """Turn the client's errors into ours, which name the object and say whether to try again."""
+    try:
+        yield
+    except BotoCoreError as error:
+        raise StorageUnavailableError(
+            f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}; see that it runs, then run again"
+        ) from error
+    except ClientError as error:
+        if _code(error) in MISSING:
+            raise MissingObjectError(f"no s3://{bucket}/{key}: {_code(error)}; restore it from a backup") from error
+        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+            raise StorageUnavailableError(
+                f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}"
+            ) from error
+        raise
+
+
+def _code(error: ClientError) -> str:
+    return error.response.get("Error", {}).get("Code", "")

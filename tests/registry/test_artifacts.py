@@ -1,0 +1,139 @@
+"""Blobs by digest, verified reads, purges that leave nothing and sweeps that would see it."""
+
+import hashlib
+import time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from infra.s3 import open_client
+from registry import artifacts
+from registry.artifacts import purge_keys, put_blob, sweep_bytes
+from registry.errors import MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
+
+
+def test_blob_comes_back_and_is_stored_once(s3, bucket):
+    first = put_blob(s3, bucket, "adapters/", b"weights")
+    assert put_blob(s3, bucket, "adapters", b"weights") == first
+    assert first.key == f"adapters/{hashlib.sha256(b'weights').hexdigest()}"
+    assert artifacts.get_blob(s3, bucket, first.key, first.sha256) == b"weights"
+    assert len(artifacts.list_versions(s3, bucket)) == 1
+
+
+def test_blob_comes_back_after_a_plain_delete(s3, bucket):
+    blob = put_blob(s3, bucket, "p", b"weights")
+    s3.delete_object(Bucket=bucket, Key=blob.key)
+    with pytest.raises(MissingObjectError, match=blob.key):
+        artifacts.get_blob(s3, bucket, blob.key, blob.sha256)
+    put_blob(s3, bucket, "p", b"weights")
+    assert artifacts.get_blob(s3, bucket, blob.key, blob.sha256) == b"weights"
+
+
+def test_tampered_blob_is_refused(s3, bucket):
+    blob = put_blob(s3, bucket, "p", b"weights")
+    s3.put_object(Bucket=bucket, Key=blob.key, Body=b"other")
+    with pytest.raises(TamperedBlobError, match="restore"):
+        artifacts.get_blob(s3, bucket, blob.key, blob.sha256)
+
+
+def test_missing_bucket_and_dead_server_say_what_and_where(s3):
+    with pytest.raises(MissingObjectError, match="no-such-bucket"):
+        artifacts.get_blob(s3, "no-such-bucket", "k", "0")
+    dead = open_client("http://127.0.0.1:9", "a", "b", "us-east-1", attempts=1)
+    with pytest.raises(StorageUnavailableError, match=r"127\.0\.0\.1:9.*s3://bucket/"):
+        put_blob(dead, "bucket", "p", b"x")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+).filter(lambda value: "\\ud" not in ascii(value))
+
+
+@given(JSON)
+@hypothesis_settings(suppress_health_check=[HealthCheck.filter_too_much], deadline=None)
+def test_canonical_json_is_stable_and_loses_nothing(value):
+    encoded = artifacts.canonical_json(value)
+    assert artifacts.json.loads(encoded) == value
+    assert artifacts.canonical_json(artifacts.json.loads(encoded)) == encoded
+
+
+def test_json_comes_back(s3, bucket):
+    value = {"b": [1, 2.5], "a": {"ü": None}}
+    blob = artifacts.put_json(s3, bucket, "manifests", value)
+    assert blob.key.endswith(".json")
+    assert artifacts.get_json(s3, bucket, blob.key, blob.sha256) == value
+
+
+def test_tensors_come_back_and_hash_by_value(s3, bucket):
+    x_ND = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    tensors = {"b": x_ND.T, "a": x_ND[1:], "half": x_ND.to(torch.bfloat16), "scalar": torch.tensor(3)}
+    blob = artifacts.put_tensors(s3, bucket, "adapters", tensors, {"slice": 2, "rank": 16, "layers": [9, 10]})
+    found = artifacts.get_tensors(s3, bucket, blob.key, blob.sha256)
+    assert set(found) == set(tensors)
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    shuffled = {name: tensors[name].clone() for name in ("scalar", "half", "a", "b")}
+    again = artifacts.put_tensors(s3, bucket, "adapters", shuffled, {"rank": 16, "layers": [9, 10], "slice": 2})
+    assert again == blob
+
+
+def fill(s3, bucket):
+    """Three versions of k (one a marker), a neighbour whose key it starts, and an unfinished upload of k."""
+    for body in (b"one secret", b"two secret"):
+        s3.put_object(Bucket=bucket, Key="p/k", Body=body)
+    s3.delete_object(Bucket=bucket, Key="p/k")
+    s3.put_object(Bucket=bucket, Key="p/k2", Body=b"neighbour")
+    upload = s3.create_multipart_upload(Bucket=bucket, Key="p/k")
+    s3.upload_part(Bucket=bucket, Key="p/k", UploadId=upload["UploadId"], PartNumber=1, Body=b"three secret")
+
+
+def test_purge_leaves_no_version_marker_or_upload_and_spares_neighbours(s3, bucket):
+    fill(s3, bucket)
+    assert len(artifacts.list_versions(s3, bucket, "p/k")) == 4
+    assert len(sweep_bytes(s3, bucket, [b"secret"])) == 2
+    gone = purge_keys(s3, bucket, ["p/k", "p/k", "p/missing"])
+    assert len(gone) == 4
+    assert [version.key for version in artifacts.list_versions(s3, bucket)] == ["p/k2"]
+    assert artifacts.list_uploads(s3, bucket) == []
+    assert sweep_bytes(s3, bucket, [b"secret"]) == []
+    assert purge_keys(s3, bucket, ["p/k"]) == []
+
+
+def test_plain_delete_is_not_enough_and_the_sweep_sees_it(s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"secret")
+    s3.delete_object(Bucket=bucket, Key="k")
+    (hit,) = sweep_bytes(s3, bucket, [b"absent", b"secret"])
+    assert (hit.key, hit.marker, hit.place) == ("k", 1, "content")
+
+
+def test_purge_of_a_prefix_takes_everything_under_it_only(s3, bucket):
+    fill(s3, bucket)
+    put_blob(s3, bucket, "q", b"stays")
+    assert len(artifacts.purge_prefix(s3, bucket, "p/")) == 5
+    assert len(artifacts.list_versions(s3, bucket)) == 1
+    with pytest.raises(ValueError, match="empty prefix"):
+        artifacts.purge_prefix(s3, bucket, "")
+
+
+def test_purge_says_when_the_store_keeps_a_version(s3):
+    bucket = f"locked-{time.time_ns()}"
+    s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", ObjectLockLegalHoldStatus="ON")
+    with pytest.raises(PurgeError, match="legal hold"):
+        purge_keys(s3, bucket, ["k"])
+
+
+def test_sweep_looks_at_keys_metadata_and_tags(s3, bucket):
+    s3.put_object(Bucket=bucket, Key="k/alice", Body=b"", Metadata={"who": "bob"}, Tagging="from=carol")
+    hits = sweep_bytes(s3, bucket, [b"alice", b"bob", b"carol"])
+    assert [(hit.marker, hit.place) for hit in hits] == [(0, "key"), (1, "metadata"), (2, "tags")]
+
+
+@pytest.mark.parametrize("offset", [0, artifacts.CHUNK - 3, artifacts.CHUNK - 1, artifacts.CHUNK, 2 * artifacts.CHUNK])
+def test_sweep_finds_a_marker_across_two_chunks(s3, bucket, offset):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"." * offset + b"secret" + b"." * 7)
+    assert len(sweep_bytes(s3, bucket, [b"secret", b"long absent marker"])) == 1
