@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import StateError, UnknownIdError
@@ -121,6 +121,13 @@ def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: 
     session.execute(update(BatchRow).where(BatchRow.batch_id == batch_id).values(state=state, reason=reason))
 
 
+def renew_epochs(session: Session, stream: str) -> None:
+    """Bring unfinished batches to the stream's deletion epoch; their work starts again from the rows that remain."""
+    epoch = stream_epoch(session, stream)
+    unfinished = update(BatchRow).where(BatchRow.stream == stream, BatchRow.state == BatchState.READ)
+    session.execute(unfinished.values(epoch=epoch))
+
+
 def quarantine_counts(session: Session, batch_id: str) -> dict[str, int]:
     rows = session.scalars(select(QuarantineRow).where(QuarantineRow.batch_id == batch_id))
     return {row.reason: row.rows for row in rows}
@@ -186,6 +193,10 @@ def drop_object(session: Session, owner: str, kind: str) -> None:
         session.flush()
 
 
+def drop_objects(session: Session, owner: str) -> None:
+    session.execute(delete(ObjectRow).where(ObjectRow.owner == owner))
+
+
 def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
     """Which of these keys some node still owns."""
     return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(list(keys)))))
@@ -216,7 +227,7 @@ def find_decision(session: Session, shard_id: int) -> DecisionRow | None:
 
 
 def _to_shard(row: ShardRow) -> Shard:
-    return Shard(row.shard_id, row.batch_id, row.group, row.rows, row.held_out, row.labelled)
+    return Shard(row.shard_id, row.batch_id, row.batch.name, row.group, row.rows, row.held_out, row.labelled)
 
 
 def _to_object(row: ObjectRow) -> StoredObject:

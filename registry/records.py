@@ -66,6 +66,7 @@ class Shard:
 
     shard_id: int
     batch_id: str
+    batch_name: str
     group: str
     rows: int
     held_out: int
@@ -90,6 +91,10 @@ class Batch:
     epoch: int
     """Deletion epoch of the stream when the batch was read."""
     shards: tuple[Shard, ...] = ()
+
+    @property
+    def node(self) -> str:
+        return f"batch:{self.batch_id}"
 
 
 @dataclass(frozen=True, slots=True)

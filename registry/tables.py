@@ -55,7 +55,7 @@ class BatchRow(Base):
     epoch: Mapped[int]
     reason: Mapped[str] = mapped_column(default="")
     received_at: Mapped[datetime] = mapped_column(default=now)
-    shards: Mapped[list["ShardRow"]] = relationship(order_by="ShardRow.shard_id")
+    shards: Mapped[list["ShardRow"]] = relationship(order_by="ShardRow.shard_id", back_populates="batch")
 
 
 class DeliveryRow(Base):
@@ -83,6 +83,7 @@ class ShardRow(Base):
     rows: Mapped[int]
     held_out: Mapped[int]
     labelled: Mapped[int]
+    batch: Mapped["BatchRow"] = relationship(back_populates="shards")
 
 
 class RecordRow(Base):

@@ -37,10 +37,10 @@ class Row:
 
 
 def to_parquet(rows: Sequence[Row]) -> bytes:
-    """Deterministic bytes: the same rows give the same digest."""
+    """Deterministic bytes: the same rows give the same digest. Uncompressed, so that a sweep for bytes can see them."""
     columns = {name: [getattr(row, name) for row in rows] for name in SCHEMA.names}
     sink = BytesIO()
-    pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="zstd")
+    pq.write_table(pa.table(columns, schema=SCHEMA), sink, compression="none", use_dictionary=False)
     return sink.getvalue()
 
 
@@ -54,3 +54,8 @@ def trainable(rows: Sequence[Row]) -> list[Row]:
 
 def held_out(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.held_out and row.label is not None]
+
+
+def count_rows(rows: Sequence[Row]) -> tuple[int, int, int]:
+    """(rows, held-out rows with a label, trainable rows)."""
+    return len(rows), len(held_out(rows)), len(trainable(rows))

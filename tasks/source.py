@@ -6,6 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from botocore.exceptions import BotoCoreError, ClientError
+
 from infra import storage
 from registry.errors import MissingObjectError, SourceError
 from registry.records import Delivery
@@ -24,7 +26,7 @@ def list_objects(source: str) -> list[tuple[str, str]]:
 def fetch(uri: str, tag: str) -> tuple[Delivery, bytes]:
     if uri.startswith("s3://"):
         bucket, key = split_s3(uri)
-        data = storage.read_object(bucket, key)
+        data = _read_s3(bucket, key)
     else:
         data = _read_local(Path(uri))
     return Delivery(uri=uri, digest=sha256(data).hexdigest(), size=len(data), tag=tag), data
@@ -42,12 +44,36 @@ def batch_name(uri: str) -> str:
 def _list_s3(source: str) -> Iterator[tuple[str, str]]:
     bucket, pattern = split_s3(source)
     fixed = pattern.split("*", 1)[0].split("?", 1)[0]
-    for key, etag in storage.list_objects(bucket, fixed):
+    for key, etag in _keys_under(bucket, fixed):
         matches = (
             fnmatch(key, pattern) if fixed != pattern else key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
         )
         if matches and key.endswith(FORMATS):
             yield f"s3://{bucket}/{key}", f"s3://{bucket}/{key}#{etag}"
+
+
+def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+    try:
+        for page in storage.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
+            for found in page.get("Contents", []):
+                yield found["Key"], found["ETag"].strip('"')
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in {"NoSuchBucket", "AccessDenied"}:
+            raise SourceError(f"bucket {bucket!r} cannot be listed: {error}; check the name and the rights") from None
+        raise storage.unreachable(error) from error
+    except BotoCoreError as error:
+        raise storage.unreachable(error) from error
+
+
+def _read_s3(bucket: str, key: str) -> bytes:
+    try:
+        return storage.s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "NoSuchBucket", "404"}:
+            raise MissingObjectError(f"object s3://{bucket}/{key} is gone; deliver it again") from None
+        raise storage.unreachable(error) from error
+    except BotoCoreError as error:
+        raise storage.unreachable(error) from error
 
 
 def _list_local(source: str) -> Iterator[tuple[str, str]]:

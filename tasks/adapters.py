@@ -1,0 +1,142 @@
+"""Train, refresh or join an adapter, fit what is closed form on it, and judge whether it may serve."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog
+from registry.records import Adapter, AdapterState, Shard, Verdict
+from registry.stream import Stream
+from tasks import blobs
+from tasks.assembly import current_manifest, load_model
+from tasks.evaluation import score_shards, total
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.descriptors import fit_descriptor
+from tasks.narration import say
+from tasks.policies.promotion import adapter_earns_its_place
+from tasks.retries import step
+from tasks.rows import held_out, trainable
+from tasks.shards import load_rows, row_signatures, statistics_of
+from tasks.training import train
+
+
+@step("train-{adapter_id}")
+def train_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
+    """Expand: a new adapter, from the frozen backbone, on this shard alone."""
+    adapter = Adapter(
+        adapter_id=adapter_id,
+        stream=stream.name,
+        group=shard.group,
+        state=AdapterState.CANDIDATE,
+        shard_ids=(shard.shard_id,),
+        serves=(shard.shard_id,),
+        recipe={"kind": "trained", **stream.adapter.model_dump()},
+    )
+    return fit_trained(stream, adapter)
+
+
+@step("refresh-{adapter_id}")
+def refresh_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
+    """Train on, on the adapter's shard grown by this one; its earlier slices' checkpoints are kept."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    grown = tuple(dict.fromkeys((*adapter.shard_ids, shard.shard_id)))
+    served = tuple(dict.fromkeys((*adapter.serves, shard.shard_id)))
+    return fit_trained(stream, replace(adapter, shard_ids=grown, serves=served))
+
+
+@step("join-{adapter_id}-{shard.batch_id}")
+def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
+    """Reuse: the weights stay, the shard's labels join the statistics under this adapter."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    joined = replace(adapter, serves=tuple(dict.fromkeys((*adapter.serves, shard.shard_id))))
+    save_statistics(stream, joined, [shard], blobs.load_tensors(adapter.node, "weights"))
+    with database.transaction() as session:
+        adapter_rows.put_adapter(session, joined)
+    return joined
+
+
+def fit_trained(stream: Stream, adapter: Adapter) -> Adapter:
+    """Train an adapter on its shards and fit everything that hangs on its weights."""
+    shards = [shard for shard in load_in_order(adapter.shard_ids) if shard.rows]
+    return fit_closed_forms(stream, adapter, train(stream, adapter.node, shards).adapter)
+
+
+def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights) -> Adapter:
+    """Store weights, descriptor and statistics, then the adapter's row: the row never names a missing blob."""
+    where = blobs.prefix(stream.name, adapter.group)
+    with database.transaction() as session:
+        shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
+    blobs.save_tensors(where, adapter.node, "weights", weights)
+    own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
+    blobs.save_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own))
+    save_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], weights)
+    with database.transaction() as session:
+        adapter_rows.put_adapter(session, adapter)
+    return adapter
+
+
+def descriptor_tensors(stream: Stream, shards: Sequence[Shard]) -> dict[str, torch.Tensor]:
+    rows = [row for shard in shards for row in load_rows(shard)]
+    fitted = fit_descriptor(row_signatures(stream, trainable(rows)), row_signatures(stream, held_out(rows)))
+    return fitted.to_tensors()
+
+
+def save_statistics(stream: Stream, adapter: Adapter, shards: Sequence[Shard], weights: AdapterWeights) -> None:
+    where = blobs.prefix(stream.name, adapter.group)
+    for shard in shards:
+        statistics = statistics_of(stream, load_rows(shard), weights)
+        blobs.save_tensors(where, adapter.node, f"statistics:{shard.shard_id}", statistics.to_tensors())
+
+
+@step("judge-{adapter_id}")
+def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
+    """Let the adapter serve where it beats the exact head on held-out rows; else it waits as a candidate."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        served = [s for s in catalog.shards(session, adapter.serves) if s.rows]
+    others = [a for a in serving if a.adapter_id != adapter_id]
+    model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
+    score = total(list(score_shards(stream, model, served).values()))
+    verdict = adapter_earns_its_place(score.accuracy, score.exact_accuracy, score.rows)
+    state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
+    with database.transaction() as session:
+        moved = adapter_rows.move_adapter(session, adapter_id, state, verdict.reason)
+        adapter_rows.put_adapter(session, replace(moved, accuracy=score.accuracy))
+    say(f"  {adapter_id} is {state}: {verdict.reason}")
+    return verdict
+
+
+def erase_adapter(adapter: Adapter, reason: str) -> list[str]:
+    """Forget everything an adapter holds; only its id, state and reason stay. Returns its blobs' keys."""
+    with database.transaction() as session:
+        keys = [stored.key for stored in catalog.objects_of(session, [adapter.node])]
+        catalog.drop_objects(session, adapter.node)
+        moved = adapter_rows.move_adapter(session, adapter.adapter_id, AdapterState.ERASED, reason)
+        adapter_rows.put_adapter(
+            session, replace(moved, shard_ids=(), parent_ids=(), serves=(), recipe={}, accuracy=None)
+        )
+    blobs.purge_unowned(keys)
+    return keys
+
+
+def measure_reuse(stream: Stream, shard: Shard, adapter_id: str) -> tuple[float | None, float | None]:
+    """(held-out accuracy on the shard with its statistics joined, the adapter's accuracy on its own rows)."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+    model = load_model(current_manifest(stream, extra_shards=[shard], adapters=serving))
+    score = score_shards(stream, model, [shard])[shard.shard_id]
+    return (score.accuracy if score.rows else None), adapter.accuracy
+
+
+def load_in_order(shard_ids: Sequence[int]) -> list[Shard]:
+    """These shards in the order given, each once."""
+    with database.transaction() as session:
+        by_id = {shard.shard_id: shard for shard in catalog.shards(session, shard_ids)}
+    return [by_id[shard_id] for shard_id in dict.fromkeys(shard_ids)]

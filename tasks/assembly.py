@@ -1,0 +1,119 @@
+"""A version's manifest: which blobs serve together; and the model that it describes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog
+from registry.records import Adapter, AdapterState, Shard, StoredObject
+from registry.stream import Stream
+from tasks import blobs
+from tasks.backbones import cut_of, open_backbone
+from tasks.learning.adapters import AdapterSpec
+from tasks.learning.composition import AdapterEntry, ServingModel
+from tasks.learning.descriptors import Descriptor
+from tasks.learning.heads import ClassStatistics
+
+Manifest = dict[str, Any]
+ReadTensors = Callable[[str, str], dict[str, Tensor]]
+
+FORMAT = 1
+
+
+def current_manifest(
+    stream: Stream,
+    *,
+    extra_shards: Sequence[Shard] = (),
+    adapters: Sequence[Adapter] | None = None,
+    epoch: int | None = None,
+) -> Manifest:
+    """What would serve now: every shard that changed the model, and the serving adapters or those given.
+
+    `epoch` is the deletion epoch at which the work began; the release gate compares it with the stream's.
+    """
+    with database.transaction() as session:
+        shards = catalog.done_shards(session, stream.name)
+        shards += [shard for shard in extra_shards if shard not in shards]
+        if adapters is None:
+            adapters = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        objects = catalog.objects_of(session, [*[s.node for s in shards], *[a.node for a in adapters]])
+        epoch = catalog.stream_epoch(session, stream.name) if epoch is None else epoch
+    return build_manifest(stream, epoch, shards, adapters, objects)
+
+
+def build_manifest(
+    stream: Stream, epoch: int, shards: Sequence[Shard], adapters: Sequence[Adapter], objects: Sequence[StoredObject]
+) -> Manifest:
+    backbone = open_backbone(stream)
+    blob = {(o.owner, o.kind): {"key": o.key, "sha256": o.sha256} for o in objects}
+    return {
+        "format": FORMAT,
+        "stream": stream.model_dump(mode="json"),
+        "backbone_digest": backbone.digest,
+        "epoch": epoch,
+        "cut": cut_of(stream, backbone),
+        "spec": {
+            "method": stream.adapter.method,
+            "rank": stream.adapter.rank,
+            "last_layers": stream.adapter.last_layers,
+        },
+        "shards": [
+            {"shard_id": s.shard_id, "batch_id": s.batch_id, "group": s.group, "statistics": blob[s.node, "statistics"]}
+            for s in shards
+            if (s.node, "statistics") in blob
+        ],
+        "adapters": [
+            {
+                "adapter_id": a.adapter_id,
+                "group": a.group,
+                "weights": blob[a.node, "weights"],
+                "descriptor": blob[a.node, "descriptor"],
+                "statistics": [
+                    {"shard_id": s, **blob[a.node, f"statistics:{s}"]}
+                    for s in a.serves
+                    if (a.node, f"statistics:{s}") in blob
+                ],
+            }
+            for a in adapters
+        ],
+    }
+
+
+def load_model(manifest: Manifest, read: ReadTensors = blobs.read_tensors) -> ServingModel:
+    """The model of a manifest; every blob's bytes are checked against their digest."""
+    frozen: dict[str, list[ClassStatistics]] = {}
+    for shard in manifest["shards"]:
+        frozen.setdefault(shard["group"], []).append(_statistics(shard["statistics"], read))
+    return ServingModel(
+        cut=manifest["cut"],
+        spec=AdapterSpec(**manifest["spec"]),
+        frozen={group: tuple(parts) for group, parts in frozen.items()},
+        adapters=tuple(_entry(adapter, read) for adapter in manifest["adapters"]),
+    )
+
+
+def _entry(adapter: dict[str, Any], read: ReadTensors) -> AdapterEntry:
+    return AdapterEntry(
+        adapter_id=adapter["adapter_id"],
+        group=adapter["group"],
+        weights=read(adapter["weights"]["key"], adapter["weights"]["sha256"]),
+        descriptor=Descriptor.from_tensors(read(adapter["descriptor"]["key"], adapter["descriptor"]["sha256"])),
+        statistics=tuple(_statistics(part, read) for part in adapter["statistics"]),
+    )
+
+
+def _statistics(blob: dict[str, str], read: ReadTensors) -> ClassStatistics:
+    return ClassStatistics.from_tensors(read(blob["key"], blob["sha256"]))
+
+
+def keys_in(manifest: Manifest) -> set[str]:
+    """Every blob that the manifest names."""
+    adapters = manifest["adapters"]
+    return (
+        {shard["statistics"]["key"] for shard in manifest["shards"]}
+        | {adapter[kind]["key"] for adapter in adapters for kind in ("weights", "descriptor")}
+        | {part["key"] for adapter in adapters for part in adapter["statistics"]}
+    )

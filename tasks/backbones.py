@@ -1,0 +1,69 @@
+"""Find and open a stream's backbone: a folder, a Python package's model, or a Hugging Face id."""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from infra.settings import settings
+from registry.errors import StateError, UnsupportedBackboneError
+from registry.stream import Stream
+from tasks.learning.adapters import AdapterSpec
+from tasks.learning.backbones import Backbone, load_backbone
+
+
+def open_backbone(stream: Stream) -> Backbone:
+    """The stream's frozen backbone, loaded once per process."""
+    return _open(stream.backbone, stream.max_tokens)
+
+
+def cut_of(stream: Stream, backbone: Backbone) -> int:
+    """The block whose input the prefix cache keeps: everything before it is frozen for ever."""
+    if stream.adapter.last_layers > backbone.num_blocks:
+        raise StateError(
+            f"stream {stream.name!r} asks for adapter.last_layers {stream.adapter.last_layers}, "
+            f"{stream.backbone!r} has {backbone.num_blocks} blocks"
+        )
+    return backbone.num_blocks - stream.adapter.last_layers
+
+
+def adapter_spec(stream: Stream) -> AdapterSpec:
+    return AdapterSpec(stream.adapter.method, stream.adapter.rank, stream.adapter.last_layers)
+
+
+@cache
+def _open(source: str, max_tokens: int) -> Backbone:
+    # one fixed thread count: the split of a matrix product over threads changes its last bits
+    torch.set_num_threads(settings().threads)
+    return load_backbone(str(locate(source)), max_tokens=max_tokens)
+
+
+def locate(source: str) -> Path:
+    """The folder that holds config.json. Raises UnsupportedBackboneError that says what was looked for."""
+    if source.startswith("package:"):
+        return _in_package(source.removeprefix("package:"))
+    folder = Path(source).expanduser()
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists():
+        raise UnsupportedBackboneError(f"backbone folder {source!r} has no config.json; give a Hugging Face folder")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UnsupportedBackboneError(
+            f"backbone {source!r} is no folder, and no Hugging Face model could be fetched under that id ({reason}); "
+            "give a folder, package:NAME, or an id that can be reached"
+        ) from None
+
+
+def _in_package(name: str) -> Path:
+    spec = find_spec(name)
+    roots = list(spec.submodule_search_locations or []) if spec is not None else []
+    configs = sorted(path for root in roots for path in Path(root).rglob("config.json"))
+    if not configs:
+        raise UnsupportedBackboneError(f"backbone package {name!r} is not installed or holds no config.json")
+    return configs[0].parent

@@ -1,0 +1,160 @@
+"""Discover new objects, read one as a batch, run the frozen prefix for it."""
+
+import time
+from hashlib import sha256
+
+from infra import database
+from registry import catalog, tickets
+from registry.errors import SourceError
+from registry.records import Batch, BatchState, Delivery, Shard
+from registry.stream import Stream
+from tasks import source
+from tasks.backbones import open_backbone
+from tasks.identity import catalog_key
+from tasks.narration import say
+from tasks.prefix_cache import encode_missing
+from tasks.reading import Reading, read_rows
+from tasks.retries import step
+from tasks.rows import Row, count_rows
+from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
+
+
+@step("open-{stream.name}")
+def open_stream(stream: Stream) -> None:
+    """Check that the backbone opens and enter the stream in the catalog."""
+    digest = open_backbone(stream).digest
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, digest)
+
+
+@step("discover-{stream.name}")
+def discover(stream: Stream) -> list[tuple[str, str]]:
+    """(uri, tag) of the source's objects that the ledger does not know, in name order."""
+    with database.transaction() as session:
+        _, tags = catalog.known_deliveries(session, stream.name)
+    found = source.list_objects(stream.source)
+    new = [(uri, tag) for uri, tag in found if tag not in tags]
+    say(f"{stream.name}: {len(new)} new of {len(found)} objects in {stream.source}")
+    return new
+
+
+@step("unfinished-{stream.name}")
+def unfinished_batches(stream: Stream) -> list[Batch]:
+    """Batches that an interrupted run read and did not finish, brought to the stream's deletion epoch.
+
+    A ticket that came in between has removed its rows from them, or the release gate will refuse their version.
+    """
+    with database.transaction() as session:
+        catalog.renew_epochs(session, stream.name)
+        return catalog.batches(session, stream.name, BatchState.READ)
+
+
+@step("read-{uri}")
+def read_batch(stream: Stream, uri: str, tag: str) -> Batch | None:
+    """Validate an object's rows and enter them as a batch; None for content that was taken in before.
+
+    Raises SourceError when the object cannot be read or has no good row; nothing of it is kept then.
+    """
+    delivery, data = source.fetch(uri, tag)
+    with database.transaction() as session:
+        digests, _ = catalog.known_deliveries(session, stream.name)
+        suppressed = tickets.suppressed(session, stream.name)
+    if delivery.digest in digests:
+        say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
+        return None
+    reading = read_rows(data, uri, stream, _seen, suppressed)
+    if not reading.rows:
+        raise SourceError(
+            f"object {uri} has no good row ({_reasons(reading) or 'it is empty'}); correct and deliver again"
+        )
+    return _enter(stream, delivery, reading)
+
+
+def _seen(keyed: list[str]) -> set[str]:
+    with database.transaction() as session:
+        known = catalog.known_records(session, [catalog_key(k) for k in keyed])
+    return {k for k in keyed if catalog_key(k) in known}
+
+
+def _reasons(reading: Reading) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reading.reasons.items()))
+
+
+def _enter(stream: Stream, delivery: Delivery, reading: Reading) -> Batch:
+    """Ledger, records and rows in one transaction; the rows' blobs are written before it commits."""
+    groups = sorted({row.group for row in reading.rows})
+    parts = {group: [row for row in reading.rows if row.group == group] for group in groups}
+    with database.transaction() as session:
+        batch = catalog.add_batch(
+            session,
+            _batch(stream, delivery, reading, parts, catalog.stream_epoch(session, stream.name)),
+            delivery,
+            reading.reasons,
+        )
+        for shard in batch.shards:
+            catalog.add_records(session, [_record(row, shard) for row in parts[shard.group]])
+            catalog.put_object(session, store_rows(stream, shard, parts[shard.group]))
+        catalog.put_object(session, store_quarantine(stream, batch, reading.quarantined))
+    bad = f", {batch.quarantined} quarantined ({_reasons(reading)})" if batch.quarantined else ""
+    dropped = f", {batch.suppressed} suppressed" if batch.suppressed else ""
+    say(f"{batch.name}: {batch.rows} rows read{bad}{dropped}")
+    return batch
+
+
+def _batch(stream: Stream, delivery: Delivery, reading: Reading, parts: dict[str, list[Row]], epoch: int) -> Batch:
+    return Batch(
+        batch_id=sha256(f"{stream.name}\x1f{delivery.digest}".encode()).hexdigest()[:12],
+        stream=stream.name,
+        name=source.batch_name(delivery.uri),
+        ordinal=-1,
+        uri=delivery.uri,
+        state=BatchState.READ,
+        rows=len(reading.rows),
+        quarantined=len(reading.quarantined),
+        suppressed=reading.suppressed,
+        epoch=epoch,
+        shards=tuple(_shard(group, rows) for group, rows in parts.items()),
+    )
+
+
+def _shard(group: str, rows: list[Row]) -> Shard:
+    total, held, labelled = count_rows(rows)
+    return Shard(shard_id=-1, batch_id="", batch_name="", group=group, rows=total, held_out=held, labelled=labelled)
+
+
+def _record(row: Row, shard: Shard) -> dict[str, int]:
+    return {
+        "key": catalog_key(row.record),
+        "subject": catalog_key(row.subject),
+        "shard_id": shard.shard_id,
+        "slice": row.slice,
+    }
+
+
+@step("encode-{batch.name}")
+def encode_batch(stream: Stream, batch: Batch) -> float:
+    """Fill the prefix cache and fit the shards' closed forms; returns the seconds that the frozen prefix took."""
+    rows = {shard: load_rows(shard) for shard in batch.shards}
+    say(f"  {batch.name}: running the frozen prefix for {batch.rows} rows", progress=True)
+    start = time.perf_counter()
+    for members in rows.values():
+        encode_missing(stream, members)
+    seconds = time.perf_counter() - start
+    for shard in rows:
+        fit_shard(stream, shard)
+    return seconds
+
+
+@step("hold-{batch.name}")
+def hold_batch(stream: Stream, batch: Batch, reason: str) -> None:
+    """Leave the model as it is; a person looks at the batch."""
+    with database.transaction() as session:
+        catalog.set_batch_state(session, batch.batch_id, BatchState.HELD, reason)
+    say(f"{stream.name}: {batch.name} is held: {reason}")
+
+
+@step("finish-{batch.name}")
+def finish_batch(batch: Batch) -> None:
+    """The last word: a batch that is not finished is taken up again by the next run."""
+    with database.transaction() as session:
+        catalog.set_batch_state(session, batch.batch_id, BatchState.DONE)

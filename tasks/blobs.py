@@ -1,0 +1,82 @@
+"""Blobs of the artifact bucket with their catalog rows: written first, named after, so nothing is half-registered."""
+
+from collections.abc import Iterable
+from typing import Any
+from urllib.parse import quote
+
+from safetensors.torch import load
+from torch import Tensor
+
+from infra import database, storage
+from infra.settings import settings
+from registry import artifacts, catalog
+from registry.records import StoredObject
+
+Tensors = dict[str, Tensor]
+
+
+def prefix(stream: str, group: str) -> str:
+    """Where a group's blobs lie: one prefix per group, so that a bucket policy can keep groups apart."""
+    return f"streams/{stream}/groups/{quote(group, safe='')}"
+
+
+def shared_prefix(stream: str) -> str:
+    """Where blobs without any record's content lie: manifests, certificates, quarantine lists."""
+    return f"streams/{stream}/shared"
+
+
+def store(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
+    """Write the bytes; the caller names them in the catalog within a transaction of its own."""
+    blob = artifacts.put_blob(storage.s3(), settings().artifact_bucket, prefix, data)
+    return StoredObject(blob.key, blob.sha256, blob.size, kind, owner)
+
+
+def save_bytes(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
+    stored = store(prefix, owner, kind, data)
+    with database.transaction() as session:
+        catalog.put_object(session, stored)
+    return stored
+
+
+def save_tensors(prefix: str, owner: str, kind: str, tensors: Tensors) -> StoredObject:
+    return save_bytes(prefix, owner, kind, artifacts.encode_tensors(tensors))
+
+
+def save_json(prefix: str, owner: str, kind: str, content: Any) -> StoredObject:
+    return save_bytes(prefix, owner, kind, artifacts.canonical_json(content))
+
+
+def find(owner: str, kind: str) -> StoredObject | None:
+    with database.transaction() as session:
+        return catalog.find_object(session, owner, kind)
+
+
+def get(owner: str, kind: str) -> StoredObject:
+    with database.transaction() as session:
+        return catalog.get_object(session, owner, kind)
+
+
+def read(key: str, sha256: str) -> bytes:
+    """The blob's bytes; raises TamperedBlobError when they do not match their digest."""
+    return artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256)
+
+
+def load_bytes(owner: str, kind: str) -> bytes:
+    stored = get(owner, kind)
+    return read(stored.key, stored.sha256)
+
+
+def load_tensors(owner: str, kind: str) -> Tensors:
+    return load(load_bytes(owner, kind))
+
+
+def read_tensors(key: str, sha256: str) -> Tensors:
+    return load(read(key, sha256))
+
+
+def purge_unowned(keys: Iterable[str]) -> list[tuple[str, str]]:
+    """Remove every version of those keys that no node owns any more; returns (key, version) pairs."""
+    wanted = set(keys)
+    with database.transaction() as session:
+        free = sorted(wanted - catalog.owned_keys(session, wanted))
+    return artifacts.purge_keys(storage.s3(), settings().artifact_bucket, free)

@@ -1,0 +1,51 @@
+"""Deletion certificates: canonical JSON, signed with Ed25519, chained, and verifiable by anybody offline."""
+
+import json
+from base64 import b64decode, b64encode
+from hashlib import sha256
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
+
+from registry.artifacts import canonical_json
+from registry.errors import CertificateError
+
+Certificate = dict[str, Any]
+
+
+def sign(content: Certificate, key: Ed25519PrivateKey) -> bytes:
+    """The certificate's bytes: the content, the public key and the signature over both."""
+    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    body = {**content, "public_key": public}
+    signature = b64encode(key.sign(canonical_json(body))).decode()
+    return canonical_json({**body, "signature": signature})
+
+
+def digest(certificate: bytes) -> str:
+    return sha256(certificate).hexdigest()
+
+
+def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
+    """The content, or CertificateError. `trusted_key` (PEM) is what the issuer published.
+
+    Without it the certificate is checked against the key that it carries: this detects any changed byte, not who signed.
+    """
+    try:
+        body = json.loads(certificate)
+        signature = b64decode(body.pop("signature"), validate=True)
+        key = load_pem_public_key((trusted_key or body["public_key"]).encode())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CertificateError(f"this is no certificate: {error!r}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise CertificateError("the public key is no Ed25519 key")
+    if canonical_json({**body, "signature": b64encode(signature).decode()}) != certificate:
+        raise CertificateError("the file is not the canonical bytes that were signed: something in it was changed")
+    try:
+        key.verify(signature, canonical_json(body))
+    except InvalidSignature:
+        raise CertificateError(
+            "the signature does not match: the content was changed or another key signed it"
+        ) from None
+    return body

@@ -1,0 +1,126 @@
+"""Merge close adapters behind an accuracy gate, and retire what is no longer needed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog, lineage
+from registry.records import Adapter, AdapterState, Shard, Verdict
+from registry.stream import Stream
+from tasks import blobs
+from tasks.adapters import erase_adapter, fit_closed_forms
+from tasks.assembly import current_manifest, load_model
+from tasks.evaluation import Score, score_shards, total
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.merging import merge_cat
+from tasks.learning.shift import mmd_test
+from tasks.narration import say
+from tasks.policies.merging import merge_candidates
+from tasks.policies.promotion import merge_is_kept
+from tasks.retries import step
+from tasks.shift import as_sample, reference_of
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOutcome:
+    accepted: bool
+    adapter_id: str | None
+    parent_ids: tuple[str, ...]
+    accuracy_before: float
+    accuracy_after: float
+    reason: str
+
+
+@step("propose-merges-{stream.name}")
+def propose_merges(stream: Stream) -> list[tuple[str, str]]:
+    """Pairs of serving adapters that may be merged, closest first: MMD² between what they have seen."""
+    with database.transaction() as session:
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in serving}
+    samples = {a.adapter_id: as_sample(reference_of(a)) for a in serving}
+    distance = {
+        (a, b): mmd_test(samples[a], samples[b], permutations=1, seed=0).statistic for a, b in combinations(samples, 2)
+    }
+    pairs = merge_candidates(serving, distance, depth)
+    for a, b in pairs:
+        say(f"  {a} and {b}: MMD² {distance[a, b]:.4f}")
+    return pairs
+
+
+@step("merge-{parent_ids}")
+def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = False) -> MergeOutcome:
+    """Merge the parents, measure on every parent's held-out rows, keep the merge or throw it away.
+
+    The recipe (parents in order, shares, operator) is recorded, so that a deletion replays it from clean parents.
+    """
+    with database.transaction() as session:
+        parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        merged_id = adapter_rows.new_adapter_id(session, stream.name)
+    merged = fit_closed_forms(stream, _merged(merged_id, parents), merged_weights(parents, _shares(parents)))
+    others = [a for a in serving if a.adapter_id not in parent_ids]
+    before, after = (_scores(stream, chosen, parents) for chosen in ([*others, *parents], [*others, merged]))
+    verdict = merge_is_kept(_figures(before), _figures(after), stream.gates.merge_drop)
+    accepted = verdict.passed and not dry_run
+    if accepted:
+        _keep(merged, parents, verdict)
+    else:
+        erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
+    say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
+    was, now = (total(list(scores.values())).accuracy for scores in (before, after))
+    return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason)
+
+
+def _merged(merged_id: str, parents: Sequence[Adapter]) -> Adapter:
+    return Adapter(
+        adapter_id=merged_id,
+        stream=parents[0].stream,
+        group=parents[0].group,
+        state=AdapterState.CANDIDATE,
+        shard_ids=tuple(dict.fromkeys(s for parent in parents for s in parent.shard_ids)),
+        parent_ids=tuple(parent.adapter_id for parent in parents),
+        serves=tuple(dict.fromkeys(s for parent in parents for s in parent.serves)),
+        recipe={"kind": "merged", "operator": "cat", "shares": _shares(parents)},
+    )
+
+
+def _shares(parents: Sequence[Adapter]) -> list[float]:
+    return [1 / len(parents)] * len(parents)
+
+
+def merged_weights(parents: Sequence[Adapter], shares: Sequence[float]) -> AdapterWeights:
+    """Run a merge's recorded recipe on the parents' stored weights."""
+    return merge_cat([blobs.load_tensors(parent.node, "weights") for parent in parents], shares)
+
+
+def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapter]) -> dict[str, Score]:
+    """Parent -> score on the held-out rows of the shards that it serves, under the model of these adapters."""
+    with database.transaction() as session:
+        served = {p.adapter_id: [s for s in catalog.shards(session, p.serves) if s.rows] for p in parents}
+    model = load_model(current_manifest(stream, adapters=serving))
+    every: list[Shard] = list({s.shard_id: s for shards in served.values() for s in shards}.values())
+    scores = score_shards(stream, model, every)
+    return {parent: total([scores[s.shard_id] for s in shards]) for parent, shards in served.items()}
+
+
+def _figures(scores: dict[str, Score]) -> dict[str, tuple[float, int]]:
+    return {parent: (score.accuracy, score.rows) for parent, score in scores.items()}
+
+
+def _keep(merged: Adapter, parents: Sequence[Adapter], verdict: Verdict) -> None:
+    with database.transaction() as session:
+        adapter_rows.move_adapter(session, merged.adapter_id, AdapterState.SERVING, f"merge kept: {verdict.reason}")
+        for parent in parents:
+            reason = f"merged into {merged.adapter_id}"
+            adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, reason)
+
+
+@step("retire-{adapter_id}")
+def retire_adapter(adapter_id: str, reason: str) -> Adapter:
+    """Stop serving an adapter; its blobs stay, because a deletion may have to replay what was merged from it."""
+    with database.transaction() as session:
+        retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
+    say(f"  {adapter_id} retired: {reason}")
+    return retired

@@ -1,0 +1,45 @@
+"""Bytes by which deleted records can be recognised, held privately until the sweep has looked for them.
+
+They are the most concentrated copy of what a ticket deletes, so they lie in one file that only its owner may read, and
+the sweep ends by removing it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from infra.files import write_private
+from infra.settings import settings
+from registry.records import Shard, Ticket
+from registry.stream import Stream
+from tasks.identity import catalog_key
+from tasks.prefix_cache import states_of
+from tasks.rows import Row
+from tasks.shards import load_rows
+
+WINDOW = 48
+"""Bytes of an input that no other record is likely to hold."""
+
+
+def keep_markers(stream: Stream, ticket: Ticket, touched: Sequence[Shard], keys: Iterable[int]) -> None:
+    """Collect markers of the records before they go: keyed hash, a window of the input, a row of the hidden state."""
+    wanted = set(keys)
+    rows = [row for shard in touched for row in load_rows(shard) if catalog_key(row.record) in wanted]
+    found = [marker.hex() for row in rows for marker in _markers(stream, row)]
+    if found or not escrow(ticket.ticket_id).exists():
+        write_private(escrow(ticket.ticket_id), json.dumps(found).encode())
+
+
+def load_markers(ticket_id: str) -> list[bytes]:
+    path = escrow(ticket_id)
+    return [bytes.fromhex(marker) for marker in json.loads(path.read_text())] if path.exists() else []
+
+
+def escrow(ticket_id: str) -> Path:
+    return settings().home / "escrow" / f"{ticket_id}.json"
+
+
+def _markers(stream: Stream, row: Row) -> list[bytes]:
+    middle = max(0, len(row.input) // 2 - WINDOW // 2)
+    state_TD = states_of(stream, [row])[0]
+    return [row.record.encode(), row.input[middle : middle + WINDOW], state_TD[-1, :8].numpy().tobytes()]

@@ -1,0 +1,155 @@
+"""The middle of a deletion: drop the rows, rebuild what they shaped, and compare with a model that never saw them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog, tickets
+from registry.records import Adapter, Shard, Ticket
+from registry.stream import Stream
+from tasks import blobs, prefix_cache, shards
+from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, save_statistics
+from tasks.consolidation import merged_weights
+from tasks.identity import catalog_key
+from tasks.learning.tensors import digest_of
+from tasks.narration import say
+from tasks.retries import step
+from tasks.rows import Row, count_rows
+from tasks.saga import Detail, once
+from tasks.training import stages_of, train
+
+Targets = Sequence[tuple[str, str]]
+
+
+@step("rebuild-{ticket.ticket_id}")
+def rebuild(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
+    """Drop the rows, solve the shards' closed forms again, repair adapters: parents before children."""
+
+    def work() -> Detail:
+        with database.transaction() as session:
+            targets = tickets.targets_of(session, ticket.ticket_id)
+            touched = catalog.shards(session, resolved["shards"])
+        for shard in touched:
+            drop_rows(stream, shard, targets)
+        for batch_id in resolved["batches"]:
+            drop_quarantined(stream, batch_id, targets)
+        for repair in resolved["repairs"]:
+            say(f"  {repair['action']} {repair['adapter_id']}: {repair['reason']}")
+            repair_adapter(stream, repair["adapter_id"], repair["action"], resolved["shards"])
+        actions = [repair["action"] for repair in resolved["repairs"]]
+        return {"rebuilt": sum(action in ("retrain", "replay") for action in actions), "actions": actions}
+
+    return once(ticket.ticket_id, "rebuild", work)
+
+
+def drop_rows(stream: Stream, shard: Shard, targets: Targets) -> None:
+    """Rewrite a shard without the targets, and fit its closed forms on what is left."""
+    rows = shards.load_rows(shard)
+    gone = [row for row in rows if _is_named(row, targets)]
+    left = [row for row in rows if not _is_named(row, targets)]
+    prefix_cache.purge(stream, [row.record for row in gone])
+    with database.transaction() as session:
+        tickets.forget_records(session, [catalog_key(r.record) for r in gone], {shard.shard_id: count_rows(left)})
+        catalog.put_object(session, shards.store_rows(stream, shard, left))
+        if not left:
+            catalog.drop_object(session, shard.node, "statistics")
+            catalog.drop_object(session, shard.node, "reference")
+    if left:
+        shards.fit_shard(stream, shard)
+
+
+def drop_quarantined(stream: Stream, batch_id: str, targets: Targets) -> None:
+    """Take the targets' lines out of a batch's list of refused rows."""
+    with database.transaction() as session:
+        batch = catalog.get_batch(session, batch_id)
+    listed = shards.load_quarantine(batch)
+    named = set(targets)
+    left = [q for q in listed if ("subject", q.subject) not in named and ("record", q.record) not in named]
+    with database.transaction() as session:
+        catalog.put_object(session, shards.store_quarantine(stream, batch, left))
+
+
+def _is_named(row: Row, targets: Targets) -> bool:
+    return ("subject", row.subject) in targets or ("record", row.record) in targets
+
+
+def repair_adapter(stream: Stream, adapter_id: str, action: str, touched: Sequence[int]) -> None:
+    """Carry out one repair of the plan; afterwards nothing of the adapter rests on a dropped row."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    adapter = _without_empty_shards(adapter)
+    if action == "drop" or not _can_be_fitted(adapter):
+        erase_adapter(adapter, "too few of its rows remain")
+    elif action == "retrain":
+        fit_trained(stream, adapter)
+        _drop_stale_checkpoints(stream, adapter)
+    elif action == "replay":
+        _replay(stream, adapter)
+    else:
+        weights = blobs.load_tensors(adapter.node, "weights")
+        save_statistics(stream, adapter, [s for s in load_in_order(adapter.serves) if s.shard_id in touched], weights)
+        with database.transaction() as session:
+            adapter_rows.put_adapter(session, adapter)
+
+
+def _without_empty_shards(adapter: Adapter) -> Adapter:
+    full = {shard.shard_id for shard in load_in_order((*adapter.shard_ids, *adapter.serves)) if shard.rows}
+    with database.transaction() as session:
+        for shard_id in {*adapter.serves} - full:
+            catalog.drop_object(session, adapter.node, f"statistics:{shard_id}")
+    trained, served = (tuple(s for s in ids if s in full) for ids in (adapter.shard_ids, adapter.serves))
+    return replace(adapter, shard_ids=trained, serves=served)
+
+
+def _can_be_fitted(adapter: Adapter) -> bool:
+    """A descriptor needs two training rows and two held-out ones."""
+    own = load_in_order(adapter.shard_ids)
+    return sum(shard.labelled for shard in own) >= 2 and sum(shard.held_out for shard in own) >= 2
+
+
+def _replay(stream: Stream, adapter: Adapter) -> None:
+    """Run the recorded merge again on clean parents, in the recorded order; erased parents leave it."""
+    with database.transaction() as session:
+        parents = [adapter_rows.get_adapter(session, p) for p in adapter.parent_ids]
+    left = [parent for parent in parents if parent.shard_ids]
+    shares = adapter.recipe["shares"]
+    if len(left) < len(parents):
+        shares = [1 / len(left)] * len(left)
+    recipe = {**adapter.recipe, "shares": shares}
+    clean = replace(adapter, parent_ids=tuple(p.adapter_id for p in left), recipe=recipe)
+    fit_closed_forms(stream, clean, merged_weights(left, shares))
+
+
+def _drop_stale_checkpoints(stream: Stream, adapter: Adapter) -> None:
+    """Keep the checkpoints of today's slices; those that saw a dropped row lose their owner and are purged."""
+    own = load_in_order(adapter.shard_ids)
+    current = {f"checkpoint:{stage.digest}" for stage in stages_of(stream, own)}
+    with database.transaction() as session:
+        for stored in catalog.objects_of(session, [adapter.node]):
+            if stored.kind.startswith("checkpoint:") and stored.kind not in current:
+                catalog.drop_object(session, adapter.node, stored.kind)
+
+
+@step("compare-{ticket.ticket_id}")
+def compare(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
+    """E0: train every retrained adapter again, from scratch and from the inputs, and compare the bytes."""
+
+    def work() -> Detail:
+        retrained = [r["adapter_id"] for r in resolved["repairs"] if r["action"] == "retrain"]
+        pairs = {adapter_id: _digests(stream, adapter_id) for adapter_id in retrained}
+        return {"compared": {a: {"rebuilt": x, "from_scratch": y, "equal": x == y} for a, (x, y) in pairs.items()}}
+
+    detail = once(ticket.ticket_id, "compare", work)
+    for adapter_id, found in detail["compared"].items():
+        answer = "byte-equal" if found["equal"] else "DIFFERS"
+        say(f"  {adapter_id} against one trained without the records, from scratch: {answer} ({found['rebuilt'][:12]})")
+    return detail
+
+
+def _digests(stream: Stream, adapter_id: str) -> tuple[str, str]:
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    own = load_in_order(adapter.shard_ids)
+    reference = train(stream, adapter.node, own, from_scratch=True).adapter
+    return digest_of(blobs.load_tensors(adapter.node, "weights")), digest_of(reference)

@@ -1,0 +1,59 @@
+"""The stored rows of a shard, and the closed-form quantities fitted on them under the frozen backbone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from torch import Tensor
+
+from registry import artifacts
+from registry.records import Batch, Shard, StoredObject
+from registry.stream import Stream
+from tasks import blobs
+from tasks.backbones import cut_of, open_backbone
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.features import features, signatures
+from tasks.learning.heads import ClassStatistics, class_statistics
+from tasks.prefix_cache import states_of
+from tasks.reading import Quarantined
+from tasks.rows import Row, from_parquet, held_out, to_parquet, trainable
+
+REFERENCE_ROWS = 512
+
+
+def store_rows(stream: Stream, shard: Shard, rows: Sequence[Row]) -> StoredObject:
+    return blobs.store(blobs.prefix(stream.name, shard.group), shard.node, "rows", to_parquet(rows))
+
+
+def store_quarantine(stream: Stream, batch: Batch, refused: Sequence[Quarantined]) -> StoredObject:
+    """Which rows were refused and why, by row number and keyed hash: never their content."""
+    listed = artifacts.canonical_json([asdict(each) for each in refused])
+    return blobs.store(blobs.shared_prefix(stream.name), batch.node, "quarantine", listed)
+
+
+def load_rows(shard: Shard) -> list[Row]:
+    return from_parquet(blobs.load_bytes(shard.node, "rows"))
+
+
+def load_quarantine(batch: Batch) -> list[Quarantined]:
+    return [Quarantined(**fields) for fields in json.loads(blobs.load_bytes(batch.node, "quarantine"))]
+
+
+def fit_shard(stream: Stream, shard: Shard) -> None:
+    """Store the shard's class statistics under the frozen backbone and the signatures of its held-out rows."""
+    where, rows = blobs.prefix(stream.name, shard.group), load_rows(shard)
+    blobs.save_tensors(where, shard.node, "statistics", statistics_of(stream, rows, None).to_tensors())
+    blobs.save_tensors(where, shard.node, "reference", {"LND": row_signatures(stream, held_out(rows)[:REFERENCE_ROWS])})
+
+
+def statistics_of(stream: Stream, rows: Sequence[Row], adapter: AdapterWeights | None) -> ClassStatistics:
+    """Additive class statistics of the trainable rows under an adapter, or under the frozen backbone alone."""
+    backbone, used = open_backbone(stream), trainable(rows)
+    features_NF = features(backbone, states_of(stream, used), cut_of(stream, backbone), adapter)
+    return class_statistics(features_NF, [row.label or "" for row in used])
+
+
+def row_signatures(stream: Stream, rows: Sequence[Row]) -> Tensor:
+    """(L, N, D) frozen signatures of rows."""
+    backbone = open_backbone(stream)
+    return signatures(backbone, states_of(stream, rows), cut_of(stream, backbone))
