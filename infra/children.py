@@ -27,8 +27,12 @@ class Child:
             return False
 
 
+def known(pid: int) -> Child:
+    return Child(pid, psutil.Process(pid).create_time())
+
+
 def this_process() -> Child:
-    return Child(os.getpid(), psutil.Process().create_time())
+    return known(os.getpid())
 
 
 def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
@@ -47,7 +51,7 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
     finally:
         os.close(descriptor)
     process.returncode = 0  # nobody waits for it: it belongs to no command
-    return Child(process.pid, psutil.Process(process.pid).create_time())
+    return known(process.pid)
 
 
 def end(child: Child, grace: float = 0.0) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from infra import seaweed
+from infra import compaction, seaweed
 from infra.errors import UnreachableError
 from infra.s3 import open_client
 from infra.settings import Settings, settings
@@ -30,6 +30,14 @@ def ensure_buckets() -> None:
             _ensure_bucket(client, bucket)
     except (BotoCoreError, ClientError) as error:
         raise unreachable(error) from error
+
+
+def compact() -> int | None:
+    """After a purge: make the embedded S3 drop deleted bytes from its disk, and say how many. None where the S3 is
+    not ours: what its disks keep is its provider's promise."""
+    if settings().s3_endpoint is not None:
+        return None
+    return compaction.compact(settings().home)
 
 
 def unreachable(error: Exception) -> UnreachableError:

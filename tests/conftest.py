@@ -34,3 +34,16 @@ def bucket(s3):
     s3.create_bucket(Bucket=name)
     s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
     return name
+
+
+@pytest.fixture
+def set_variable(monkeypatch):
+    """Sets a DECIDUOUS_ variable and reads the settings anew; the session's come back afterwards."""
+
+    def change(name, value):
+        monkeypatch.setenv(f"DECIDUOUS_{name}", str(value))
+        settings.cache_clear()
+
+    yield change
+    monkeypatch.undo()
+    settings.cache_clear()

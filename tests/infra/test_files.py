@@ -1,0 +1,67 @@
+"""Private files and locks between processes; children known by pid and birth."""
+
+import stat
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
+from infra import children
+from infra.files import create_private, locked, write_private
+
+
+def test_the_first_writer_wins_and_the_file_is_private(tmp_path):
+    path = tmp_path / "deep" / "secret"
+    assert create_private(path, lambda: b"one") == b"one"
+    assert create_private(path, lambda: b"two") == b"one"
+    write_private(path, b"three")
+    assert path.read_bytes() == b"three"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [item.name for item in path.parent.iterdir()] == ["secret"]
+
+
+def test_racing_creators_agree(tmp_path):
+    barrier = threading.Barrier(8)
+    found = []
+
+    def create(name):
+        barrier.wait()
+        found.append(create_private(tmp_path / "key", lambda: name))
+
+    threads = [threading.Thread(target=create, args=(b"%d" % number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 8
+
+
+def test_lock_keeps_other_processes_out(tmp_path):
+    script = "import fcntl,sys; fcntl.flock(open(sys.argv[1],'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    attempt = [sys.executable, "-c", script, str(tmp_path / "lock")]
+    with locked(tmp_path / "lock"):
+        assert subprocess.run(attempt, check=False, capture_output=True).returncode == 1
+    assert subprocess.run(attempt, check=False, capture_output=True).returncode == 0
+
+
+def test_child_lives_until_ended_and_a_reused_pid_is_not_it(tmp_path):
+    child = children.spawn([sys.executable, "-c", "print('up', flush=True); input()"], tmp_path / "log", {})
+    sleeper = children.spawn(["sleep", "600"], tmp_path / "log2", {})
+    later = replace(sleeper, born=sleeper.born - 60)
+    assert sleeper.is_alive()
+    assert not later.is_alive()
+    assert not children.end(later)
+    assert sleeper.is_alive()
+    assert children.end(sleeper)
+    assert not sleeper.is_alive()
+    children.end(child)
+
+
+def test_end_takes_the_whole_family():
+    script = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        family = [children.known(parent.pid), children.known(int(parent.stdout.readline()))]
+        assert all(child.is_alive() for child in family)
+        children.end(family[0], grace=5)
+        assert not any(child.is_alive() for child in family)

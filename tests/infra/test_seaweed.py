@@ -1,0 +1,134 @@
+"""The embedded S3 is shared, found again, survives a kill, ends with its last user and forgets on disk."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra import seaweed, storage
+from infra.errors import UnreachableError
+from infra.settings import settings
+
+ROOT = Path(seaweed.__file__).resolve().parent.parent
+JOIN = """
+import sys
+from pathlib import Path
+from infra import seaweed
+home = Path(sys.argv[1])
+server = seaweed.connect(home)
+client = seaweed.client(home, server)
+print(server.child.pid, server.endpoint, flush=True)
+for order in sys.stdin:
+    verb, _, body = order.strip().partition(" ")
+    if verb == "put":
+        client.put_object(Bucket=seaweed.PROBE_BUCKET, Key="kept", Body=body.encode())
+    print(client.get_object(Bucket=seaweed.PROBE_BUCKET, Key="kept")["Body"].read().decode(), flush=True)
+"""
+
+
+class User:
+    """Another process that uses the server of a home."""
+
+    def __init__(self, home):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", JOIN, str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    def answer(self, order=""):
+        if order:
+            print(order, file=self.process.stdin, flush=True)
+        return self.process.stdout.readline().strip()
+
+    def leave(self):
+        self.process.communicate()
+        assert self.process.returncode == 0
+
+
+def test_processes_share_one_server_that_ends_with_the_last_and_keeps_its_data(tmp_path):
+    first, second = User(tmp_path), User(tmp_path)  # a race for the start
+    address = first.answer()
+    assert address == second.answer()
+    assert first.answer("put hello") == second.answer("get") == "hello"
+    first.leave()
+    assert seaweed.find(tmp_path) is not None
+    second.leave()
+    assert seaweed.find(tmp_path) is None
+
+    again = User(tmp_path)
+    assert again.answer().split()[0] != address.split()[0]
+    assert again.answer("get") == "hello"
+    seaweed.hold(tmp_path)
+    again.leave()
+    seaweed.leave(tmp_path)
+    held = seaweed.find(tmp_path)
+    assert held is not None
+    seaweed.release(tmp_path)
+    assert not held.child.is_alive()
+    assert seaweed._sockets(held) == []
+
+
+def test_a_killed_user_does_not_count_and_a_killed_server_is_replaced(tmp_path):
+    user = User(tmp_path)
+    pid = int(user.answer().split()[0])
+    user.process.kill()
+    user.process.communicate()
+    assert seaweed.users(tmp_path) == []
+    assert seaweed.connect(tmp_path).child.pid == pid
+    seaweed.stop_now(tmp_path)
+    replaced = seaweed.connect(tmp_path)
+    assert replaced.child.pid != pid
+    seaweed.leave(tmp_path)
+    assert not replaced.child.is_alive()
+
+
+def test_server_is_private_to_loopback_and_its_owner(s3, home):
+    listening = {
+        connection.laddr.ip
+        for connection in psutil.Process(seaweed.find(home).child.pid).net_connections()
+        if connection.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+    assert stat.S_IMODE((home / "s3" / "s3.json").stat().st_mode) == 0o600
+    assert seaweed.credentials(home)[1] not in (home / "s3" / "seaweedfs.log").read_text()
+    wrong = storage.open_client(s3.meta.endpoint_url, seaweed.credentials(home)[0], "wrong", "us-east-1", attempts=1)
+    with pytest.raises(wrong.exceptions.ClientError, match=r"SignatureDoesNotMatch|AccessDenied|Forbidden"):
+        wrong.list_buckets()
+
+
+def test_both_buckets_are_versioned(s3):
+    storage.ensure_buckets()
+    for bucket in (settings().artifact_bucket, settings().inbox_bucket):
+        assert s3.get_bucket_versioning(Bucket=bucket)["Status"] == "Enabled"
+
+
+def test_purged_bytes_leave_the_disk_only_after_compaction(s3, home):
+    body = os.urandom(3000) + b"sUbJeCt-marker" + os.urandom(3000)  # random: the server compresses what it can
+    version = s3.put_object(Bucket="inbox", Key="purged", Body=body)["VersionId"]
+    s3.put_object(Bucket="inbox", Key="kept", Body=b"neighbour")
+    s3.delete_object(Bucket="inbox", Key="purged", VersionId=version)
+
+    def on_disk():
+        return any(b"sUbJeCt-marker" in path.read_bytes() for path in (home / "s3" / "data").glob("inbox_*.dat"))
+
+    assert on_disk()  # the negative control
+    assert storage.compact() > len(body)
+    assert not on_disk()
+    assert s3.get_object(Bucket="inbox", Key="kept")["Body"].read() == b"neighbour"
+
+
+def test_s3_that_is_down_names_endpoint_and_remedy(set_variable):
+    set_variable("S3_ENDPOINT", "http://127.0.0.1:9")
+    set_variable("S3_ACCESS_KEY", "a")
+    set_variable("S3_SECRET_KEY", "s3cret")
+    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9.*DECIDUOUS_S3_ENDPOINT") as caught:
+        storage.ensure_buckets()
+    assert "s3cret" not in str(caught.value)
+    assert storage.compact() is None

@@ -1,0 +1,83 @@
+"""Settings come from the environment and show no secret; keys are made once and stay private."""
+
+import stat
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from pydantic import ValidationError
+
+from infra import keys
+from infra.errors import KeyFileError
+from infra.settings import Settings, settings
+
+
+@pytest.fixture
+def own_home(tmp_path, set_variable):
+    """A home of the test's own."""
+    set_variable("HOME", tmp_path / "home")
+    return tmp_path / "home"
+
+
+def test_defaults_lie_in_the_home(own_home):
+    assert settings().database_url == f"sqlite:///{own_home}/catalog.db"
+    assert settings().mlflow_tracking_uri == f"sqlite:///{own_home}/mlflow.db"
+    assert settings().s3_endpoint is None
+    assert not own_home.exists()
+
+
+def test_home_is_absolute(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert Settings(home="near").home == tmp_path / "near"
+
+
+def test_empty_variable_means_default(set_variable):
+    set_variable("S3_ENDPOINT", "")
+    assert Settings().s3_endpoint is None
+
+
+def test_repr_and_errors_show_no_secret():
+    secrets = {
+        "s3_secret_key": "s3cret-one",
+        "hash_key": "s3cret-two-long-enough",
+        "database_url": "postgresql+psycopg://u:s3cret@h/d",
+        "mlflow_tracking_uri": "postgresql+psycopg://u:s3cret@h/d",
+    }
+    assert "s3cret" not in repr(Settings(**secrets)) + str(Settings(**secrets))
+    with pytest.raises(ValidationError) as caught:
+        Settings(hash_key="s3cret-short")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValidationError, match="frozen"):
+        settings().threads = 2
+
+
+def test_keys_are_made_once_and_private(own_home):
+    assert keys.hash_key() == keys.hash_key()
+    assert len(keys.hash_key()) == 32
+    assert keys.signing_key().sign(b"x") == keys.signing_key().sign(b"x")
+    files = list((own_home / "keys").iterdir())
+    assert {path.name for path in files} == {"hash.key", "signing.pem"}
+    assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
+
+
+def test_given_hash_key_is_used(own_home, set_variable):
+    set_variable("HASH_KEY", "0123456789abcdef")
+    assert keys.hash_key() == b"0123456789abcdef"
+    assert not own_home.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"no key", "rsa"])
+def test_bad_signing_key_names_the_file_and_the_remedy(own_home, set_variable, tmp_path, content):
+    assert not own_home.exists()
+    path = tmp_path / "mine.pem"
+    if content == "rsa":
+        rsa = generate_private_key(65537, 2048)
+        content = rsa.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    if content is not None:
+        path.write_bytes(content)
+    set_variable("SIGNING_KEY", path)
+    with pytest.raises(KeyFileError, match=r"mine\.pem.*(give|make)"):
+        keys.signing_key()
