@@ -4,8 +4,12 @@ import os
 
 os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 
+import pytest
 import torch
 
+from kernels.descriptor_score import prepare, prepare_pca
+from kernels.descriptor_score import reference as score_reference
+from kernels.descriptor_score import triton as score_triton
 from kernels.mmd_perm import labelings
 from kernels.mmd_perm import reference as mmd_reference
 from kernels.mmd_perm import triton as mmd_triton
@@ -19,3 +23,17 @@ def test_mmd_perm():
     z, member = draw(83, 37), labelings(40, 43, 66, seed=0)
     actual = mmd_triton.mmd_statistics(z, member, 0.02)
     torch.testing.assert_close(actual, mmd_reference.mmd_statistics(z, member, 0.02), rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize(("tokens", "dim", "hidden", "num"), [(70, 40, 5, 3), (3, 33, 70, 1)])
+def test_descriptor_score(tokens, dim, hidden, num):
+    weights = [draw(2, num, *shape) / 4 for shape in [(hidden, dim), (hidden,), (dim, hidden), (dim,)]]
+    x = draw(2, tokens, dim)
+    expected = score_reference.descriptor_score(x, *weights)
+    torch.testing.assert_close(score_triton.descriptor_score(x, prepare(*weights)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_descriptor_score_of_pca():
+    basis, mean, x = torch.linalg.qr(draw(1, 2, 40, 6)).Q.mT.contiguous(), draw(1, 2, 40), draw(1, 70, 40)
+    expected = score_reference.descriptor_score(x, basis, -(basis @ mean[..., None])[..., 0], basis.mT, mean)
+    torch.testing.assert_close(score_triton.descriptor_score(x, prepare_pca(mean, basis)), expected)
