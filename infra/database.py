@@ -34,7 +34,7 @@ def migrate() -> None:
     """Bring the catalog to the newest revision. Safe when several processes start at once."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    migrating = _open(settings().database_url, foreign_keys=False)  # SQLite alters a table by replacing it
+    migrating = open_engine(settings().database_url, foreign_keys=False)  # SQLite alters a table by replacing it
     try:
         with migrating.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -48,9 +48,11 @@ def migrate() -> None:
         migrating.dispose()
 
 
-def compact() -> None:
-    """Overwrite what deleted rows left in free pages and the write-ahead log (SQLite), or run VACUUM FULL."""
-    with engine().connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+def compact(opened: Engine | None = None) -> None:
+    """Overwrite what deleted rows left in free pages and the write-ahead log (SQLite), or run VACUUM FULL.
+
+    Archived logs, replicas and backups of a server keep their own copies: they are its operator's."""
+    with (opened or engine()).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("vacuum")
             connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
@@ -60,10 +62,10 @@ def compact() -> None:
 
 @cache
 def _engine(url: str) -> Engine:
-    return _open(url)
+    return open_engine(url)
 
 
-def _open(url: str, foreign_keys: bool = True) -> Engine:
+def open_engine(url: str, foreign_keys: bool = True) -> Engine:
     if make_url(url).get_backend_name() != "sqlite":
         return create_engine(url, pool_pre_ping=True)
     database = make_url(url).database

@@ -31,9 +31,11 @@ class Settings(BaseSettings):
     artifact_bucket: str = "deciduous"
     inbox_bucket: str = "inbox"
     mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
+    mlflow_database_url: str | None = Field(default=None, repr=False)
+    """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""
     hash_key: SecretStr | None = Field(default=None, min_length=16)
     signing_key: AbsolutePath | None = None
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=2, ge=1)
 
 
 @cache

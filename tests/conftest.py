@@ -27,6 +27,14 @@ def s3(home):  # noqa: ARG001 - the home comes first
     return storage.s3()
 
 
+@pytest.fixture(scope="session")
+def mlflow_client(s3):  # noqa: ARG001 - MLflow's artifacts go there
+    """Client of the session's MLflow database."""
+    from infra import tracking  # noqa: PLC0415 - importing MLflow takes seconds, most tests need none
+
+    return tracking.prepare_tracking()
+
+
 @pytest.fixture
 def bucket(s3):
     """A versioned bucket of the test's own."""

@@ -1,0 +1,103 @@
+"""The MLflow client of this process, and the database behind it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
+from mlflow.exceptions import MlflowException
+from sqlalchemy import Connection, Engine
+
+from infra import database, storage
+from infra.errors import UnreachableError
+from infra.files import locked
+from infra.settings import Settings, settings
+
+
+def tracking_environment() -> dict[str, str]:
+    """Variables that MLflow reads, in this process and in the ones it starts."""
+    config = settings()
+    access, secret = storage.keys()
+    wanted = {
+        "MLFLOW_TRACKING_URI": config.mlflow_tracking_uri,
+        "MLFLOW_S3_ENDPOINT_URL": storage.s3().meta.endpoint_url,
+        "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path",
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": config.s3_region,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def prepare_tracking() -> MlflowClient:
+    """Point MLflow at the settings' registry and S3; returns its client.
+
+    Raises UnreachableError when the tracking server or its database does not answer."""
+    os.environ.update(tracking_environment())
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    set_tracking_uri(settings().mlflow_tracking_uri)
+    set_registry_uri(settings().mlflow_tracking_uri)
+    return _client(settings())
+
+
+def experiment(client: MlflowClient, stream: str) -> str:
+    """Id of the stream's experiment, made on first use; its artifacts lie in the artifact bucket under mlflow/."""
+    found = client.get_experiment_by_name(stream)
+    if found is not None:
+        return str(found.experiment_id)
+    location = f"s3://{settings().artifact_bucket}/mlflow"
+    try:
+        return str(client.create_experiment(stream, artifact_location=location))
+    except MlflowException:
+        made = client.get_experiment_by_name(stream)  # another process may have been faster
+        if made is None:
+            raise
+        return str(made.experiment_id)
+
+
+@contextmanager
+def backend() -> Iterator[Connection]:
+    """A transaction in MLflow's own database, for what its API cannot delete. Call no client inside it on SQLite:
+    the client would wait for this transaction."""
+    with backend_engine().begin() as connection:
+        yield connection
+
+
+def backend_engine() -> Engine:
+    url = settings().mlflow_database_url or settings().mlflow_tracking_uri
+    if url.startswith(("http:", "https:")):
+        remedy = "set DECIDUOUS_MLFLOW_DATABASE_URL to the database of that server, so that a deletion reaches its rows"
+        raise UnreachableError("the database behind MLflow", url, remedy)
+    return _backend(url)
+
+
+def compact() -> None:
+    """Overwrite what deleted rows left in the files of MLflow's database."""
+    database.compact(backend_engine())
+
+
+@cache
+def _client(config: Settings) -> MlflowClient:
+    client = MlflowClient(config.mlflow_tracking_uri, config.mlflow_tracking_uri)
+    try:
+        with locked(config.home / "mlflow.lock"):  # two processes would both create the tables
+            client.search_experiments(max_results=1)
+    except MlflowException as error:
+        remedy = f"{error}; check DECIDUOUS_MLFLOW_TRACKING_URI"
+        raise UnreachableError("MLflow", _without_password(config.mlflow_tracking_uri), remedy) from error
+    return client
+
+
+@cache
+def _backend(url: str) -> Engine:
+    return database.open_engine(url)
+
+
+def _without_password(uri: str) -> str:
+    return uri if "@" not in uri else f"...@{uri.rsplit('@', 1)[1]}"

@@ -1,0 +1,146 @@
+"""Runs, model versions and aliases in MLflow. The caller gives the client."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from registry.errors import UnknownIdError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+TAG_PREFIX = "deciduous."
+MODEL_FOLDER = "model"
+BATCH_LIMIT = 1000  # metrics that MLflow takes in one call
+PARAM_LIMIT = 100
+
+
+def log_run(
+    client: "MlflowClient",
+    experiment_id: str,
+    name: str,
+    *,
+    params: Mapping[str, object] | None = None,
+    metrics: Mapping[str, float | Sequence[float]] | None = None,
+    tags: Mapping[str, object] | None = None,
+    figures: "Mapping[str, Figure] | None" = None,
+    texts: Mapping[str, str] | None = None,
+    model_folder: Path | None = None,
+) -> str:
+    """Record a finished run and return its id. A list of metric values is logged by step; figures and texts are
+    named by file; the model folder becomes runs:/ID/model. A run that could not be recorded whole ends as FAILED."""
+    if model_folder is not None and not any(model_folder.rglob("*")):
+        raise ValueError(f"model folder {model_folder} holds no file")  # MLflow would log nothing, in silence
+    run_id: str = client.create_run(experiment_id, run_name=name, tags=_prefixed(tags)).info.run_id
+    try:
+        entries = list(_metrics(metrics or {}))
+        for start in range(0, len(entries), BATCH_LIMIT):
+            client.log_batch(run_id, metrics=entries[start : start + BATCH_LIMIT])
+        chosen = [Param(key, str(value)) for key, value in (params or {}).items()]
+        for start in range(0, len(chosen), PARAM_LIMIT):
+            client.log_batch(run_id, params=chosen[start : start + PARAM_LIMIT])
+        for file, figure in (figures or {}).items():
+            client.log_figure(run_id, figure, file)
+        for file, text in (texts or {}).items():
+            client.log_text(run_id, text, file)
+        if model_folder is not None:
+            client.log_artifacts(run_id, str(model_folder), MODEL_FOLDER)
+    except BaseException:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
+    return run_id
+
+
+def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, object]) -> None:
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _prefixed(tags).items()])
+
+
+def model_source(run_id: str) -> str:
+    return f"runs:/{run_id}/{MODEL_FOLDER}"
+
+
+def register_version(
+    client: "MlflowClient",
+    model: str,
+    run_id: str,
+    source: str,
+    tags: Mapping[str, object] | None = None,
+    description: str = "",
+) -> int:
+    """Register the run's model as the next version; the same run and source give the same version again."""
+    try:
+        client.create_registered_model(model)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    for known in client.search_model_versions(f"name = '{model}' and run_id = '{run_id}'"):
+        if known.source == source and known.current_stage != "Deleted_Internal":
+            return int(known.version)
+    made = client.create_model_version(model, source, run_id, tags=_prefixed(tags), description=description)
+    return int(made.version)
+
+
+def tag_version(client: "MlflowClient", model: str, version: int, tags: Mapping[str, object]) -> None:
+    for key, value in _prefixed(tags).items():
+        client.set_model_version_tag(model, str(version), key, value)
+
+
+def list_versions(client: "MlflowClient", model: str) -> list[int]:
+    """Versions of the model, oldest first; empty when nothing was registered."""
+    return sorted(int(version.version) for version in client.search_model_versions(f"name = '{model}'"))
+
+
+def set_alias(client: "MlflowClient", model: str, alias: str, version: int) -> None:
+    """Point the alias at the version. Raises UnknownIdError when there is no such version."""
+    try:
+        client.set_registered_model_alias(model, alias, str(version))
+    except MlflowException as error:
+        raise _unknown(client, error, model, f"version {version}") from error
+
+
+def find_alias(client: "MlflowClient", model: str, alias: str) -> int | None:
+    """The version the alias points at; None when there is no such alias or model."""
+    try:
+        return int(client.get_model_version_by_alias(model, alias).version)
+    except MlflowException as error:
+        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+            return None
+        raise
+
+
+def get_alias(client: "MlflowClient", model: str, alias: str) -> int:
+    version = find_alias(client, model, alias)
+    if version is None:
+        raise UnknownIdError("alias", f"{model}@{alias}")
+    return version
+
+
+def drop_alias(client: "MlflowClient", model: str, alias: str) -> None:
+    """Remove the alias; nothing happens when it is not there."""
+    if find_alias(client, model, alias) is not None:
+        client.delete_registered_model_alias(model, alias)
+
+
+def _metrics(values: Mapping[str, float | Sequence[float]]) -> list[Metric]:
+    now = int(time.time() * 1000)
+    series = {key: value if isinstance(value, Sequence) else [value] for key, value in values.items()}
+    return [Metric(key, float(x), now, step) for key, steps in series.items() for step, x in enumerate(steps)]
+
+
+def _prefixed(tags: Mapping[str, object] | None) -> dict[str, str]:
+    """Our tags carry our prefix; MLflow's own keep theirs."""
+    theirs = ("mlflow.", TAG_PREFIX)
+    return {key if key.startswith(theirs) else TAG_PREFIX + key: str(value) for key, value in (tags or {}).items()}
+
+
+def _unknown(client: "MlflowClient", error: MlflowException, model: str, what: str) -> Exception:
+    if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
+        return error
+    known = ", ".join(map(str, list_versions(client, model)))
+    return UnknownIdError("model version", f"{model} {what}", known)
