@@ -27,13 +27,15 @@ Result = Tensor | tuple[Tensor, ...]
 class Case:
     """One shape of one kernel: what users run today, ours, and ours on inputs that are slightly wrong.
 
-    `flops` and `bytes_moved` are the least that the operation needs, for the floor on a GPU.
+    `to_check` turns a result into what is compared, outside the clock. `flops` and `bytes_moved` are the least that the
+    operation needs, for the floor on a GPU.
     """
 
     shape: str
-    baseline: Callable[[], Result]
-    ours: Callable[[], Result]
-    perturbed: Callable[[], Result]
+    baseline: Callable[[], Any]
+    ours: Callable[[], Any]
+    perturbed: Callable[[], Any]
+    to_check: Callable[[Any], Result] = lambda result: result
     tolerance: float = 1e-5
     flops: float = 0.0
     bytes_moved: float = 0.0
@@ -58,11 +60,11 @@ class WrongResultError(AssertionError):
 
 def compare(case: Case, device: torch.device, repeats: int = 5) -> Row:
     """Check, then time. Raises WrongResultError before any timing."""
-    expected = case.baseline()
-    error = max_error(case.ours(), expected)
+    expected = case.to_check(case.baseline())
+    error = max_error(case.to_check(case.ours()), expected)
     if not error <= case.tolerance:
         raise WrongResultError(f"{case.shape}: off by {error:.2e}, tolerance {case.tolerance:.0e}")
-    perturbed_error = max_error(case.perturbed(), expected)
+    perturbed_error = max_error(case.to_check(case.perturbed()), expected)
     if perturbed_error <= case.tolerance:
         raise WrongResultError(f"{case.shape}: the check does not see a 0.1 % perturbation ({perturbed_error:.2e})")
     baseline_ms, ours_ms = time_interleaved((case.baseline, case.ours), device, repeats)

@@ -20,7 +20,9 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def autoencoders(layers: int, num: int, dim: int, hidden: int, device: torch.device) -> tuple[Tensor, ...]:
+def autoencoders(
+    layers: int, num: int, dim: int, hidden: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random weights at the scale of Kaiming's initialisation: encode, its bias, decode, its bias."""
     encode = torch.randn(layers, num, hidden, dim, device=device) / dim**0.5
     decode = torch.randn(layers, num, dim, hidden, device=device) / hidden**0.5

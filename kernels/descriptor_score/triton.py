@@ -56,7 +56,7 @@ def _score_kernel(
 def _config(element: str, pca: bool, block_h: int) -> Config:
     constants = {"PCA": pca, "BLOCK_T": 64, "BLOCK_D": 16 if element == "fp32" else 32, "BLOCK_H": block_h,
                  "PRECISION": "tf32x3" if element == "fp32" else "ieee"}  # fmt: skip
-    return Config(_score_kernel, f"*{element} " * 5 + "i32 i32 i32 i32 i32", constants, num_warps=4)
+    return Config(_score_kernel, f"*{element} " * 5 + "i32 i32 i32 i32 i32", constants, num_warps=8)
 
 
 CONFIGS = {

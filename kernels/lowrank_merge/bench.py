@@ -1,0 +1,58 @@
+"""Merging a model's adapters into one of rank 8 against PEFT: `python -m kernels.lowrank_merge.bench [--json]`."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.bench import Case, main
+from kernels.bench_models import ALPHA, QV, RANK, adapted, add_adapters, new_m6, stacked
+from kernels.lowrank_merge import lowrank_merge
+
+BASELINE = "PEFT add_weighted_adapter(combination_type='svd')"
+
+
+Merged = list[tuple[Tensor, Tensor]]
+
+
+def peft_merge(model: Any, weights: list[float], full_matrices: bool) -> Merged:
+    """PEFT's own call. The merged adapter has to go again before the next one; that is 2 % of the time."""
+    names = [f"a{k}" for k in range(len(weights))]
+    model.base_model.add_weighted_adapter(
+        names, weights, "merged", "svd", svd_rank=RANK, svd_full_matrices=full_matrices
+    )
+    merged = [(m.lora_A["merged"].weight, m.lora_B["merged"].weight) for m in adapted(model).values()]
+    model.base_model.delete_adapter("merged")
+    return merged
+
+
+def our_merge(slots: Merged, weights: list[float]) -> Merged:
+    weight_N = torch.tensor(weights, device=slots[0][0].device) * (ALPHA / RANK)
+    return [lowrank_merge(weight_N, A, B, RANK) for A, B in slots]
+
+
+def updates(merged: Merged) -> tuple[Tensor, ...]:
+    return tuple(B @ A for A, B in merged)
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    for num, dim, layers in [(16, 384, 6), (4, 384, 6), (8, 1024, 2)]:
+        model = add_adapters(new_m6(layers, dim, device), num, QV)
+        slots = [stacked(module, num) for module in adapted(model).values()]
+        weights = [(k + 1) / num for k in range(num)]
+        off = [weight * (1.001 if k == num - 1 else 1) for k, weight in enumerate(weights)]
+        for full_matrices in (True, False):
+            yield Case(
+                f"N={num} D={dim} r={RANK}, {len(slots)} modules{'' if full_matrices else ', full_matrices=False'}",
+                partial(peft_merge, model, weights, full_matrices),
+                partial(our_merge, slots, weights),
+                partial(our_merge, slots, off),
+                updates,
+                tolerance=1e-4,
+            )
+
+
+if __name__ == "__main__":
+    main("lowrank_merge", BASELINE, cases)
