@@ -10,36 +10,18 @@ from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Connection, Engine
 
-from infra import database, storage
+from infra import database
+from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.files import locked
 from infra.settings import Settings, settings
-
-
-def tracking_environment() -> dict[str, str]:
-    """Variables that MLflow reads, in this process and in the ones it starts."""
-    config = settings()
-    access, secret = storage.keys()
-    wanted = {
-        "MLFLOW_TRACKING_URI": config.mlflow_tracking_uri,
-        "MLFLOW_S3_ENDPOINT_URL": storage.s3().meta.endpoint_url,
-        "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path",
-        "AWS_ACCESS_KEY_ID": access,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        "AWS_DEFAULT_REGION": config.s3_region,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    }
-    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def prepare_tracking() -> MlflowClient:
     """Point MLflow at the settings' registry and S3; returns its client.
 
     Raises UnreachableError when the tracking server or its database does not answer."""
-    os.environ.update(tracking_environment())
+    os.environ.update(mlflow_environment())
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     set_tracking_uri(settings().mlflow_tracking_uri)
     set_registry_uri(settings().mlflow_tracking_uri)

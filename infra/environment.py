@@ -1,0 +1,37 @@
+"""Environment variables that Prefect and MLflow read; nothing here imports them, for that takes seconds."""
+
+from infra import storage
+from infra.settings import settings
+
+
+def prefect_environment() -> dict[str, str]:
+    """Variables that Prefect reads, for an API in this process or for a server."""
+    return {
+        "PREFECT_HOME": str(settings().home / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",  # the default of 20 s is tight on a busy machine
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the API still gets every line
+        "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    }
+
+
+def mlflow_environment() -> dict[str, str]:
+    """Variables that MLflow reads, in this process and in the ones it starts."""
+    config = settings()
+    access, secret = storage.keys()
+    wanted = {
+        "MLFLOW_TRACKING_URI": config.mlflow_tracking_uri,
+        "MLFLOW_S3_ENDPOINT_URL": storage.s3().meta.endpoint_url,
+        "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path",
+        "AWS_ACCESS_KEY_ID": access,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        "AWS_DEFAULT_REGION": config.s3_region,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
