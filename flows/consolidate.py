@@ -1,12 +1,12 @@
 """Merge adapters that have grown alike, keep a merge only if it holds up, retire its parents."""
 
 from prefect import flow
-from tasks.promotion import promote_version
-from tasks.registration import register_change
-from tasks.reports import report_merge
 
 from registry.stream import Stream
 from tasks.consolidation import MergeOutcome, merge_adapters, propose_merges, retire_adapter
+from tasks.promotion import promote_version
+from tasks.registration import register_change
+from tasks.reports import report_merge
 
 
 @flow(name="consolidate", flow_run_name="consolidate-{stream.name}")
@@ -20,6 +20,7 @@ def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bo
         for parent in outcome.parent_ids:
             retire_adapter(parent, f"superseded by {outcome.adapter_id}")
         version = register_change(stream, f"merge:{outcome.adapter_id}", outcome.reason)
-        promote_version(stream, version)
+        if version is not None:
+            promote_version(stream, version)
     report_merge(stream, outcome)
     return outcome

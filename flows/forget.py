@@ -16,8 +16,8 @@ from tasks.rebuilding import compare, rebuild
 def forget(ticket_id: str) -> Ticket:
     """Return the closed ticket: complete with a certificate, or an exception that says what is left.
 
-    The parameter is a ticket id: no run, log or tag ever holds a subject. Every step is noted on the ticket, so a killed
-    run goes on where it stopped.
+    The parameter is a ticket id: no run, log or tag ever holds a subject. Every step is noted on the ticket, so a
+    killed run goes on where it stopped.
     """
     ticket, stream = begin(ticket_id)
     resolved = resolve(stream, ticket)

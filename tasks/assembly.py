@@ -1,5 +1,6 @@
 """A version's manifest: which blobs serve together; and the model that it describes."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,6 +81,12 @@ def build_manifest(
             for a in adapters
         ],
     }
+
+
+def load_json(key: str, sha256: str) -> Manifest:
+    """A manifest from its blob, checked against its digest."""
+    manifest: Manifest = json.loads(blobs.read(key, sha256))
+    return manifest
 
 
 def load_model(manifest: Manifest, read: ReadTensors = blobs.read_tensors) -> ServingModel:

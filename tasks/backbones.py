@@ -63,7 +63,7 @@ def locate(source: str) -> Path:
 def _in_package(name: str) -> Path:
     spec = find_spec(name)
     roots = list(spec.submodule_search_locations or []) if spec is not None else []
-    configs = sorted(path for root in roots for path in Path(root).rglob("config.json"))
+    configs = sorted((p for root in roots for p in Path(root).rglob("config.json")), key=lambda p: len(p.parts))
     if not configs:
         raise UnsupportedBackboneError(f"backbone package {name!r} is not installed or holds no config.json")
     return configs[0].parent

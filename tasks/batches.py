@@ -1,6 +1,5 @@
 """Discover new objects, read one as a batch, run the frozen prefix for it."""
 
-import time
 from hashlib import sha256
 
 from infra import database
@@ -132,17 +131,12 @@ def _record(row: Row, shard: Shard) -> dict[str, int]:
 
 
 @step("encode-{batch.name}")
-def encode_batch(stream: Stream, batch: Batch) -> float:
-    """Fill the prefix cache and fit the shards' closed forms; returns the seconds that the frozen prefix took."""
-    rows = {shard: load_rows(shard) for shard in batch.shards}
+def encode_batch(stream: Stream, batch: Batch) -> None:
+    """Run the frozen prefix once per record, and fit the shards' closed forms on its states."""
     say(f"  {batch.name}: running the frozen prefix for {batch.rows} rows", progress=True)
-    start = time.perf_counter()
-    for members in rows.values():
-        encode_missing(stream, members)
-    seconds = time.perf_counter() - start
-    for shard in rows:
+    for shard in batch.shards:
+        encode_missing(stream, load_rows(shard))
         fit_shard(stream, shard)
-    return seconds
 
 
 @step("hold-{batch.name}")

@@ -15,14 +15,18 @@ from registry.records import StoredObject
 Tensors = dict[str, Tensor]
 
 
+def stream_prefix(stream: str) -> str:
+    return f"streams/{stream}/"
+
+
 def prefix(stream: str, group: str) -> str:
     """Where a group's blobs lie: one prefix per group, so that a bucket policy can keep groups apart."""
-    return f"streams/{stream}/groups/{quote(group, safe='')}"
+    return f"{stream_prefix(stream)}groups/{quote(group, safe='')}"
 
 
 def shared_prefix(stream: str) -> str:
     """Where blobs without any record's content lie: manifests, certificates, quarantine lists."""
-    return f"streams/{stream}/shared"
+    return f"{stream_prefix(stream)}shared"
 
 
 def store(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
@@ -42,8 +46,8 @@ def save_tensors(prefix: str, owner: str, kind: str, tensors: Tensors) -> Stored
     return save_bytes(prefix, owner, kind, artifacts.encode_tensors(tensors))
 
 
-def save_json(prefix: str, owner: str, kind: str, content: Any) -> StoredObject:
-    return save_bytes(prefix, owner, kind, artifacts.canonical_json(content))
+def json_bytes(content: Any) -> bytes:
+    return artifacts.canonical_json(content)
 
 
 def find(owner: str, kind: str) -> StoredObject | None:

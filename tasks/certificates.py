@@ -30,7 +30,7 @@ def digest(certificate: bytes) -> str:
 def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
     """The content, or CertificateError. `trusted_key` (PEM) is what the issuer published.
 
-    Without it the certificate is checked against the key that it carries: this detects any changed byte, not who signed.
+    Without it the certificate is checked against the key that it carries: that shows any changed byte, not who signed.
     """
     try:
         body = json.loads(certificate)
@@ -48,4 +48,5 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         raise CertificateError(
             "the signature does not match: the content was changed or another key signed it"
         ) from None
-    return body
+    content: Certificate = body
+    return content

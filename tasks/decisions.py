@@ -30,7 +30,7 @@ def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvide
     if decision.kind == DecisionKind.REUSE and decision.adapter_id is not None:
         join_adapter.fn(stream, shard, decision.adapter_id)
         measured, expected = measure_reuse(stream, shard, decision.adapter_id)
-        decision = refine_reuse(decision, measured, expected, rule)
+        decision = refine_reuse(decision, measured, shard.held_out, expected, rule)
     with database.transaction() as session:
         if decision.kind == DecisionKind.EXPAND:
             decision = replace(decision, adapter_id=adapter_rows.new_adapter_id(session, stream.name))

@@ -19,6 +19,7 @@ from infra.settings import settings
 from registry.stream import Stream, TaskType
 from tasks.backbones import cut_of, open_backbone
 from tasks.rows import Row
+from tasks.stopwatch import timing
 
 CHUNK = 64
 
@@ -45,6 +46,7 @@ def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
     return encode_inputs(stream, [row.input for row in rows])
 
 
+@timing("prefix")
 def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
     """The states of raw inputs: UTF-8 text, or image files."""
     backbone = open_backbone(stream)

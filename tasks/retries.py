@@ -10,6 +10,7 @@ from prefect.tasks import Task
 
 from infra.errors import UnreachableError
 from registry.errors import TransientError
+from tasks.stopwatch import timing
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -21,7 +22,7 @@ def worth_retrying(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> b
 
 def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     """A Prefect task with our retries. Never cached by Prefect: a cached result could outlive a deletion."""
-    return task(
+    as_task: Callable[[Callable[P, R]], Task[P, R]] = task(
         task_run_name=name,
         retries=3,
         retry_delay_seconds=[1, 5, 25],
@@ -29,3 +30,4 @@ def step(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
         cache_policy=NO_CACHE,
         persist_result=False,
     )
+    return lambda function: as_task(timing("steps")(function))

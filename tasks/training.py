@@ -15,6 +15,7 @@ from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
 from tasks.rows import Row, trainable
 from tasks.shards import load_rows
+from tasks.stopwatch import timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def train(stream: Stream, owner: str, shards: Sequence[Shard], *, from_scratch: 
     return state
 
 
+@timing("training")
 def _train_stage(stream: Stream, stage: Stage, start: TrainState | None, from_scratch: bool) -> TrainState:
     backbone, rows, recipe = open_backbone(stream), list(stage.rows), recipe_of(stream)
     states = encode(stream, rows) if from_scratch else states_of(stream, rows)

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 from registry.records import Decision, DecisionKind, ShiftEvidence
+
+REFRESH_TAIL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +53,29 @@ def _rejected(closest: ShiftEvidence, alpha: float) -> str:
     )
 
 
-def refine_reuse(decision: Decision, measured: float | None, expected: float | None, rule: ShiftRule) -> Decision:
+def refine_reuse(
+    decision: Decision, measured: float | None, rows: int, expected: float | None, rule: ShiftRule
+) -> Decision:
     """Turn a reuse into a refresh where statistics alone fall short of what the adapter reached on its own rows.
 
-    `measured` is the held-out accuracy on this batch with its statistics joined, `expected` the adapter's own.
+    `measured` is the accuracy on this batch's held-out `rows` with its statistics joined, `expected` the adapter's own.
+    A shortfall counts when it is larger than `refresh_drop` and than chance explains (exact binomial, 5 %).
     """
     alternatives = {**decision.alternatives, "reuse": measured, "expected": expected}
     kind, reason = decision.kind, decision.reason
     if kind == DecisionKind.REUSE and measured is not None and expected is not None:
-        short = expected - measured
-        compared = f"held-out accuracy {measured:.3f} against {expected:.3f} on its own rows"
-        if short > rule.refresh_drop:
+        tail = binomial_tail(round(measured * rows), rows, expected)
+        compared = f"held-out accuracy {measured:.3f} against {expected:.3f} on its own rows (tail {tail:.3f})"
+        if expected - measured > rule.refresh_drop and tail <= REFRESH_TAIL:
             kind, reason = DecisionKind.REFRESH, f"{reason}; statistics alone fall short: {compared}"
         else:
             reason = f"{reason}; {compared}"
     return Decision(kind, decision.adapter_id, reason, decision.p_value, decision.z_scores, alternatives)
+
+
+def binomial_tail(correct: int, rows: int, chance: float) -> float:
+    """Probability of at most `correct` hits in `rows` tries of probability `chance`."""
+    return sum(comb(rows, k) * chance**k * (1 - chance) ** (rows - k) for k in range(correct + 1))
 
 
 def _by_layer(evidence: Sequence[ShiftEvidence]) -> dict[str, dict[str, float]]:

@@ -13,8 +13,8 @@ def merge_candidates(
 ) -> list[tuple[str, str]]:
     """Pairs of one group that may be merged, closest first.
 
-    A merge deeper than MAX_DEPTH or wider than MAX_COHORT shards would make every deletion beneath it expensive, so such
-    pairs are left out. `distance` is keyed by (adapter, adapter) in the order given.
+    A merge deeper than MAX_DEPTH or wider than MAX_COHORT shards would make every deletion beneath it expensive, so
+    such pairs are left out. `distance` is keyed by (adapter, adapter) in the order given.
     """
     pairs = [(a, b) for n, a in enumerate(adapters) for b in adapters[n + 1 :]]
     allowed = [

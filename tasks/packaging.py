@@ -1,0 +1,48 @@
+"""The MLflow folder of a version: its manifest and the code that answers from it."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+from registry.stream import Stream, TaskType
+from tasks import blobs
+from tasks.assembly import Manifest
+
+CODE = Path(__file__).with_name("pyfunc_model.py")
+REQUIREMENTS = ("torch", "transformers", "safetensors", "boto3", "sqlalchemy", "pydantic-settings", "pyarrow", "pillow")
+
+
+@contextmanager
+def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
+    """A folder that `mlflow.pyfunc.load_model` loads; gone when the block ends."""
+    with TemporaryDirectory() as scratch:
+        written = Path(scratch) / "manifest.json"
+        written.write_bytes(blobs.json_bytes(manifest))
+        folder = Path(scratch) / "model"
+        mlflow.pyfunc.save_model(
+            str(folder),
+            python_model=str(CODE),
+            artifacts={"manifest": str(written)},
+            signature=_signature(stream),
+            pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
+            metadata={"stream": stream.name, "shards": json.dumps(len(manifest["shards"]))},
+        )
+        yield folder
+
+
+def _signature(stream: Stream) -> ModelSignature:
+    kind = DataType.binary if stream.task == TaskType.IMAGE else DataType.string
+    return ModelSignature(
+        inputs=Schema([ColSpec(kind, "input")]),
+        outputs=Schema(
+            [ColSpec("string", "label"), ColSpec("double", "score"), ColSpec("string", "adapter", required=False)]
+        ),
+        params=ParamSchema([ParamSpec("groups", DataType.string, "")]),
+    )

@@ -1,0 +1,131 @@
+"""Move the champion: through the gates, back to an earlier version, or away from what a ticket withdrew."""
+
+from getpass import getuser
+
+from infra import database, tracking
+from registry import catalog, models, versions
+from registry.errors import StateError
+from registry.records import ModelVersion, Verdict, VersionState
+from registry.stream import Approval, Stream
+from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from tasks.assembly import Manifest, load_json
+from tasks.narration import say
+from tasks.policies.promotion import version_clears_gates
+from tasks.release import check_release
+from tasks.retries import step
+
+
+@step("promote-{version.version}")
+def promote_version(stream: Stream, version: ModelVersion, gated: bool = True) -> Verdict:
+    """Make the version champion when every gate passes; otherwise it waits as challenger.
+
+    A deletion's version is not gated: what a ticket withdrew must not come back because it was more accurate.
+    """
+    with database.transaction() as session:
+        champion = versions.alias_of(session, stream.name, CHAMPION)
+        candidate = _accuracies(versions.accuracies(session, stream.name, version.version))
+        held = _accuracies(versions.accuracies(session, stream.name, champion)) if champion is not None else {}
+    if champion == version.version:
+        return Verdict(True, "it is the champion")
+    gates = stream.gates
+    verdict = version_clears_gates(candidate, held, gates.accuracy_drop, gates.forgetting)
+    if not gated:
+        verdict = Verdict(True, f"asked for by a deletion, not gated: {verdict.reason}")
+    elif _needs_person(gates.approval, verdict):
+        verdict = Verdict(False, f"waits for a person (gates.approval: {gates.approval.value}); {verdict.reason}")
+    alias = CHAMPION if verdict.passed else CHALLENGER
+    move_alias(stream.name, alias, version.version, "deciduous", verdict.reason)
+    say(f"  version {version.version} is {alias}: {verdict.reason}")
+    return verdict
+
+
+def _needs_person(approval: Approval, verdict: Verdict) -> bool:
+    return approval == Approval.ALWAYS or (approval == Approval.ON_REGRESSION and not verdict.passed)
+
+
+def _accuracies(cells: dict[str, tuple[float, float, int]]) -> dict[str, tuple[float, int]]:
+    return {batch: (accuracy, rows) for batch, (accuracy, _, rows) in cells.items()}
+
+
+def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> None:
+    """Point an alias at a READY version, with history; the release gate is asked every time.
+
+    The catalog moves first and decides; MLflow follows, and a repeated call brings it in line.
+    """
+    manifest = load_manifest(stream, version)
+    with database.transaction() as session:
+        found = versions.get_version(session, stream, version)
+        if found.state != VersionState.READY:
+            raise StateError(f"version {stream}/{version} is {found.state}; choose one that is ready")
+        check_release(
+            session, {**manifest, "epoch": catalog.stream_epoch(session, stream)}, f"version {stream}/{version}"
+        )
+        before = versions.alias_of(session, stream, alias)
+        if before != version:
+            versions.add_alias_event(session, stream, alias, version, by, reason)
+        if alias == CHAMPION and before is not None and before != version:
+            versions.add_alias_event(session, stream, PREVIOUS, before, by, f"version {version} became champion")
+        if alias == CHAMPION and versions.alias_of(session, stream, CHALLENGER) == version:
+            versions.add_alias_event(session, stream, CHALLENGER, None, by, "became champion")
+    mirror_aliases(stream)
+
+
+def mirror_aliases(stream: str) -> None:
+    """Bring MLflow's aliases in line with the catalog's history."""
+    client = tracking.prepare_tracking()
+    with database.transaction() as session:
+        wanted = {alias: versions.alias_of(session, stream, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
+    for alias, version in wanted.items():
+        if version is None:
+            models.drop_alias(client, stream, alias)
+        elif models.find_alias(client, stream, alias) != version:
+            models.set_alias(client, stream, alias, version)
+
+
+def withdraw_versions(stream: Stream, tainted: list[int], why: str) -> None:
+    """Quarantine versions: in one transaction no alias names them any more, then MLflow follows."""
+    with database.transaction() as session:
+        for version in tainted:
+            versions.set_state(session, stream.name, version, VersionState.QUARANTINED)
+        clean = [v.version for v in versions.versions(session, stream.name, VersionState.READY)]
+        for alias in (CHAMPION, CHALLENGER, PREVIOUS):
+            if versions.alias_of(session, stream.name, alias) in tainted:
+                fallback = clean[-1] if clean and alias == CHAMPION else None
+                versions.add_alias_event(session, stream.name, alias, fallback, "deciduous", why)
+    mirror_aliases(stream.name)
+
+
+def rollback_target(stream: str, version: int | None) -> int:
+    """The version named, or the champion before this one."""
+    with database.transaction() as session:
+        target = version if version is not None else versions.alias_of(session, stream, PREVIOUS)
+    if target is None:
+        raise StateError(f"stream {stream!r} has no previous champion to roll back to; name a version")
+    return target
+
+
+@step("roll-back-{stream}")
+def roll_back(stream: str, version: int | None, reason: str) -> int:
+    """Move the champion back; returns the version it names now."""
+    target = rollback_target(stream, version)
+    move_alias(stream, CHAMPION, target, getuser(), reason)
+    return target
+
+
+def load_manifest(stream: str, version: int) -> Manifest:
+    with database.transaction() as session:
+        found = versions.get_version(session, stream, version)
+        sha256 = versions.manifest_digest(session, stream, version)
+    if found.state == VersionState.ERASED:
+        raise StateError(f"version {stream}/{version} was erased by a deletion ticket; choose one that is ready")
+    return load_json(found.manifest_key, sha256)
+
+
+def champion_manifest(stream: str) -> tuple[int, Manifest]:
+    """(version, manifest) of the champion. Raises StateError when the stream has none."""
+    with database.transaction() as session:
+        catalog.get_stream(session, stream)
+        champion = versions.alias_of(session, stream, CHAMPION)
+    if champion is None:
+        raise StateError(f"stream {stream!r} has no champion; `deciduous run` a batch or promote a version first")
+    return champion, load_manifest(stream, champion)

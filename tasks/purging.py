@@ -1,0 +1,139 @@
+"""The last steps of a deletion: remove every copy of what was replaced, then look for what might be left."""
+
+from contextlib import suppress
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from infra import compaction, database, storage, tracking
+from infra.settings import settings
+from registry import artifacts, catalog, model_purge, tickets, versions
+from registry.errors import UnknownIdError
+from registry.records import Delivery, Ticket, VersionState
+from registry.stream import Stream
+from tasks import prefix_cache, source
+from tasks.garbage import collect_garbage
+from tasks.identity import keyed_hash
+from tasks.markers import escrow, load_markers
+from tasks.narration import say
+from tasks.reading import read_table
+from tasks.retries import step
+from tasks.saga import Detail, once
+
+
+@step("purge-{ticket.ticket_id}")
+def purge(stream: Stream, ticket: Ticket, resolved: Detail, quarantined: Detail) -> Detail:
+    """Remove quarantined versions from MLflow and the catalog, dead blobs from S3, the rows from our source objects."""
+
+    def work() -> Detail:
+        removed = [_purge_version(stream, version) for version in quarantined["versions"]]
+        with database.transaction() as session:
+            for version in quarantined["versions"]:
+                catalog.drop_objects(session, f"version:{stream.name}:{version}")
+                versions.set_state(session, stream.name, version, VersionState.ERASED)
+        gone = collect_garbage(stream.name)
+        rewritten = [_rewrite_source(stream, ticket, batch_id) for batch_id in resolved["batches"]]
+        _compact()
+        return {
+            "mlflow_versions": len(removed),
+            "mlflow_rows": sum(rows for rows, _ in removed),
+            "objects": len(gone) + sum(objects for _, objects in removed),
+            "source_objects_rewritten": sum(rewritten),
+            "source_objects_left_to_owner": rewritten.count(False),
+        }
+
+    detail = once(ticket.ticket_id, "purge", work)
+    say(f"  purged {detail['objects']} object versions, {detail['mlflow_versions']} model versions")
+    return detail
+
+
+def _purge_version(stream: Stream, version: int) -> tuple[int, int]:
+    """Remove a version and its run, where an interrupted purge has not; returns (rows, object versions) that went."""
+    with database.transaction() as session:
+        run_id = versions.get_version(session, stream.name, version).run_id
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    tracking.prepare_tracking()
+    removed = []
+    with tracking.backend() as connection:
+        with suppress(UnknownIdError):
+            removed.append(model_purge.delete_version_for_real(connection, s3, bucket, stream.name, version))
+        with suppress(UnknownIdError):
+            removed.append(model_purge.purge_run(connection, s3, bucket, run_id))
+    return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
+
+
+def _rewrite_source(stream: Stream, ticket: Ticket, batch_id: str) -> bool:
+    """Write a batch's source object without the targets, if it lies in our inbox bucket; its old versions go.
+
+    An object elsewhere belongs to its owner: the suppression list keeps its rows out, and the certificate says so.
+    """
+    with database.transaction() as session:
+        batch = catalog.get_batch(session, batch_id)
+        targets = set(tickets.targets_of(session, ticket.ticket_id))
+    bucket, key = source.split_s3(batch.uri) if batch.uri.startswith("s3://") else ("", "")
+    if bucket != settings().inbox_bucket or not key.endswith(".parquet"):
+        return False
+    _, data = source.fetch(batch.uri, "")
+    table = read_table(data, batch.uri)
+    left = table.filter([not _is_target(stream, fields, targets) for fields in table.to_pylist()])
+    if left.num_rows < table.num_rows:
+        sink = BytesIO()
+        pq.write_table(left, sink)
+        artifacts.purge_keys(storage.s3(), bucket, [key])
+        storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+    tag = next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri)
+    delivery, _ = source.fetch(batch.uri, tag)
+    with database.transaction() as session:
+        catalog.add_delivery(session, stream.name, Delivery(batch.uri, delivery.digest, delivery.size, tag), batch_id)
+    return True
+
+
+def _is_target(stream: Stream, fields: dict[str, Any], targets: set[tuple[str, str]]) -> bool:
+    columns = stream.columns
+    named = [("record", fields.get(columns.id)), ("subject", fields.get(columns.subject or columns.id))]
+    return any(
+        value is not None and (kind, keyed_hash(kind, stream.name, str(value).strip())) in targets
+        for kind, value in named
+    )
+
+
+def _compact() -> None:
+    """Make deleted bytes unreadable on disk where the stores are ours."""
+    database.compact()
+    if settings().s3_endpoint is None:
+        compaction.compact(settings().home)
+
+
+@step("sweep-{ticket.ticket_id}")
+def sweep(stream: Stream, ticket: Ticket) -> Detail:
+    """Search every store for the deleted records' bytes; afterwards the bytes to search for go as well."""
+
+    def work() -> Detail:
+        markers = load_markers(ticket.ticket_id)
+        buckets = (settings().artifact_bucket, settings().inbox_bucket)
+        hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
+        hits["home folder"] = sum(_holds(path, markers) for path in _home_files())
+        hits["prefix cache"] = sum(_holds(path, markers) for path in prefix_cache.cached_files(stream.name))
+        escrow(ticket.ticket_id).unlink(missing_ok=True)
+        return {"hits": sum(hits.values()), "by_store": hits, "markers": len(markers)}
+
+    detail = once(ticket.ticket_id, "sweep", work)
+    say(f"  swept for {detail['markers']} markers: {detail['hits']} hits")
+    return detail
+
+
+def _home_files() -> list[Path]:
+    """Databases, logs and scratch of the home; the object store's own files are swept through its interface."""
+    skipped = {"s3", "cache", "escrow", "keys"}
+    home = settings().home
+    return [p for p in home.rglob("*") if p.is_file() and p.relative_to(home).parts[0] not in skipped]
+
+
+def _holds(path: Path, markers: list[bytes]) -> bool:
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return any(marker in content for marker in markers)

@@ -1,0 +1,120 @@
+"""Register a version: blobs, then the manifest, then MLflow, then the catalog. Each step can be repeated."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from infra import database, tracking
+from registry import catalog, models, versions
+from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, VersionState
+from registry.stream import Stream
+from tasks import blobs
+from tasks.assembly import Manifest, current_manifest, load_model
+from tasks.evaluation import Score, score_shards, total
+from tasks.model_card import describe_version, draw_figures
+from tasks.narration import say
+from tasks.packaging import packed_model
+from tasks.release import check_release
+from tasks.retries import step
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a version is registered for."""
+
+    cause: str
+    """'batch:ID', 'merge:ID' or 'ticket:ID': a repeated run finds the version by it."""
+    reason: str
+    decisions: tuple[Decision, ...] = ()
+
+
+@step("register-{batch.name}")
+def register_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) -> ModelVersion:
+    """The version that a batch leads to. Raises StaleEpochError when a ticket came in since the batch was read."""
+    taken = [s for s, d in zip(batch.shards, decisions, strict=True) if d.kind != DecisionKind.HOLD]
+    reason = "; ".join(f"{d.kind.value} {d.adapter_id or ''}: {d.reason}" for d in decisions)
+    manifest = current_manifest(stream, extra_shards=taken, epoch=batch.epoch)
+    return register(stream, manifest, Change(batch.node, f"{batch.name}: {reason}", tuple(decisions)))
+
+
+@step("register-{cause}")
+def register_change(stream: Stream, cause: str, reason: str) -> ModelVersion | None:
+    """The version after a merge, a retirement or a deletion; None when no shard is left to answer from."""
+    manifest = current_manifest(stream)
+    return register(stream, manifest, Change(cause, reason)) if manifest["shards"] else None
+
+
+def register(stream: Stream, manifest: Manifest, change: Change) -> ModelVersion:
+    with database.transaction() as session:
+        known = versions.find_by_cause(session, stream.name, change.cause)
+        check_release(session, manifest, f"the version for {change.cause}")
+        shards = catalog.shards(session, [shard["shard_id"] for shard in manifest["shards"]])
+    if known is not None and known.state == VersionState.READY:
+        return known
+    scores = score_shards(stream, load_model(manifest), shards)
+    number, run_id = _publish(stream, manifest, change, shards, scores)
+    stored = blobs.store(
+        blobs.shared_prefix(stream.name), f"version:{stream.name}:{number}", "manifest", blobs.json_bytes(manifest)
+    )
+    version = ModelVersion(
+        stream=stream.name,
+        version=number,
+        run_id=run_id,
+        manifest_key=stored.key,
+        epoch=manifest["epoch"],
+        state=VersionState.READY,
+        accuracy=total(list(scores.values())).accuracy,
+        reason=change.reason,
+    )
+    with database.transaction() as session:
+        check_release(session, manifest, f"version {number}")
+        versions.add_version(session, version, stored.sha256, change.cause)
+        versions.add_accuracies(session, stream.name, number, _by_batch(shards, scores))
+        catalog.put_object(session, stored)
+    say(f"  version {number} of {stream.name} registered, held-out accuracy {version.accuracy:.3f}")
+    return version
+
+
+def _publish(
+    stream: Stream, manifest: Manifest, change: Change, shards: Sequence[Shard], scores: dict[int, Score]
+) -> tuple[int, str]:
+    """The MLflow run and version of this change; a run that a crash left behind is taken up, not doubled."""
+    client = tracking.prepare_tracking()
+    experiment = tracking.experiment(client, stream.name)
+    card = describe_version(stream, manifest, change.reason, shards, scores)
+    tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"]}
+    left = client.search_runs(
+        [experiment], f"tags.`deciduous.cause` = '{change.cause}' and status = 'FINISHED'", max_results=1
+    )
+    if left:
+        run_id = left[0].info.run_id
+    else:
+        with packed_model(stream, manifest) as folder:
+            run_id = models.log_run(
+                client,
+                experiment,
+                change.cause.replace(":", "-"),
+                params={"backbone": stream.backbone, "cut": manifest["cut"], "epoch": manifest["epoch"]},
+                metrics=_metrics(manifest, scores),
+                tags=tags,
+                figures=draw_figures(stream, change.decisions, shards, scores),
+                texts={"README.md": card},
+                model_folder=folder,
+            )
+    return models.register_version(client, stream.name, run_id, models.model_source(run_id), tags, card), run_id
+
+
+def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
+    overall = total(list(scores.values()))
+    return {
+        "accuracy": overall.accuracy,
+        "accuracy_exact_head": overall.exact_accuracy,
+        "held_out_rows": overall.rows,
+        "adapters_serving": len(manifest["adapters"]),
+        "shards": len(manifest["shards"]),
+    }
+
+
+def _by_batch(shards: Sequence[Shard], scores: dict[int, Score]) -> list[tuple[str, float, float, int]]:
+    batches = dict.fromkeys(shard.batch_id for shard in shards)
+    summed = {b: total([scores[s.shard_id] for s in shards if s.batch_id == b]) for b in batches}
+    return [(b, score.accuracy, score.exact_accuracy, score.rows) for b, score in summed.items()]

@@ -1,0 +1,78 @@
+"""What a run leaves in the Prefect UI: a Markdown page per batch, merge and ticket. Ids and figures, no subject."""
+
+from collections.abc import Sequence
+
+from prefect.artifacts import create_markdown_artifact
+
+from infra import database
+from registry import catalog, tickets, versions
+from registry.records import Batch, Decision, Ticket, Verdict
+from registry.stream import Stream
+from registry.versions import CHAMPION
+from tasks.consolidation import MergeOutcome
+from tasks.retries import step
+
+
+@step("report-{batch.name}")
+def report_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision], promotion: Verdict | None) -> None:
+    """What came, what shifted, what was decided and why, what it did to the accuracy."""
+    with database.transaction() as session:
+        reasons = catalog.quarantine_counts(session, batch.batch_id)
+        champion = versions.alias_of(session, stream.name, CHAMPION)
+        cells = versions.accuracies(session, stream.name, champion) if champion else {}
+        names = {b.batch_id: b.name for b in catalog.batches(session, stream.name)}
+    lines = [
+        f"# {stream.name}: {batch.name}",
+        "",
+        f"{batch.rows} rows, {batch.quarantined} quarantined, {batch.suppressed} suppressed.",
+    ]
+    lines += [f"- {count} × {reason}" for reason, count in sorted(reasons.items())]
+    for shard, decision in zip(batch.shards, decisions, strict=True):
+        lines += ["", f"## {decision.kind.value} (group {shard.group})", "", decision.reason, "", *_scores(decision)]
+    verdict = promotion.reason if promotion else "the model stays as it is"
+    lines += [
+        "",
+        f"**Champion:** version {champion}. {verdict}",
+        "",
+        "| batch | accuracy | exact head | held-out rows |",
+    ]
+    lines += ["| --- | ---: | ---: | ---: |"]
+    lines += [f"| {names[b]} | {a:.3f} | {e:.3f} | {n} |" for b, (a, e, n) in cells.items()]
+    create_markdown_artifact(
+        "\n".join(lines), key=f"batch-{batch.batch_id}", description=f"{stream.name}: {batch.name}"
+    )
+
+
+def _scores(decision: Decision) -> list[str]:
+    """z-scores as a table, a row per layer."""
+    known = sorted({adapter for row in decision.z_scores.values() for adapter in row})
+    if not known:
+        return ["No adapter to compare with."]
+    lines = [f"| layer | {' | '.join(known)} |", f"| --- |{' ---: |' * len(known)}"]
+    return lines + [
+        f"| {layer} | {' | '.join(f'{row[a]:.2f}' if a in row else '' for a in known)} |"
+        for layer, row in decision.z_scores.items()
+    ]
+
+
+@step("report-merge-{stream.name}")
+def report_merge(stream: Stream, outcome: MergeOutcome) -> None:
+    answer = f"kept as {outcome.adapter_id}" if outcome.accepted else "refused"
+    text = f"# {stream.name}: merge of {', '.join(outcome.parent_ids)} {answer}\n\n{outcome.reason}"
+    create_markdown_artifact(text, key=f"merge-{stream.name}", description=f"merge {answer}")
+
+
+@step("report-{ticket.ticket_id}")
+def report_ticket(stream: Stream, ticket: Ticket) -> None:
+    with database.transaction() as session:
+        steps = tickets.steps_of(session, ticket.ticket_id)
+    lines = [
+        f"# Ticket {ticket.ticket_id}: {ticket.state.value}",
+        "",
+        f"{ticket.records} records of stream {stream.name}.",
+    ]
+    lines += ["", "| step | seconds | finished |", "| --- | ---: | --- |"]
+    lines += [f"| {row.step} | {row.seconds:.2f} | {row.finished_at:%Y-%m-%d %H:%M:%S} |" for row in steps]
+    create_markdown_artifact(
+        "\n".join(lines), key=f"ticket-{ticket.ticket_id}", description=f"ticket {ticket.state.value}"
+    )
