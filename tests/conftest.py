@@ -1,23 +1,31 @@
 """What all tests share: one home folder and one SeaweedFS a session."""
 
+import atexit
 import os
+import shutil
+import tempfile
 import uuid
+from pathlib import Path
 
 import pytest
 
 from infra import storage
+from infra.orchestration import prepare_prefect, without_heartbeat
 from infra.settings import settings
+
+# Before any test module imports Prefect: nothing of the developer's own is read or written.
+for name in [name for name in os.environ if name.startswith(("DECIDUOUS_", "PREFECT_", "MLFLOW_"))]:
+    del os.environ[name]
+HOME = Path(tempfile.mkdtemp(prefix="deciduous-tests-"))
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)  # first registered, last run: servers end before it
+os.environ["DECIDUOUS_HOME"] = str(HOME)
+prepare_prefect()
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home(tmp_path_factory):
-    """The temporary DECIDUOUS_HOME of this session; nothing of the developer's own is read or written."""
-    path = tmp_path_factory.mktemp("home")
-    for name in [name for name in os.environ if name.startswith("DECIDUOUS_")]:
-        del os.environ[name]
-    os.environ["DECIDUOUS_HOME"] = str(path)
-    settings.cache_clear()
-    return path
+def home():
+    """The temporary DECIDUOUS_HOME of this session."""
+    return HOME
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +41,13 @@ def mlflow_client(s3):  # noqa: ARG001 - MLflow's artifacts go there
     from infra import tracking  # noqa: PLC0415 - importing MLflow takes seconds, most tests need none
 
     return tracking.prepare_tracking()
+
+
+@pytest.fixture(scope="session")
+def prefect_api(home):  # noqa: ARG001 - Prefect's own state goes there
+    """Flows of this session run on one API in a child process, which the first flow starts."""
+    with without_heartbeat():
+        yield
 
 
 @pytest.fixture
