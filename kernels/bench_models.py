@@ -21,7 +21,7 @@ def new_m6(layers: int = 6, dim: int = 384, device: torch.device | str = "cpu") 
         hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertModel(config, add_pooling_layer=False).eval().requires_grad_(False)
-    model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps it untyped
+    model.to(torch.device(device))
     return model
 
 

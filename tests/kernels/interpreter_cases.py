@@ -10,6 +10,8 @@ import torch
 from kernels.descriptor_score import prepare, prepare_pca
 from kernels.descriptor_score import reference as score_reference
 from kernels.descriptor_score import triton as score_triton
+from kernels.grouped_lora import Weights, cpu, route_records
+from kernels.grouped_lora import triton as lora_triton
 from kernels.mmd_perm import labelings
 from kernels.mmd_perm import reference as mmd_reference
 from kernels.mmd_perm import triton as mmd_triton
@@ -37,3 +39,20 @@ def test_descriptor_score_of_pca():
     basis, mean, x = torch.linalg.qr(draw(1, 2, 40, 6)).Q.mT.contiguous(), draw(1, 2, 40), draw(1, 70, 40)
     expected = score_reference.descriptor_score(x, basis, -(basis @ mean[..., None])[..., 0], basis.mT, mean)
     torch.testing.assert_close(score_triton.descriptor_score(x, prepare_pca(mean, basis)), expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("rank", [3, 20])
+def test_grouped_lora(relu, rank):
+    records, tokens, dim, out, slots = 5, 9, 37, 70, 4
+    biases = (draw(slots, rank), draw(slots, out)) if relu else (None, None)
+    weights = Weights(draw(slots, rank, dim), draw(slots, out, rank), *biases)
+    x, base, grad = draw(records, tokens, dim), draw(records, tokens, out), draw(records, tokens, out)
+    route = route_records(torch.tensor([2, -1, 0, 2, 0]), torch.tensor([0.7, 1.0, 1.5, 9.0]))
+    y, hidden = lora_triton.forward(x, weights, base, route, relu)
+    expected_y, expected_hidden = cpu.forward(x, weights, base, route, relu)
+    torch.testing.assert_close(y, expected_y, rtol=1e-4, atol=1e-4)
+    gradients = lora_triton.backward(grad, x, weights, hidden, route, relu)
+    for got, want in zip(gradients, cpu.backward(grad, x, weights, expected_hidden, route, relu), strict=True):
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)

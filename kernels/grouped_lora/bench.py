@@ -1,0 +1,81 @@
+"""A forward of M6 with mixed adapters against PEFT: `python -m kernels.grouped_lora.bench [--json]`."""
+
+# N records, T tokens, K adapters
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kernels.bench import Case, main
+from kernels.bench_models import ALL_LINEAR, ALPHA, QV, RANK, adapted, add_adapters, new_m6, stacked
+from kernels.grouped_lora import Route, grouped_lora, route_records
+
+BASELINE = "PEFT forward with adapter_names"
+
+
+class BankedLinear(nn.Module):
+    """A frozen linear layer with all its adapters; `minibatch` carries the route of the records of this forward."""
+
+    def __init__(self, base: nn.Module, A_KRD: Tensor, B_KOR: Tensor, minibatch: dict[str, Route]) -> None:
+        super().__init__()
+        self.base, self.A_KRD, self.B_KOR, self.minibatch = base, A_KRD, B_KOR, minibatch
+
+    def forward(self, x_NTD: Tensor) -> Tensor:
+        return grouped_lora(x_NTD, self.A_KRD, self.B_KOR, self.minibatch["route"], self.base(x_NTD))
+
+
+def banked_copy(peft_model: Any, num: int, minibatch: dict[str, Route], bump: float = 1.0) -> nn.Module:
+    """The same M6 with slot tensors in place of PEFT's modules; shares the frozen weights."""
+    backbone = new_m6(device=next(peft_model.parameters()).device)
+    backbone.load_state_dict(_frozen_weights(peft_model))
+    for name, module in adapted(peft_model).items():
+        parent, _, child = name.removeprefix("base_model.model.").rpartition(".")
+        A_KRD, B_KOR = stacked(module, num)
+        owner = backbone.get_submodule(parent)
+        setattr(owner, child, BankedLinear(getattr(owner, child), A_KRD * bump, B_KOR, minibatch))
+    return backbone
+
+
+def _frozen_weights(peft_model: Any) -> dict[str, Tensor]:
+    state = peft_model.base_model.model.state_dict()
+    return {name.replace("base_layer.", ""): value for name, value in state.items() if "lora_" not in name}
+
+
+def our_forward(model: Any, minibatch: dict[str, Route], tokens_NT: Tensor, slot_N: Tensor, scale_K: Tensor) -> Tensor:
+    minibatch["route"] = route_records(slot_N, scale_K)
+    states_NTD: Tensor = model(input_ids=tokens_NT).last_hidden_state
+    return states_NTD
+
+
+def peft_forward(model: Any, tokens_NT: Tensor, names: list[str]) -> Tensor:
+    states_NTD: Tensor = model(input_ids=tokens_NT, adapter_names=names).last_hidden_state
+    return states_NTD
+
+
+def case(num: int, label: str, targets: Sequence[str], device: torch.device) -> Case:
+    tokens_NT = torch.randint(1000, 2000, (64, 16), device=device)
+    slot_N = torch.arange(64, device=device) % (num + 1) - 1 if num < 64 else torch.arange(64, device=device)
+    names = [f"a{slot}" if slot >= 0 else "__base__" for slot in slot_N.tolist()]
+    scale_K = torch.full((num,), ALPHA / RANK, device=device)
+    peft_model = add_adapters(new_m6(device=device), num, targets)
+    minibatch: dict[str, Route] = {}
+    ours, perturbed = (banked_copy(peft_model, num, minibatch, bump) for bump in (1.0, 1.001))
+    return Case(
+        f"M6 {label}, 64 x 16 tokens, K={num}",
+        partial(peft_forward, peft_model, tokens_NT, names),
+        partial(our_forward, ours, minibatch, tokens_NT, slot_N, scale_K),
+        partial(our_forward, perturbed, minibatch, tokens_NT, slot_N, scale_K),
+    )
+
+
+def cases(device: torch.device) -> Iterator[Case]:
+    for num in (64, 16, 4, 1):
+        yield case(num, "all linear layers", ALL_LINEAR, device)
+        yield case(num, "query and value", QV, device)
+
+
+if __name__ == "__main__":
+    main("grouped_lora", BASELINE, cases)
