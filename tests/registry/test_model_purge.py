@@ -10,6 +10,7 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag
 
 from infra import database, tracking
+from infra.disk_sweep import sweep_files
 from infra.settings import settings
 from registry import models
 from registry.artifacts import list_versions, sweep_bytes
@@ -68,8 +69,7 @@ def rows_with(*markers):
 
 def in_file(*markers):
     tracking.compact()
-    path = settings().home / "mlflow.db"
-    return any(marker.encode() in path.read_bytes() for marker in markers)
+    return sweep_files(settings().home.glob("mlflow.db*"), [marker.encode() for marker in markers]) != []
 
 
 def purge_all(s3, marker, run_id):
