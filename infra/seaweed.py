@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 PROBE_BUCKET = "readiness"
 START_SECONDS = 60
+GUARDED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,10 @@ def _command(folder: Path, ports: tuple[int, int, int, int]) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
+    # without these keys the ports behind the S3 port let every user of the machine read and delete
+    keys = {f"WEED_JWT_{what}_KEY": secrets.token_hex(32) for what in GUARDED}
     # one volume file per bucket at first instead of seven
-    return {**os.environ, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    return {**os.environ, **keys, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
 
 def _weed() -> str:

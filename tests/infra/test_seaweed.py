@@ -4,7 +4,9 @@ import os
 import stat
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
+from urllib.error import HTTPError
 
 import psutil
 import pytest
@@ -101,6 +103,10 @@ def test_server_is_private_to_loopback_and_its_owner(s3, home):
     wrong = storage.open_client(s3.meta.endpoint_url, seaweed.credentials(home)[0], "wrong", "us-east-1", attempts=1)
     with pytest.raises(wrong.exceptions.ClientError, match=r"SignatureDoesNotMatch|AccessDenied|Forbidden"):
         wrong.list_buckets()
+    _master, volume, filer, _s3 = seaweed.find(home).ports
+    for address in (f"http://127.0.0.1:{filer}/buckets/readiness/probe", f"http://127.0.0.1:{volume}/1,01637037d6"):
+        with pytest.raises(HTTPError, match="401"):
+            urllib.request.urlopen(address, timeout=10)
 
 
 def test_both_buckets_are_versioned(s3):
