@@ -1,0 +1,3 @@
+-- one database for each of the three that keep state
+create database prefect;
+create database mlflow;

@@ -1,0 +1,98 @@
+"""PostgreSQL under the catalog and under an MLflow server: the same code, the same guarantees."""
+
+import os
+import subprocess
+import sys
+import urllib.request
+import uuid
+
+import pytest
+from mlflow.entities import Dataset, DatasetInput
+from sqlalchemy import create_engine, text
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from infra import children, database, stack, tracking
+from infra.environment import mlflow_environment
+from infra.ports import free_ports
+from registry import model_purge, models
+from registry.artifacts import list_versions
+from registry.row_sweep import sweep_rows
+from tests.infra.postgres import cluster, find_binaries
+
+BINARIES = find_binaries()
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.skipif(BINARIES is None, reason="needs PostgreSQL's initdb and pg_ctl"),
+]
+
+
+@pytest.fixture(scope="module")
+def postgres():
+    with cluster(BINARIES) as address:
+        engine = create_engine(f"{address}/postgres", isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for name in ("deciduous", "mlflow"):
+                connection.execute(text(f"create database {name}"))
+        engine.dispose()
+        yield address
+
+
+@pytest.fixture
+def catalog(postgres, set_variable):
+    set_variable("DATABASE_URL", f"{postgres}/deciduous")
+    yield f"{postgres}/deciduous"
+    database.engine().dispose()
+
+
+@pytest.fixture
+def server(postgres, s3, set_variable, tmp_path):
+    """An MLflow server over PostgreSQL; the settings point at it."""
+    assert s3 is not None
+    (port,) = free_ports(1)
+    url = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, **mlflow_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    store = ["--backend-store-uri", f"{postgres}/mlflow", "--default-artifact-root", "s3://deciduous/mlflow"]
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store]
+    child = children.spawn(command, tmp_path / "mlflow.log", environment)
+    waiting = Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2), retry=retry_if_exception_type(OSError))
+    waiting(lambda: urllib.request.urlopen(f"{url}/health", timeout=5).close())
+    set_variable("MLFLOW_TRACKING_URI", url)
+    set_variable("MLFLOW_DATABASE_URL", f"{postgres}/mlflow")
+    yield url
+    tracking.backend_engine().dispose()
+    children.end(child, grace=5)
+
+
+def test_migrations_race_and_match_the_tables(catalog):
+    root = database.MIGRATIONS.parent.parent
+    environment = {**os.environ, "DECIDUOUS_DATABASE_URL": catalog, "PYTHONPATH": str(root)}
+    script = "from infra import database; database.migrate()"
+    racing = [subprocess.Popen([sys.executable, "-c", script], env=environment) for _ in range(3)]
+    assert [process.wait() for process in racing] == [0, 0, 0]
+    check = [sys.executable, "-m", "alembic", "check"]
+    subprocess.run(check, cwd=root, env=environment, check=True, capture_output=True)
+    with database.transaction() as session:
+        assert session.execute(text("select count(*) from stream")).scalar_one() == 0
+    database.compact()
+
+
+def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
+    client = tracking.prepare_tracking()
+    marker = f"sUbJeCt-{uuid.uuid4().hex[:12]}"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text(marker)
+    experiment = tracking.experiment(client, "purge-production")
+    run_id = models.log_run(client, experiment, marker, tags={"t": marker}, model_folder=tmp_path / "model")
+    client.log_inputs(run_id, [DatasetInput(Dataset(marker, "digest", "s3", f"s3://inbox/{marker}"))])
+    version = models.register_version(client, marker, run_id, models.model_source(run_id), {"t": marker})
+    models.set_alias(client, marker, "champion", version)
+    assert list_versions(s3, "deciduous", f"mlflow/{run_id}") != []
+    assert {status.name: status.url for status in stack.stack_status()}["mlflow"] == server
+
+    with tracking.backend() as connection:
+        model_purge.delete_version_for_real(connection, s3, "deciduous", marker, version)
+        model_purge.purge_run(connection, s3, "deciduous", run_id)
+        model_purge.purge_model(connection, marker)
+        assert sweep_rows(connection, [marker, run_id]) == []
+    assert list_versions(s3, "deciduous", f"mlflow/{run_id}") == []
+    assert models.find_alias(client, marker, "champion") is None
