@@ -30,7 +30,8 @@ COPY registry ./registry
 COPY kernels ./kernels
 COPY infra ./infra
 COPY benchmarks ./benchmarks
-RUN printf '#!/bin/sh\nexec python -c "from flows.cli import app; app()" "$@"\n' > /usr/local/bin/deciduous \
+RUN printf '%s\n' '#!/bin/sh' 'exec python -c "from flows.cli import app; app(prog_name=\"deciduous\")" "$@"' \
+        > /usr/local/bin/deciduous \
     && chmod 755 /usr/local/bin/deciduous
 USER deciduous
 # the rooms are packages of /app: entrypoints are dotted (flows.learn.learn), nothing is installed as a wheel

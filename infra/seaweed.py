@@ -56,7 +56,7 @@ def connect(home: Path) -> Server:
             write_private(user, b"")
             atexit.register(leave, home)
         server = find(home)
-        if server is None or not _accepts_writes(server, home):
+        if server is None or not _wait_until_ready(server, home):  # it may only be busy, and others use it
             stop_now(home)
             server = _start(home)
         return server
