@@ -12,20 +12,32 @@ from torch import Tensor
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.backbones import Backbone
-from tasks.learning.descriptors import Descriptor, z_scores
+from tasks.learning.descriptors import Descriptor, log_density, z_scores
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import ClassStatistics, Head, head_scores, solve_head
+from tasks.learning.tensors import digest_of
+
+OTHERS = 0.3
+"""What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
+
+FAMILIAR = 3.0
+"""Largest mean z-score at which a record still looks like an adapter's shard: three deviations, as is customary."""
 
 
 @dataclass(frozen=True)
 class AdapterEntry:
-    """One serving adapter; `statistics` are those of the shards it serves, under this adapter."""
+    """One serving adapter; `statistics` are those of the shards it serves, under this adapter.
+
+    `frozen` are the statistics of the same shards on the frozen features; without them the exact head weighs all
+    shards alike.
+    """
 
     adapter_id: str
     group: str
     weights: AdapterWeights
     descriptor: Descriptor
     statistics: tuple[ClassStatistics, ...]
+    frozen: tuple[ClassStatistics, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,12 +52,17 @@ class ServingModel:
 
 @dataclass(frozen=True)
 class Composed:
-    """What one caller may use: heads solved from the shards of the caller's groups alone."""
+    """What one caller may use: heads solved from the shards of the caller's groups alone.
+
+    `near_heads` are exact heads on the frozen features in which the shards of one adapter count in full and the others
+    less; `adapter_heads` are solved from an adapter's own shards under that adapter.
+    """
 
     cut: int
     labels: tuple[str, ...]
     head: Head
     adapters: tuple[AdapterEntry, ...]
+    near_heads: tuple[Head, ...]
     adapter_heads: tuple[Head, ...]
 
 
@@ -65,8 +82,15 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
         raise ValueError(f"no shard of the groups {sorted(groups)} serves; ask for a group that has data")
     head = solve_head(frozen)
     entries = sorted((entry for entry in model.adapters if entry.group in groups), key=lambda entry: entry.adapter_id)
+    near = tuple(_near_head(frozen, entry) for entry in entries)
     heads = tuple(solve_head(entry.statistics) for entry in entries)
-    return Composed(model.cut, head.labels, head, tuple(entries), heads)
+    return Composed(model.cut, head.labels, head, tuple(entries), near, heads)
+
+
+def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
+    own = {digest_of(each.to_tensors()) for each in entry.frozen}
+    near = [not own or digest_of(each.to_tensors()) in own for each in frozen]
+    return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
 
 
 def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor]) -> Prediction:
@@ -81,22 +105,31 @@ def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor]) ->
         chosen = torch.nonzero(visited_N == number).flatten().tolist()
         if chosen:
             adapted = run_suffix(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
-            add_scores(scores_NC, composed.labels, chosen, composed.adapter_heads[number], adapted.features_NF)
+            near_NC = head_scores(composed.near_heads[number], suffix.features_NF[chosen])
+            own_NC = head_scores(composed.adapter_heads[number], adapted.features_NF)
+            scores_NC[chosen] = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)
     labels = [composed.labels[i] for i in scores_NC.argmax(1).tolist()]
     ids = [composed.adapters[i].adapter_id if i >= 0 else None for i in visited_N.tolist()]
     return Prediction(labels, scores_NC, ids)
 
 
 def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
-    """(N,) number of the adapter that each record visits, -1 for none: the least shift from an adapter's shard."""
+    """(N,) number of the adapter under whose descriptor each record is likeliest, -1 where none is familiar.
+
+    Adapters are compared by densities of their own, so that leaving one out moves only the records that visited it.
+    """
     if not composed.adapters:
         return torch.full((signatures_LND.shape[1],), -1)
-    shift_AN = torch.stack([z_scores(entry.descriptor, signatures_LND).mean(0) for entry in composed.adapters])
-    return shift_AN.argmin(0)
+    descriptors = [entry.descriptor for entry in composed.adapters]
+    density_AN = torch.stack([log_density(each, signatures_LND) for each in descriptors])
+    shift_AN = torch.stack([z_scores(each, signatures_LND).mean(0) for each in descriptors])
+    likeliest_N = density_AN.masked_fill(shift_AN > FAMILIAR, -torch.inf).argmax(0)
+    return torch.where((shift_AN <= FAMILIAR).any(0), likeliest_N, -1)
 
 
-def add_scores(scores_NC: Tensor, labels: Sequence[str], chosen: list[int], head: Head, features_NF: Tensor) -> None:
-    """Add an adapter head's scores, in place, to the columns of the classes it knows."""
-    columns = torch.tensor([labels.index(label) for label in head.labels])
-    rows = torch.tensor(chosen)[:, None]
-    scores_NC[rows, columns] += head_scores(head, features_NF)
+def combine(near_NC: Tensor, own_NC: Tensor, labels: Sequence[str], own_labels: Sequence[str]) -> Tensor:
+    """The mean of both heads' scores; where the adapter never met a class, the exact head's score stands for both."""
+    columns = [labels.index(label) for label in own_labels]
+    both_NC = near_NC.clone()
+    both_NC[:, columns] = own_NC
+    return (near_NC + both_NC) / 2

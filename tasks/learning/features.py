@@ -1,6 +1,6 @@
 """What heads, descriptors and retrieval see: pooled states of the last blocks, the same bytes in any company.
 
-Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = (L + 1) D head features.
+Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = S D head features of S <= 4 states.
 """
 
 # ruff: noqa: N815  fields carry shape suffixes too
@@ -13,6 +13,13 @@ from torch.nn import functional
 
 from tasks.learning.adapters import AdapterWeights, deltas_of
 from tasks.learning.backbones import Backbone, OnBlock, mean_tokens
+
+MAX_STATES = 4
+
+
+def num_states(layers: int) -> int:
+    """How many pooled states a head sees when the suffix has this many blocks."""
+    return min(MAX_STATES, layers + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +35,12 @@ def run_suffix(
 ) -> SuffixPass:
     """Head features and signatures of every record, float32 on the CPU, from one pass over the suffix.
 
-    Features are the pooled states entering the cut and leaving each later block, each normalised over its width.
+    Features are the pooled states leaving the last four blocks (the one entering the cut stands in for a missing
+    one), each normalised over its width.
     Signatures are the token means of the residual before each MLP, normalised over their width.
     """
     layers = backbone.num_blocks - cut
-    features_NSD = torch.empty(len(states), layers + 1, backbone.width)
+    features_NSD = torch.empty(len(states), num_states(layers), backbone.width)
     signatures_LND = torch.empty(layers, len(states), backbone.width)
     deltas = deltas_of(adapter, backbone.device)
     for chosen, padded in backbone.minibatches([len(state) for state in states]):
@@ -50,7 +58,9 @@ def run_suffix(
                 len(chosen),
             )
             size = (backbone.width,)
-            features_NSD[chosen] = functional.layer_norm(torch.stack(pooled, 1)[: len(chosen)], size).cpu()
+            features_NSD[chosen] = functional.layer_norm(
+                torch.stack(pooled, 1)[: len(chosen), -MAX_STATES:], size
+            ).cpu()
             signatures_LND[:, chosen] = functional.layer_norm(torch.stack(residuals)[:, : len(chosen)], size).cpu()
     return SuffixPass(features_NSD.flatten(1), signatures_LND)
 

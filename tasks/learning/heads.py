@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, text_to_tensor
 
-RANDOM_FEATURES = 2048
-RIDGE = 0.05  # in units of the mean eigenvalue; chosen on training rows (docs/decisions/0100)
+RANDOM_FEATURES = 1024
+RIDGE = 0.2  # in units of the mean eigenvalue; chosen on training rows (docs/decisions/0100)
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,27 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
     return ClassStatistics(names, counts_C, sums_CE, gram_EE=rows_NE.mT @ rows_NE)
 
 
-def solve_head(statistics: Sequence[ClassStatistics], ridge: float | None = None) -> Head:
+def solve_head(
+    statistics: Sequence[ClassStatistics], ridge: float | None = None, weights: Sequence[float] | None = None
+) -> Head:
     """The ridge head of all shards together, with an intercept; labels are the sorted union.
 
-    It equals ridge on the rows of all shards at once. `ridge` is in units of the mean eigenvalue of the covariance.
+    It equals ridge on the rows of all shards at once, each row counted `weights` of its shard times (once where
+    absent). `ridge` is in units of the mean eigenvalue of the covariance.
     """
     if not statistics:
         raise ValueError("a head needs the statistics of at least one shard")
-    ordered = sorted(statistics, key=lambda each: digest_of(each.to_tensors()))
-    labels = tuple(sorted({label for each in ordered for label in each.labels}))
+    weighted = list(zip(statistics, weights if weights is not None else [1.0] * len(statistics), strict=True))
+    ordered = sorted(weighted, key=lambda each: (digest_of(each[0].to_tensors()), each[1]))
+    labels = tuple(sorted({label for each, _ in ordered for label in each.labels}))
     counts_C = torch.zeros(len(labels), dtype=torch.float64)
-    sums_CE = torch.zeros(len(labels), ordered[0].sums_CE.shape[1], dtype=torch.float64)
+    sums_CE = torch.zeros(len(labels), statistics[0].sums_CE.shape[1], dtype=torch.float64)
     gram_EE = torch.zeros(sums_CE.shape[1], sums_CE.shape[1], dtype=torch.float64)
-    for each in ordered:
+    for each, weight in ordered:
         places = [labels.index(label) for label in each.labels]
-        counts_C[places] += each.counts_C
-        sums_CE[places] += each.sums_CE
-        gram_EE += _gram(each)
+        counts_C[places] += weight * each.counts_C
+        sums_CE[places] += weight * each.sums_CE
+        gram_EE.add_(_gram(each), alpha=weight)
     total = counts_C.sum()
     mean_E = sums_CE.sum(0) / total
     centred_EE = gram_EE - total * torch.outer(mean_E, mean_E)

@@ -4,6 +4,7 @@ Shapes: N rows of the batch, M rows of the reference, S = N + M, D width, P perm
 Published source: Gretton et al., A Kernel Two-Sample Test (JMLR 2012), unbiased estimator.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,17 +15,45 @@ from tasks.learning.tensors import require_finite
 
 @dataclass(frozen=True, slots=True)
 class ShiftTest:
+    """`novelty` is the statistic that a change of classes alone reaches, zero where both samples hold the same ones."""
+
     statistic: float
     p_value: float
     permutations: int
+    novelty: float = 0.0
+
+    def rejects(self, alpha: float) -> bool:
+        """The batch is shifted beyond chance, and beyond what its new classes explain."""
+        return self.p_value <= alpha and self.statistic > self.novelty
 
 
-def mmd_test(batch_ND: Tensor, reference_MD: Tensor, permutations: int, seed: int, coordinates: int = 32) -> ShiftTest:
+def mmd_test(
+    batch_ND: Tensor,
+    reference_MD: Tensor,
+    permutations: int,
+    seed: int,
+    coordinates: int = 32,
+    batch_labels: Sequence[str] | None = None,
+    reference_labels: Sequence[str] | None = None,
+) -> ShiftTest:
     """Unbiased RBF-MMD^2 on whitened principal coordinates, and p = (k + 1) / (P + 1).
 
     Coordinates and bandwidth come from both samples together, so that under the null every relabelling of the rows
-    is equally likely and the p-value is exact. Raises NonFiniteError.
+    is equally likely and the p-value is exact. With labels given, classes that both samples hold are compared alone;
+    where there are none, the test also reports the novelty: the largest statistic between two halves of the classes
+    of one sample. Raises NonFiniteError.
     """
+    if batch_labels is not None and reference_labels is not None:
+        shared = set(batch_labels) & set(reference_labels)
+        if not shared:
+            plain = mmd_test(batch_ND, reference_MD, permutations, seed, coordinates)
+            samples = ((batch_ND, batch_labels), (reference_MD, reference_labels))
+            novelty = max(class_novelty(rows, labels, coordinates) for rows, labels in samples)
+            return ShiftTest(plain.statistic, plain.p_value, permutations, novelty)
+        mine = [i for i, label in enumerate(batch_labels) if label in shared]
+        theirs = [i for i, label in enumerate(reference_labels) if label in shared]
+        if min(len(mine), len(theirs)) >= 2:
+            batch_ND, reference_MD = batch_ND[mine], reference_MD[theirs]
     if min(len(batch_ND), len(reference_MD)) < 2:
         raise ValueError("a two-sample test needs two rows on each side")
     rows_SD = require_finite("shift test", torch.cat([batch_ND, reference_MD])).double()
@@ -32,6 +61,15 @@ def mmd_test(batch_ND: Tensor, reference_MD: Tensor, permutations: int, seed: in
     values_P = _statistics(kernel_SS, _relabellings(len(batch_ND), len(rows_SD), permutations, seed), len(batch_ND))
     at_least = int((values_P[1:] >= values_P[0] - 1e-12).sum())  # ties count against the shift
     return ShiftTest(float(values_P[0]), (at_least + 1) / (permutations + 1), permutations)
+
+
+def class_novelty(rows_ND: Tensor, labels: Sequence[str], coordinates: int = 32) -> float:
+    """MMD^2 between the rows of the first and of the second half of the classes; 0 for fewer than two classes."""
+    names = sorted(set(labels))
+    first = torch.tensor([label in names[: len(names) // 2] for label in labels])
+    if min(int(first.sum()), int((~first).sum())) < 2:
+        return 0.0
+    return mmd_test(rows_ND[first], rows_ND[~first], 0, 0, coordinates).statistic
 
 
 def _whiten(rows_SD: Tensor, coordinates: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Train one adapter on one slice of its shard, resumable, and the same bytes every time.
 
-Shapes: N records, B rows of a minibatch, T tokens, D width, L suffix blocks, F = (L + 1) D features, C classes.
+Shapes: N records, B rows of a minibatch, T tokens, D width, F features, C classes.
 """
 
 import math
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone
+from tasks.learning.features import MAX_STATES, num_states
 from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_tensor
 
 
@@ -20,11 +21,11 @@ from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_ten
 class Recipe:
     """How an adapter trains; `optimizer` is "adamw" or "sgd" (momentum 0.9); rates fall to zero along a cosine."""
 
-    epochs: int = 4
-    learning_rate: float = 2e-3
+    epochs: int = 2
+    learning_rate: float = 5e-3
     head_learning_rate: float = 2e-3
     weight_decay: float = 1e-4
-    minibatch: int = 32
+    minibatch: int = 8
     optimizer: str = "adamw"
 
 
@@ -95,7 +96,7 @@ def _begin(
 ) -> TrainState:
     """The state before the first step of a slice: known classes keep their head rows, new ones get zeros."""
     names = tuple(sorted(set(labels) | set(start.labels if start else ())))
-    width = backbone.width * (spec.last_layers + 1)
+    width = backbone.width * num_states(spec.last_layers)
     head = {"weight": torch.zeros(len(names), width), "bias": torch.zeros(len(names))}
     for place, label in enumerate(start.labels if start else ()):
         assert start is not None
@@ -149,7 +150,7 @@ def _logits(backbone: Backbone, states: Sequence[Tensor], cut: int, weights: Map
     half = backbone.device.type == "cuda"
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
         backbone.run_blocks(hidden_BTD, lengths_B, cut, backbone.num_blocks, deltas_of(adapter), keep)
-        features_BF = functional.layer_norm(torch.stack(pooled, 1), (backbone.width,)).flatten(1)
+        features_BF = functional.layer_norm(torch.stack(pooled[-MAX_STATES:], 1), (backbone.width,)).flatten(1)
         return functional.linear(features_BF, weights["head/weight"], weights["head/bias"])
 
 
