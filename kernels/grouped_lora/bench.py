@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.bench import Case, main
-from kernels.bench_models import ALL_LINEAR, ALPHA, QV, RANK, adapted, add_adapters, new_m6, stacked
+from kernels.bench_models import ALL_LINEAR, ALPHA, QV, RANK, adapted, add_adapters, frozen_weights, new_m6, stacked
 from kernels.grouped_lora import Route, grouped_lora, route_records
 
 BASELINE = "PEFT forward with adapter_names"
@@ -30,18 +30,13 @@ class BankedLinear(nn.Module):
 def banked_copy(peft_model: Any, num: int, minibatch: dict[str, Route], bump: float = 1.0) -> nn.Module:
     """The same M6 with slot tensors in place of PEFT's modules; shares the frozen weights."""
     backbone = new_m6(device=next(peft_model.parameters()).device)
-    backbone.load_state_dict(_frozen_weights(peft_model))
+    backbone.load_state_dict(frozen_weights(peft_model))
     for name, module in adapted(peft_model).items():
         parent, _, child = name.removeprefix("base_model.model.").rpartition(".")
         A_KRD, B_KOR = stacked(module, num)
         owner = backbone.get_submodule(parent)
         setattr(owner, child, BankedLinear(getattr(owner, child), A_KRD * bump, B_KOR, minibatch))
     return backbone
-
-
-def _frozen_weights(peft_model: Any) -> dict[str, Tensor]:
-    state = peft_model.base_model.model.state_dict()
-    return {name.replace("base_layer.", ""): value for name, value in state.items() if "lora_" not in name}
 
 
 def our_forward(model: Any, minibatch: dict[str, Route], tokens_NT: Tensor, slot_N: Tensor, scale_K: Tensor) -> Tensor:

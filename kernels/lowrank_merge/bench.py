@@ -2,30 +2,16 @@
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from kernels.bench import Case, main
-from kernels.bench_models import ALPHA, QV, RANK, adapted, add_adapters, new_m6, stacked
+from kernels.bench_models import ALPHA, QV, RANK, Merged, adapted, add_adapters, new_m6, peft_merge, stacked
 from kernels.lowrank_merge import lowrank_merge
 
 BASELINE = "PEFT add_weighted_adapter(combination_type='svd')"
-
-
-Merged = list[tuple[Tensor, Tensor]]
-
-
-def peft_merge(model: Any, weights: list[float], full_matrices: bool) -> Merged:
-    """PEFT's own call. The merged adapter has to go again before the next one; that is 2 % of the time."""
-    names = [f"a{k}" for k in range(len(weights))]
-    model.base_model.add_weighted_adapter(
-        names, weights, "merged", "svd", svd_rank=RANK, svd_full_matrices=full_matrices
-    )
-    merged = [(m.lora_A["merged"].weight, m.lora_B["merged"].weight) for m in adapted(model).values()]
-    model.base_model.delete_adapter("merged")
-    return merged
+PEFT_OPTIONS = {"combination_type": "svd", "svd_rank": RANK}
 
 
 def our_merge(slots: Merged, weights: list[float]) -> Merged:
@@ -46,7 +32,7 @@ def cases(device: torch.device) -> Iterator[Case]:
         for full_matrices in (True, False):
             yield Case(
                 f"N={num} D={dim} r={RANK}, {len(slots)} modules{'' if full_matrices else ', full_matrices=False'}",
-                partial(peft_merge, model, weights, full_matrices),
+                partial(peft_merge, model, weights, **PEFT_OPTIONS, svd_full_matrices=full_matrices),
                 partial(our_merge, slots, weights),
                 partial(our_merge, slots, off),
                 updates,

@@ -7,14 +7,20 @@ os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported
 import pytest
 import torch
 
+from kernels.adapter_mixture import reference as mixture_reference
+from kernels.adapter_mixture import triton as mixture_triton
 from kernels.descriptor_score import prepare, prepare_pca
 from kernels.descriptor_score import reference as score_reference
 from kernels.descriptor_score import triton as score_triton
 from kernels.grouped_lora import Weights, cpu, route_records
 from kernels.grouped_lora import triton as lora_triton
+from kernels.merge_n import reference as merge_reference
+from kernels.merge_n import triton as merge_triton
 from kernels.mmd_perm import labelings
 from kernels.mmd_perm import reference as mmd_reference
 from kernels.mmd_perm import triton as mmd_triton
+from kernels.ties import reference as ties_reference
+from kernels.ties import triton as ties_triton
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,3 +62,21 @@ def test_grouped_lora(relu, rank):
     for got, want in zip(gradients, cpu.backward(grad, x, weights, expected_hidden, route, relu), strict=True):
         if want is not None:
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
+
+
+def test_adapter_mixture():
+    x, router = draw(3, 25, 37), draw(3, 7)
+    adapters = [draw(7, *shape) / 4 for shape in [(11, 37), (11,), (37, 11), (37,)]]
+    actual = mixture_triton.adapter_mixture(x, router, *adapters)
+    torch.testing.assert_close(actual, mixture_reference.adapter_mixture(x, router, *adapters), rtol=1e-4, atol=1e-4)
+
+
+def test_merge_n():
+    stack, weight = draw(5, 30, 41), draw(5)
+    torch.testing.assert_close(merge_triton.merge_n(stack, weight), merge_reference.merge_n(stack, weight))
+
+
+def test_ties():
+    stack, weight = draw(2, 5, 131), draw(5)
+    expected = torch.stack([ties_reference.ties(layer, weight, 0.3) for layer in stack])
+    torch.testing.assert_close(ties_triton.ties(stack, weight, 0.3), expected)
