@@ -197,6 +197,11 @@ def drop_objects(session: Session, owner: str) -> None:
     session.execute(delete(ObjectRow).where(ObjectRow.owner == owner))
 
 
+def all_keys(session: Session, prefix: str) -> set[str]:
+    """Every key under a prefix that some node owns."""
+    return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.startswith(prefix, autoescape=True))))
+
+
 def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
     """Which of these keys some node still owns."""
     return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(list(keys)))))

@@ -17,8 +17,8 @@ from tasks.prefix_cache import states_of
 from tasks.rows import Row
 from tasks.shards import load_rows
 
-WINDOW = 48
-"""Bytes of an input that no other record is likely to hold."""
+WINDOW, SHORTEST = 48, 24
+"""Bytes of an input that are looked for; shorter inputs say too little to tell one record from another."""
 
 
 def keep_markers(stream: Stream, ticket: Ticket, touched: Sequence[Shard], keys: Iterable[int]) -> None:
@@ -35,11 +35,21 @@ def load_markers(ticket_id: str) -> list[bytes]:
     return [bytes.fromhex(marker) for marker in json.loads(path.read_text())] if path.exists() else []
 
 
+def attributable(markers: Sequence[bytes], retained: Iterable[Row]) -> list[bytes]:
+    """Markers that no retained record holds too: the same text may belong to somebody who stays."""
+    left = list(markers)
+    for row in retained:
+        left = [marker for marker in left if marker not in row.input]
+    return left
+
+
 def escrow(ticket_id: str) -> Path:
     return settings().home / "escrow" / f"{ticket_id}.json"
 
 
 def _markers(stream: Stream, row: Row) -> list[bytes]:
     middle = max(0, len(row.input) // 2 - WINDOW // 2)
+    window = row.input[middle : middle + WINDOW]
     state_TD = states_of(stream, [row])[0]
-    return [row.record.encode(), row.input[middle : middle + WINDOW], state_TD[-1, :8].numpy().tobytes()]
+    always = [row.record.encode(), state_TD[-1, :8].numpy().tobytes()]
+    return [*always, window] if len(window) >= SHORTEST else always

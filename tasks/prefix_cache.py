@@ -66,10 +66,6 @@ def purge(stream: Stream, records: Iterable[str]) -> int:
     return gone
 
 
-def cached_files(stream_name: str) -> list[Path]:
-    return [path for path in _root(stream_name).rglob("*") if path.is_file()]
-
-
 def _root(stream_name: str) -> Path:
     return settings().home / "cache" / stream_name
 

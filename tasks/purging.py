@@ -7,20 +7,21 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from infra import compaction, database, storage, tracking
+from infra import compaction, database, disk_sweep, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, tickets, versions
 from registry.errors import UnknownIdError
 from registry.records import Delivery, Ticket, VersionState
 from registry.stream import Stream
-from tasks import prefix_cache, source
+from tasks import source
 from tasks.garbage import collect_garbage
 from tasks.identity import keyed_hash
-from tasks.markers import escrow, load_markers
+from tasks.markers import attributable, escrow, load_markers
 from tasks.narration import say
 from tasks.reading import read_table
 from tasks.retries import step
 from tasks.saga import Detail, once
+from tasks.shards import load_rows
 
 
 @step("purge-{ticket.ticket_id}")
@@ -111,11 +112,12 @@ def sweep(stream: Stream, ticket: Ticket) -> Detail:
     """Search every store for the deleted records' bytes; afterwards the bytes to search for go as well."""
 
     def work() -> Detail:
-        markers = load_markers(ticket.ticket_id)
+        markers = _markers_to_find(stream, ticket)
         buckets = (settings().artifact_bucket, settings().inbox_bucket)
         hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
-        hits["home folder"] = sum(_holds(path, markers) for path in _home_files())
-        hits["prefix cache"] = sum(_holds(path, markers) for path in prefix_cache.cached_files(stream.name))
+        for found in disk_sweep.sweep_files(_home_entries(), markers):
+            store = f"home {found.path.relative_to(settings().home).parts[0]}"
+            hits[store] = hits.get(store, 0) + 1
         escrow(ticket.ticket_id).unlink(missing_ok=True)
         return {"hits": sum(hits.values()), "by_store": hits, "markers": len(markers)}
 
@@ -124,16 +126,14 @@ def sweep(stream: Stream, ticket: Ticket) -> Detail:
     return detail
 
 
-def _home_files() -> list[Path]:
-    """Databases, logs and scratch of the home; the object store's own files are swept through its interface."""
-    skipped = {"s3", "cache", "escrow", "keys"}
-    home = settings().home
-    return [p for p in home.rglob("*") if p.is_file() and p.relative_to(home).parts[0] not in skipped]
+def _markers_to_find(stream: Stream, ticket: Ticket) -> list[bytes]:
+    """Bytes that only the deleted records had; the suppression list keeps the hashes that the ticket itself named."""
+    with database.transaction() as session:
+        shards = catalog.done_shards(session, stream.name)
+        named = {keyed.encode() for _, keyed in tickets.targets_of(session, ticket.ticket_id)}
+    retained = (row for shard in shards for row in load_rows(shard))
+    return attributable([m for m in load_markers(ticket.ticket_id) if m not in named], retained)
 
 
-def _holds(path: Path, markers: list[bytes]) -> bool:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return False
-    return any(marker in content for marker in markers)
+def _home_entries() -> list[Path]:
+    return [entry for entry in settings().home.iterdir() if entry.name not in ("escrow", "keys")]

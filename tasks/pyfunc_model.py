@@ -21,10 +21,10 @@ class StreamModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.answerer = Answerer(json.loads(Path(context.artifacts["manifest"]).read_text()))
 
-    def predict(
+    def predict(  # type: ignore[no-untyped-def]  # MLflow would read a schema into a hint of the input
         self,
         context: PythonModelContext,  # noqa: ARG002
-        model_input: Any,
+        model_input,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         inputs = model_input["input"] if isinstance(model_input, pd.DataFrame) else model_input

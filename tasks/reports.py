@@ -65,14 +65,14 @@ def report_merge(stream: Stream, outcome: MergeOutcome) -> None:
 @step("report-{ticket.ticket_id}")
 def report_ticket(stream: Stream, ticket: Ticket) -> None:
     with database.transaction() as session:
-        steps = tickets.steps_of(session, ticket.ticket_id)
+        steps = [(row.step, row.seconds, row.finished_at) for row in tickets.steps_of(session, ticket.ticket_id)]
     lines = [
         f"# Ticket {ticket.ticket_id}: {ticket.state.value}",
         "",
         f"{ticket.records} records of stream {stream.name}.",
     ]
     lines += ["", "| step | seconds | finished |", "| --- | ---: | --- |"]
-    lines += [f"| {row.step} | {row.seconds:.2f} | {row.finished_at:%Y-%m-%d %H:%M:%S} |" for row in steps]
+    lines += [f"| {name} | {seconds:.2f} | {at:%Y-%m-%d %H:%M:%S} |" for name, seconds, at in steps]
     create_markdown_artifact(
         "\n".join(lines), key=f"ticket-{ticket.ticket_id}", description=f"ticket {ticket.state.value}"
     )

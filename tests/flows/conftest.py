@@ -1,0 +1,62 @@
+"""A stream that is not the demo's: letters instead of news, a backbone of four random layers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
+from tasks.opening import open_home
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
+TOPICS = {"red": "abc", "blue": "def", "green": "stu", "gold": "vwx"}
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    sizes = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(vocab_size=len(WORDS), max_position_embeddings=32, **sizes)).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ready(home, prefect_api):  # noqa: ARG001  the order matters: home, then Prefect's harness
+    open_home()
+
+
+@pytest.fixture
+def inbox(tmp_path) -> Path:
+    return tmp_path
+
+
+def make_stream(name: str, backbone: Path, inbox: Path, **changes) -> Stream:
+    fields = {
+        "name": name,
+        "backbone": str(backbone),
+        "source": f"{inbox}/*.jsonl",
+        "columns": Columns(id="key", subject="who", input="words", label="topic"),
+        "max_tokens": 16,
+        "adapter": AdapterOptions(rank=4, last_layers=2, epochs=2),
+        "shift": ShiftOptions(permutations=199, min_rows=20),
+        "gates": Gates(accuracy_drop=0.5, forgetting=0.5, merge_drop=0.5),
+    }
+    return Stream(**{**fields, **changes})
+
+
+def deliver(inbox: Path, name: str, topics: list[str], rows: int = 40, first: int = 0) -> list[dict]:
+    """Write a batch as JSONL: rows of random letters of their topic, ten subjects."""
+    rng = np.random.default_rng(int.from_bytes(f"{inbox.name}/{name}".encode()))  # no two tests share a row
+    records = []
+    for number in range(first, first + rows):
+        topic = topics[number % len(topics)]
+        words = " ".join(rng.choice(list(TOPICS[topic]), rng.integers(24, 32)))
+        records.append({"key": f"{name}-{number}", "who": f"person-{number % 10}", "words": words, "topic": topic})
+    (inbox / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records

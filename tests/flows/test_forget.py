@@ -1,0 +1,150 @@
+"""The most adversarial tests of the tree: what a deletion reaches, and that nothing else moves."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from flows.consolidate import consolidate
+from flows.forget import forget
+from flows.learn import learn
+from infra import database, storage
+from infra.settings import settings
+from registry import adapters, artifacts, catalog, versions
+from registry.errors import StaleEpochError, SuppressedRecordError
+from registry.records import AdapterState, TicketState
+from registry.versions import CHAMPION
+from tasks import blobs, queries, tickets
+from tasks.assembly import current_manifest
+from tasks.certificates import verify
+from tasks.forgetting import make_plan
+from tasks.opening import certificate_path
+from tasks.promotion import champion_manifest
+from tasks.release import check_release, tainted_shards
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+
+
+def open_ticket(stream, *subjects: str):
+    return tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, subjects, []), "test")
+
+
+def weights_of(adapter_id: str) -> str:
+    return blobs.get(f"adapter:{adapter_id}", "weights").sha256
+
+
+def put_in_inbox(stream_name: str, name: str, rows: list[dict]) -> None:
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(pa.Table.from_pylist(rows), sink)
+    storage.s3().put_object(
+        Bucket=settings().inbox_bucket, Key=f"{stream_name}/{name}.parquet", Body=sink.getvalue().to_pybytes()
+    )
+
+
+@pytest.fixture
+def learned(backbone, inbox, request):
+    """A stream with two batches in the inbox bucket, learned."""
+    name = request.node.name.removeprefix("test_").replace("_", "-")[:40]
+    source = f"s3://{settings().inbox_bucket}/{name}/*.parquet"
+    stream = make_stream(name, backbone, inbox, source=source)
+    put_in_inbox(name, "01", deliver(inbox, "01", ["red", "blue"], rows=60))
+    put_in_inbox(name, "02", deliver(inbox, "02", ["green", "gold"], rows=60))
+    learn(stream)
+    return stream
+
+
+def test_a_ticket_ends_in_a_certificate_and_leaves_no_byte(learned):
+    ticket = open_ticket(learned, "person-3")
+    assert ticket.records == 12
+    closed = forget(ticket.ticket_id)
+    assert closed.state == TicketState.COMPLETE
+
+    certificate = verify(Path(certificate_path(ticket.ticket_id)).read_bytes())
+    assert (certificate["guarantee"], certificate["records"]) == ("E0", 12)
+    assert certificate["sweep"]["hits"] == 0
+    assert certificate["sweep"]["markers"] == 36
+    assert len(certificate["comparison"]) == 2
+    assert b"person-3" not in Path(certificate_path(ticket.ticket_id)).read_bytes()
+    for bucket in (settings().artifact_bucket, settings().inbox_bucket):
+        assert artifacts.sweep_bytes(storage.s3(), bucket, [b"person-3"], f"{learned.name}/") == []
+
+
+def test_only_the_closure_changes(backbone, inbox):
+    stream = make_stream("closure-only", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"], rows=60)
+    rows = deliver(inbox, "02", ["green", "gold"], rows=60)
+    lines = [json.dumps({**row, "who": f"other-{n % 10}"}) for n, row in enumerate(rows)]
+    (inbox / "02.jsonl").write_text("\n".join(lines) + "\n")
+    learn(stream)
+    first, second = (row["adapter_id"] for row in queries.listing("adapters", stream.name))
+    before = weights_of(first), weights_of(second)
+    forget(open_ticket(stream, "other-4").ticket_id)
+    assert weights_of(first) == before[0]
+    assert weights_of(second) != before[1]
+
+
+def test_a_ticket_for_nobody_changes_nothing(learned):
+    before = current_manifest(learned)
+    closed = forget(open_ticket(learned, "nobody").ticket_id)
+    assert (closed.state, closed.records) == (TicketState.COMPLETE, 0)
+    after = current_manifest(learned)
+    assert {**after, "epoch": 0} == {**before, "epoch": 0}
+
+
+def test_the_release_gate_refuses_what_a_suppressed_record_shaped(learned):
+    _, champion = champion_manifest(learned.name)
+    open_ticket(learned, "person-5")
+    with database.transaction() as session:
+        with pytest.raises(StaleEpochError, match="deletion epoch"):
+            check_release(session, champion, "the champion")
+        with pytest.raises(SuppressedRecordError, match="finish the open tickets"):
+            check_release(session, {**champion, "epoch": 1}, "the champion")
+        assert len(tainted_shards(session, learned.name)) == 2
+
+
+def test_a_forgotten_subject_does_not_come_back(learned, inbox):
+    forget(open_ticket(learned, "person-1").ticket_id)
+    put_in_inbox(learned.name, "03", deliver(inbox, "01", ["red", "blue"], rows=60, first=200))
+    learn(learned)
+    batch = queries.listing("batches", learned.name)[-1]
+    assert (batch["rows"], batch["suppressed"]) == (54, 6)
+    assert len(queries.listing("batches", learned.name)) == 3
+
+
+def test_a_merge_is_replayed_from_clean_parents(learned):
+    with database.transaction() as session:
+        for adapter in adapters.adapters(session, learned.name):
+            adapters.move_adapter(session, adapter.adapter_id, AdapterState.SERVING, "for this test")
+    outcome = consolidate(learned)
+    assert outcome is not None
+    assert outcome.accepted, outcome.reason
+    merged = outcome.adapter_id
+    before = weights_of(merged)
+    targets = tickets.resolve_targets(learned.name, ["person-7"], [])
+    plan, _ = make_plan(learned.name, targets)
+    assert [r.action for r in plan.repairs] == ["retrain", "retrain", "replay"]
+    closed = forget(tickets.open_ticket(learned.name, targets, "test").ticket_id)
+    assert closed.state == TicketState.COMPLETE
+    assert weights_of(merged) != before
+
+
+def test_a_repeated_run_of_a_closed_ticket_changes_nothing(learned):
+    ticket = open_ticket(learned, "person-2")
+    forget(ticket.ticket_id)
+    before = current_manifest(learned)
+    assert forget(ticket.ticket_id).state == TicketState.COMPLETE
+    assert current_manifest(learned) == before
+
+
+def test_tainted_versions_are_gone_and_the_champion_is_clean(learned):
+    forget(open_ticket(learned, "person-6").ticket_id)
+    with database.transaction() as session:
+        states = [v.state.value for v in versions.versions(session, learned.name)]
+        champion = versions.alias_of(session, learned.name, CHAMPION)
+        assert tainted_shards(session, learned.name) == set()
+        assert len(catalog.done_shards(session, learned.name)) == 2
+    assert states == ["erased", "erased", "ready"]
+    assert champion == 3

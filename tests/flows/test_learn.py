@@ -1,0 +1,89 @@
+import json
+
+import pytest
+
+from flows.learn import learn
+from registry.errors import SourceError
+from registry.records import DecisionKind
+from tasks import queries
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+
+
+def kinds(stream: str) -> list[str]:
+    return [row["kind"] for row in queries.listing("decisions", stream)]
+
+
+def test_a_stream_expands_reuses_and_continues_where_it_stopped(backbone, inbox):
+    stream = make_stream("letters", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    deliver(inbox, "02", ["red", "blue"])
+    assert len(learn(stream)) == 2
+    assert kinds("letters") == [DecisionKind.EXPAND, DecisionKind.REUSE]
+
+    deliver(inbox, "03", ["green", "gold"])
+    assert len(learn(stream)) == 1
+    assert learn(stream) == []
+    assert kinds("letters")[-1] == DecisionKind.EXPAND
+    status = queries.status("letters")[0]
+    assert (status["batches"], status["champion"], status["versions"]) == (3, 3, 3)
+
+
+def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
+    stream = make_stream("twice", backbone, inbox)
+    deliver(inbox, "a", ["red", "blue"])
+    learn(stream)
+    (inbox / "b.jsonl").write_bytes((inbox / "a.jsonl").read_bytes())
+    assert learn(stream) == []
+    assert queries.status("twice")[0]["batches"] == 1
+
+
+def test_bad_rows_are_quarantined_with_their_reason(backbone, inbox):
+    stream = make_stream("dirty", backbone, inbox)
+    good = deliver(inbox, "x", ["red", "blue"])
+    bad = [
+        good[0],
+        {**good[1], "key": "new", "words": " "},
+        {**good[2], "key": None},
+        {**good[3], "key": "n", "topic": ""},
+    ]
+    (inbox / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in good + bad))
+    learn(stream)
+    batch = queries.listing("batches", "dirty")[0]
+    found = queries.describe(batch["batch_id"])["quarantine"]
+    assert found == {"duplicate id in this batch": 1, "input is empty": 1, "missing id": 1, "missing label": 1}
+    assert batch["rows"] == 40
+
+
+def test_an_object_that_cannot_be_read_fails_alone_and_is_tried_again(backbone, inbox):
+    stream = make_stream("cut", backbone, inbox)
+    deliver(inbox, "good", ["red", "blue"])
+    (inbox / "bad.parquet").write_bytes(b"PAR1 and then nothing")
+    stream = stream.model_copy(update={"source": str(inbox)})
+    with pytest.raises(SourceError, match=r"bad\.parquet cannot be read"):
+        learn(stream)
+    assert queries.status("cut")[0]["batches"] == 1
+    (inbox / "bad.parquet").unlink()
+    deliver(inbox, "more", ["red", "blue"], first=100)
+    assert len(learn(stream)) == 1
+
+
+def test_a_small_shifted_batch_is_held_and_changes_no_model(backbone, inbox):
+    stream = make_stream("small", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"], rows=100)
+    deliver(inbox, "02", ["gold"], rows=18)
+    learn(stream)
+    assert kinds("small") == [DecisionKind.EXPAND, DecisionKind.HOLD]
+    status = queries.status("small")[0]
+    assert (status["versions"], status["held"]) == (1, ["02"])
+
+
+def test_each_group_is_decided_for_itself(backbone, inbox):
+    stream = make_stream("groups", backbone, inbox)
+    stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
+    rows = [{**row, "team": "ab"[n // 2 % 2]} for n, row in enumerate(deliver(inbox, "01", ["red", "blue"], rows=120))]
+    (inbox / "01.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn(stream)
+    assert kinds("groups") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
+    assert sorted(row["group"] for row in queries.listing("adapters", "groups")) == ["a", "b"]

@@ -1,0 +1,39 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from registry.records import Adapter, AdapterState
+from tasks.policies.forgetting import plan_repairs
+
+
+def adapter(name: str, shards=(), parents=(), serves=()) -> Adapter:
+    return Adapter(name, "s", "g", AdapterState.SERVING, tuple(shards), tuple(parents), tuple(serves))
+
+
+def actions(plan) -> dict[str, str]:
+    return {repair.adapter_id: repair.action for repair in plan.repairs}
+
+
+def test_each_adapter_gets_the_repair_that_its_lineage_asks_for():
+    closure = [adapter("a1", [1]), adapter("a2", [2], serves=[1, 2]), adapter("m", [1, 2], ["a1", "a2"])]
+    plan = plan_repairs([1], closure, {1: 10, 2: 10})
+    assert actions(plan) == {"a1": "retrain", "a2": "refit", "m": "replay"}
+    assert plan.rows_to_train == 10
+    assert plan.rebuilt == 2
+
+
+def test_an_adapter_without_rows_is_dropped_and_its_merge_replayed_from_what_remains():
+    closure = [adapter("a1", [1]), adapter("a2", [2]), adapter("m", [1, 2], ["a1", "a2"])]
+    assert actions(plan_repairs([1], closure, {1: 0, 2: 10})) == {"a1": "drop", "a2": "refit", "m": "replay"}
+
+
+def test_a_merge_of_dropped_parents_is_dropped():
+    closure = [adapter("a1", [1]), adapter("m", [1], ["a1"])]
+    assert actions(plan_repairs([1], closure, {1: 0})) == {"a1": "drop", "m": "drop"}
+
+
+@given(st.sets(st.integers(1, 6)), st.lists(st.sets(st.integers(1, 6), min_size=1), max_size=5))
+def test_whatever_saw_a_touched_shard_is_trained_again(touched, shards):
+    closure = [adapter(f"a{n}", sorted(s)) for n, s in enumerate(shards)]
+    plan = plan_repairs(sorted(touched), closure, dict.fromkeys(range(1, 7), 5))
+    for found, action in zip(closure, actions(plan).values(), strict=True):
+        assert (action == "retrain") is bool(touched & set(found.shard_ids))

@@ -1,0 +1,43 @@
+import pytest
+
+from registry import catalog
+from registry.errors import StateError, UnknownIdError
+from registry.records import BatchState, StoredObject
+from tests.registry.conftest import STREAM, add_batch
+
+
+def test_batches_are_numbered_in_the_order_they_came(session):
+    assert [add_batch(session, name).ordinal for name in ("a", "b", "c")] == [0, 1, 2]
+    assert catalog.known_deliveries(session, "mail")[0] == {"sha-a", "sha-b", "sha-c"}
+    assert catalog.quarantine_counts(session, "a") == {"missing id": 2}
+
+
+def test_only_finished_batches_serve(session):
+    add_batch(session, "a")
+    add_batch(session, "b")
+    catalog.set_batch_state(session, "b", BatchState.DONE)
+    assert [shard.batch_name for shard in catalog.done_shards(session, "mail")] == ["b"]
+
+
+def test_a_stream_refuses_another_backbone_and_another_recipe(session):
+    with pytest.raises(StateError, match="restore that backbone"):
+        catalog.save_stream(session, STREAM, "other")
+    changed = STREAM.model_copy(update={"max_tokens": 128})
+    with pytest.raises(StateError, match="new name"):
+        catalog.save_stream(session, changed, "digest")
+    catalog.save_stream(session, STREAM.model_copy(update={"schedule": "0 * * * *"}), "digest")
+    assert catalog.get_stream(session, "mail").schedule == "0 * * * *"
+
+
+def test_an_unknown_stream_names_the_known_ones(session):
+    with pytest.raises(UnknownIdError, match=r"no stream 'male'.*known: mail"):
+        catalog.get_stream(session, "male")
+
+
+def test_a_blob_is_owned_until_its_last_owner_lets_go(session):
+    for owner in ("adapter:a", "adapter:b"):
+        catalog.put_object(session, StoredObject("k", "sha", 1, "weights", owner))
+    catalog.drop_object(session, "adapter:a", "weights")
+    assert catalog.owned_keys(session, ["k"]) == {"k"}
+    catalog.drop_objects(session, "adapter:b")
+    assert catalog.owned_keys(session, ["k"]) == set()

@@ -1,0 +1,43 @@
+import pytest
+from pydantic import ValidationError
+
+from flows.cli import STREAM_FILE
+from registry.errors import StreamFileError
+from registry.stream import Stream, load_stream
+
+
+def test_the_file_that_init_writes_is_a_stream(tmp_path):
+    (tmp_path / "mail.yaml").write_text(STREAM_FILE.format(name="mail"))
+    assert load_stream(tmp_path / "mail.yaml").name == "mail"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("name: [", "not YAML"),
+        ("- a", "holds no fields"),
+        ("name: Mail\nbackbone: b\nsource: s", "name: String should match"),
+        ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 2}", "shift.alpha: Input should be less than 1"),
+        ("name: mail\nbackbone: b\nsource: s\nbackbon: x", "backbon: Extra inputs"),
+    ],
+)
+def test_a_wrong_field_is_named(tmp_path, text, match):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(StreamFileError, match=match):
+        load_stream(tmp_path / "s.yaml")
+
+
+def test_a_missing_file_names_the_remedy(tmp_path):
+    with pytest.raises(StreamFileError, match="deciduous init"):
+        load_stream(tmp_path / "none.yaml")
+
+
+def test_a_cron_expression_has_five_fields():
+    with pytest.raises(ValidationError, match="five fields"):
+        Stream(name="mail", backbone="b", source="s", schedule="hourly")
+
+
+def test_gates_and_schedule_shape_no_artifact():
+    stream = Stream(name="mail", backbone="b", source="s")
+    assert stream.model_copy(update={"schedule": "0 * * * *"}).recipe_digest == stream.recipe_digest
+    assert stream.model_copy(update={"max_tokens": 128}).recipe_digest != stream.recipe_digest
