@@ -22,7 +22,10 @@ run: setup ## Run the newsroom demo
 	$(BIN)/deciduous demo
 
 test: setup ## Run the tests: no GPU, no network, no Docker
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not services and not gpu"
+
+test-services: setup ## Run the tests that start servers of their own: PostgreSQL, Prefect, MLflow
+	$(BIN)/pytest -m services
 
 check: setup ## Format, lint, types, room contracts
 	$(BIN)/ruff format --check .
@@ -39,4 +42,4 @@ up: setup ## Serve this home's state: S3, the Prefect and MLflow UIs
 down: setup ## Stop what `make up` started
 	$(BIN)/deciduous down
 
-.PHONY: help setup run test check bench up down
+.PHONY: help setup run test test-services check bench up down

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -41,16 +42,18 @@ def _coloured(line: str) -> str:
 @contextmanager
 def narrated(quiet: bool = False) -> Iterator[None]:
     """Show the steps' log lines while the block runs; `quiet` for machine-readable output."""
-    from tasks.narration import PROGRESS, SAID  # noqa: PLC0415  imports Prefect, which the caller prepares first
 
+    from prefect.logging.configuration import setup_logging  # noqa: PLC0415
+
+    from tasks.narration import PROGRESS, SAID  # noqa: PLC0415
+
+    setup_logging()  # the first flow would do it, and take our handler away
+    warnings.filterwarnings("ignore", module="mlflow")
     status = Status("starting", console=errors if quiet else console)
     handler = _Narrator(status, SAID, PROGRESS)
     loggers = [logging.getLogger(name) for name in _RUN_LOGGERS]
     for logger in loggers:
         logger.setLevel(logging.INFO)
-        for other in logger.handlers:
-            if isinstance(other, logging.StreamHandler):
-                other.setLevel(logging.CRITICAL)
         if not quiet:
             logger.addHandler(handler)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from infra import compaction, database, disk_sweep, storage, tracking
+from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, tickets, versions
 from registry.errors import UnknownIdError
@@ -101,10 +101,10 @@ def _is_target(stream: Stream, fields: dict[str, Any], targets: set[tuple[str, s
 
 
 def _compact() -> None:
-    """Make deleted bytes unreadable on disk where the stores are ours."""
+    """Make deleted bytes unreadable on disk, in the databases and in the store, where they are ours."""
     database.compact()
-    if settings().s3_endpoint is None:
-        compaction.compact(settings().home)
+    tracking.compact()
+    storage.compact()
 
 
 @step("sweep-{ticket.ticket_id}")

@@ -1,0 +1,94 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from flows import cli
+from flows.learn import learn
+from infra.environment import mlflow_environment
+from infra.settings import settings
+from tests.flows.conftest import deliver, make_stream
+
+VERBS = [command.callback.__name__ for command in cli.app.registered_commands]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(verb):
+    shown = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "Example: deciduous" in shown.output or "eval" in shown.output
+
+
+def test_the_verbs_are_those_of_the_design():
+    wanted = "init run status ls describe predict erase verify promote rollback merge retire up down demo"
+    assert set(wanted.split()) <= set(VERBS)
+
+
+def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["deciduous", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, " ".join(shown.err.split())
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"backbone": "package:no_such_package"}, "'no_such_package' is not installed"),
+        ({"source": "/nowhere/*.parquet"}, "matches no .parquet, .jsonl, .csv object"),
+        ({"source": "s3://no-such-bucket/x/*.csv"}, "bucket 'no-such-bucket' cannot be listed"),
+        ({"columns": {"id": "key", "input": "words", "label": "tropic"}}, "no column for label: tropic; it has key"),
+    ],
+)
+def test_bad_input_is_one_clear_error(capsys, monkeypatch, backbone, inbox, changes, message):
+    stream = make_stream("clear-errors", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    (inbox / "s.yaml").write_text(json.dumps({**stream.model_dump(mode="json"), **changes}))
+    code, out, errors = call(capsys, monkeypatch, "run", str(inbox / "s.yaml"), "--json")
+    assert (code, out) == (1, "")
+    assert message in errors
+
+
+@pytest.mark.usefixtures("ready")
+def test_what_was_learned_can_be_listed_and_described(capsys, monkeypatch, backbone, inbox):
+    stream = make_stream("listed", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    code, out, _ = call(capsys, monkeypatch, "ls", "adapters", "--stream", "listed", "--json")
+    adapter = json.loads(out)[0]
+    assert (code, adapter["adapter_id"]) == (0, "listed-a1")
+    _, out, _ = call(capsys, monkeypatch, "describe", "listed-a1", "--json")
+    assert json.loads(out)["trained_on"] == ["01 (default, 40 rows)"]
+    code, _, errors = call(capsys, monkeypatch, "describe", "listed-a9")
+    assert code == 1
+    assert "'listed-a9'" in errors
+    _, out, _ = call(capsys, monkeypatch, "erase", "listed", "--subject", "person-1", "--dry-run", "--json")
+    assert json.loads(out)["records"] == 4
+    _, out, _ = call(capsys, monkeypatch, "predict", "listed", str(inbox / "01.jsonl"), "--json")
+    assert len(json.loads(out)) == 40
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_fresh_process_loads_the_champion_and_answers_raw_text(backbone, inbox):
+    stream = make_stream("fresh", backbone, inbox)
+    rows = deliver(inbox, "01", ["red", "blue"], rows=80)
+    learn(stream)
+    code = (
+        "import mlflow, json, sys; model = mlflow.pyfunc.load_model('models:/fresh@champion');"
+        "print(json.dumps(model.predict(json.loads(sys.argv[1]))['label'].tolist()))"
+    )
+    environment = {**os.environ, **mlflow_environment(), "DECIDUOUS_HOME": str(settings().home)}
+    texts = json.dumps([row["words"] for row in rows])
+    done = subprocess.run(
+        [sys.executable, "-c", code, texts], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    right = sum(answer == row["topic"] for answer, row in zip(answers, rows, strict=True))
+    assert right / len(rows) > 0.9
