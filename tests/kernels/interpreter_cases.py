@@ -14,11 +14,17 @@ from kernels.descriptor_score import reference as score_reference
 from kernels.descriptor_score import triton as score_triton
 from kernels.grouped_lora import Weights, cpu, route_records
 from kernels.grouped_lora import triton as lora_triton
+from kernels.ks_sketch import cpu as ks_cpu
+from kernels.ks_sketch import fit_grid
+from kernels.ks_sketch import triton as ks_triton
 from kernels.merge_n import reference as merge_reference
 from kernels.merge_n import triton as merge_triton
 from kernels.mmd_perm import labelings
 from kernels.mmd_perm import reference as mmd_reference
 from kernels.mmd_perm import triton as mmd_triton
+from kernels.pack1 import pack1
+from kernels.pack1 import reference as pack_reference
+from kernels.pack1 import triton as pack_triton
 from kernels.ties import reference as ties_reference
 from kernels.ties import triton as ties_triton
 
@@ -80,3 +86,13 @@ def test_ties():
     stack, weight = draw(2, 5, 131), draw(5)
     expected = torch.stack([ties_reference.ties(layer, weight, 0.3) for layer in stack])
     torch.testing.assert_close(ties_triton.ties(stack, weight, 0.3), expected)
+
+
+def test_ks_sketch():
+    grid = fit_grid(draw(90, 70), 60)
+    assert torch.equal(ks_triton.cell_counts(draw(91, 70), *grid), ks_cpu.cell_counts(draw(91, 70), *grid))
+
+
+def test_pack1():
+    packed = pack1(draw(3, 1031))
+    torch.testing.assert_close(pack_triton.unpack1(*packed), pack_reference.unpack1(*packed))

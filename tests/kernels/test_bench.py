@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from kernels import bench_all
+from kernels.bench import Case, WrongResultError, compare
+
+CPU = torch.device("cpu")
+
+
+def case(ours, perturbed):
+    return Case("n=1", lambda: torch.ones(3), lambda: ours * torch.ones(3), lambda: perturbed * torch.ones(3))
+
+
+def test_a_right_result_is_timed():
+    row = compare(case(1.0, 1.001), CPU, repeats=1)
+    assert row.ratio > 0
+    assert row.max_error == 0
+    assert row.perturbed_error == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize(("ours", "perturbed"), [(1.1, 1.2), (float("nan"), 1.2)])
+def test_a_wrong_result_is_not_timed(ours, perturbed):
+    with pytest.raises(WrongResultError, match="n=1: off by"):
+        compare(case(ours, perturbed), CPU)
+
+
+def test_a_blind_check_is_not_trusted():
+    with pytest.raises(WrongResultError, match="does not see"):
+        compare(case(1.0, 1.0), CPU)
+
+
+def test_every_op_has_its_files():
+    folders = {path.name: path for path in bench_all.Path(bench_all.__file__).parent.iterdir() if path.is_dir()}
+    folders.pop("__pycache__", None)
+    assert set(bench_all.ops()) == set(folders)
+    for op, path in folders.items():
+        forms = {form for form in ("reference.py", "cpu.py") if (path / form).exists()}
+        assert forms == {"reference.py", "cpu.py"} or op == "bank"
+
+
+def test_the_table_has_a_line_for_each_shape():
+    row = {"shape": "n=1", "baseline_ms": 2.0, "ours_ms": 1.0, "ratio": 2.0, "max_error": 0.0, "floor_ms": 0.5}
+    lines = bench_all.table([{"op": "x", "device": "d", "shapes": [row, row]}]).splitlines()
+    assert lines[-1] == lines[-2] == "| x | n=1 | 2 | 1 | 2 | 0.0e+00 | 0.50 |"
