@@ -4,7 +4,7 @@ Shapes: N records, L suffix blocks, D width, F head features, C classes, A adapt
 """
 
 # ruff: noqa: N815  fields carry shape suffixes too
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.backbones import Backbone
 from tasks.learning.descriptors import Descriptor, log_density, z_scores
-from tasks.learning.features import run_suffix
+from tasks.learning.features import SuffixPass, run_suffix
 from tasks.learning.heads import ClassStatistics, Head, head_scores, solve_head
 from tasks.learning.tensors import digest_of
+
+RunSuffix = Callable[[Backbone, Sequence[Tensor], int, AdapterWeights | None], SuffixPass]
 
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
@@ -93,18 +95,20 @@ def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
     return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
 
 
-def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor]) -> Prediction:
+def predict(
+    backbone: Backbone, composed: Composed, states: Sequence[Tensor], run: RunSuffix = run_suffix
+) -> Prediction:
     """Answer from the exact head and, where a record looks like an adapter's shard, from that adapter's head too.
 
-    A record's answer depends on that record and the adapters it visits only.
+    A record's answer depends on that record and the adapters it visits only. `run` may remember earlier passes.
     """
-    suffix = run_suffix(backbone, states, composed.cut)
+    suffix = run(backbone, states, composed.cut, None)
     scores_NC = head_scores(composed.head, suffix.features_NF)
     visited_N = route(composed, suffix.signatures_LND)
     for number, entry in enumerate(composed.adapters):
         chosen = torch.nonzero(visited_N == number).flatten().tolist()
         if chosen:
-            adapted = run_suffix(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
+            adapted = run(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
             near_NC = head_scores(composed.near_heads[number], suffix.features_NF[chosen])
             own_NC = head_scores(composed.adapter_heads[number], adapted.features_NF)
             scores_NC[chosen] = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)

@@ -4,7 +4,7 @@ Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = S D head feat
 """
 
 # ruff: noqa: N815  fields carry shape suffixes too
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tasks.learning.adapters import AdapterWeights, deltas_of
-from tasks.learning.backbones import Backbone, OnBlock, mean_tokens
+from tasks.learning.backbones import Backbone, Delta, OnBlock, mean_tokens
 
 MAX_STATES = 4
 
@@ -31,18 +31,24 @@ class SuffixPass:
 
 
 def run_suffix(
-    backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: AdapterWeights | None = None
+    backbone: Backbone,
+    states: Sequence[Tensor],
+    cut: int,
+    adapter: AdapterWeights | None = None,
+    deltas: Mapping[int, Delta] | None = None,
+    stop: int | None = None,
 ) -> SuffixPass:
     """Head features and signatures of every record, float32 on the CPU, from one pass over the suffix.
 
     Features are the pooled states leaving the last four blocks (the one entering the cut stands in for a missing
-    one), each normalised over its width.
+    one), each normalised over its width. `deltas` stand in for an adapter; `stop` ends the pass early.
     Signatures are the token means of the residual before each MLP, normalised over their width.
     """
-    layers = backbone.num_blocks - cut
+    stop = backbone.num_blocks if stop is None else stop
+    layers = stop - cut
     features_NSD = torch.empty(len(states), num_states(layers), backbone.width)
     signatures_LND = torch.empty(layers, len(states), backbone.width)
-    deltas = deltas_of(adapter, backbone.device)
+    deltas = deltas_of(adapter, backbone.device) if deltas is None else deltas
     for chosen, padded in backbone.minibatches([len(state) for state in states]):
         hidden_BTD, lengths_B = backbone.pad([states[i] for i in chosen], padded, backbone.rows)
         pooled: list[Tensor] = [backbone.pool(hidden_BTD, lengths_B)]
@@ -52,7 +58,7 @@ def run_suffix(
                 hidden_BTD,
                 lengths_B,
                 cut,
-                backbone.num_blocks,
+                stop,
                 deltas,
                 _keeper(backbone, lengths_B, pooled, residuals),
                 len(chosen),
@@ -81,3 +87,18 @@ def features(backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: Ad
 def signatures(backbone: Backbone, states: Sequence[Tensor], cut: int) -> Tensor:
     """(L, N, D): the frozen backbone's normalised pooled residuals, for descriptors, shift tests and retrieval."""
     return run_suffix(backbone, states, cut).signatures_LND
+
+
+def training_features(backbone: Backbone, states: Sequence[Tensor], cut: int, deltas: Mapping[int, Delta]) -> Tensor:
+    """(B, F): the same features of one minibatch, with gradients to whatever the deltas hold; on the backbone's device.
+
+    Padding depends on the minibatch here, so these bytes do depend on a record's company.
+    """
+    hidden_BTD, lengths_B = backbone.pad(states, max(len(state) for state in states), len(states))
+    pooled = [backbone.pool(hidden_BTD, lengths_B)]
+
+    def keep(_block: int, _residual_BTD: Tensor, output_BTD: Tensor) -> None:
+        pooled.append(backbone.pool(output_BTD, lengths_B))
+
+    backbone.run_blocks(hidden_BTD, lengths_B, cut, backbone.num_blocks, deltas, keep)
+    return functional.layer_norm(torch.stack(pooled[-MAX_STATES:], 1), (backbone.width,)).flatten(1)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import MAX_STATES, num_states
+from tasks.learning.features import num_states, training_features
 from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_tensor
 
 
@@ -140,17 +140,10 @@ def _minibatches(count: int, size: int, seed: int, epoch: int) -> Iterator[list[
 
 def _logits(backbone: Backbone, states: Sequence[Tensor], cut: int, weights: Mapping[str, Tensor]) -> Tensor:
     """(B, C): the training head on the features that the serving head sees."""
-    hidden_BTD, lengths_B = backbone.pad(states, max(len(state) for state in states), len(states))
     adapter = {name.removeprefix("adapter/"): t for name, t in weights.items() if name.startswith("adapter/")}
-    pooled = [backbone.pool(hidden_BTD, lengths_B)]
-
-    def keep(_block: int, _residual_BTD: Tensor, output_BTD: Tensor) -> None:
-        pooled.append(backbone.pool(output_BTD, lengths_B))
-
     half = backbone.device.type == "cuda"
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
-        backbone.run_blocks(hidden_BTD, lengths_B, cut, backbone.num_blocks, deltas_of(adapter), keep)
-        features_BF = functional.layer_norm(torch.stack(pooled[-MAX_STATES:], 1), (backbone.width,)).flatten(1)
+        features_BF = training_features(backbone, states, cut, deltas_of(adapter))
         return functional.linear(features_BF, weights["head/weight"], weights["head/bias"])
 
 

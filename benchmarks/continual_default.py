@@ -1,0 +1,110 @@
+"""The default: an exact head, and an adapter for each look, none of which depends on another shard's records."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from benchmarks.continual_stream import Run, split_rows
+from registry.records import DecisionKind, ShiftEvidence
+from tasks.learning.adapters import AdapterSpec, AdapterWeights
+from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict
+from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
+from tasks.learning.features import run_suffix
+from tasks.learning.heads import ClassStatistics, class_statistics
+from tasks.learning.shift import mmd_test
+from tasks.learning.training import Recipe, train_slice
+from tasks.policies.expansion import ShiftRule, choose_expansion
+
+GROUP = "all"
+RULE = ShiftRule(alpha=0.01, min_rows=1, refresh_drop=1.0)  # the benchmark never refreshes: its shards are whole
+PERMUTATIONS = 499
+
+
+@dataclass
+class Known:
+    """An adapter so far: what it is made of and what it has met."""
+
+    weights: AdapterWeights
+    descriptor: Descriptor
+    statistics: list[ClassStatistics] = field(default_factory=list)
+    frozen: list[ClassStatistics] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+
+def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool = True) -> None:
+    """Take in every batch; without adapters this is the frozen probe, the exact head alone."""
+    known: dict[str, Known] = {}
+    frozen: list[ClassStatistics] = []
+    for number, batch in enumerate(run.batches):
+        states = run.train_states(number)
+        with run.meter.measure("train"):
+            suffix = run_suffix(run.backbone, states, run.cut)
+            frozen.append(class_statistics(suffix.features_NF, batch.train_labels))
+            if use_adapters:
+                name = _decide(run, known, suffix.signatures_LND, number)
+                if name not in known:
+                    known[name] = _expand(run, states, suffix.signatures_LND, number, spec, recipe)
+                _join(run, known[name], states, suffix.signatures_LND, frozen[-1], number)
+        entries = tuple(
+            AdapterEntry(name, GROUP, k.weights, k.descriptor, tuple(k.statistics), tuple(k.frozen))
+            for name, k in known.items()
+        )
+        tests = run.test_states(number)
+        with run.meter.measure("inference"):
+            composed = compose(ServingModel(run.cut, spec, {GROUP: tuple(frozen)}, entries), {GROUP})
+            run.record([predict(run.backbone, composed, rows).labels for rows in tests])
+    blocks = range(run.cut, run.backbone.num_blocks)
+    run.adapters_by_layer = {str(block): len(known) for block in blocks} if known else {}
+    run.trainable_parameters = sum(t.numel() for k in known.values() for t in k.weights.values())
+
+
+def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: int) -> str:
+    """The name of the adapter to reuse, or of the one to make."""
+    labels = run.batches[number].train_labels
+    _, held_out = split_rows(labels, run.seed)
+    rows_ND, names = as_sample(signatures_LND[:, held_out]), [labels[i] for i in held_out]
+    evidence = []
+    for name, adapter in known.items():
+        reference_MD = torch.cat(adapter.samples)
+        test = mmd_test(
+            rows_ND, reference_MD, PERMUTATIONS, run.seed, batch_labels=names, reference_labels=adapter.labels
+        )
+        z_L = z_scores(adapter.descriptor, signatures_LND[:, held_out]).mean(1)
+        layers = {str(run.cut + i): round(float(z), 4) for i, z in enumerate(z_L)}
+        evidence.append(ShiftEvidence(name, test.p_beyond_novelty, test.statistic, layers))
+    decision = choose_expansion(evidence, len(labels), RULE)
+    adapter_id = decision.adapter_id if decision.kind is DecisionKind.REUSE else f"adapter-{number}"
+    assert adapter_id is not None
+    told = {"decision": str(decision.kind.value), "adapter": adapter_id, "reason": decision.reason}
+    run.decisions.append({**told, "p_value": decision.p_value, "z_scores": decision.z_scores})
+    return adapter_id
+
+
+def _expand(
+    run: Run, states: list[Tensor], signatures_LND: Tensor, number: int, spec: AdapterSpec, recipe: Recipe
+) -> Known:
+    labels = run.batches[number].train_labels
+    train, held_out = split_rows(labels, run.seed)
+    chosen, names = [states[i] for i in train], [labels[i] for i in train]
+    state = train_slice(run.backbone, chosen, names, run.cut, spec, recipe, run.seed)
+    return Known(state.adapter, fit_descriptor(signatures_LND[:, train], signatures_LND[:, held_out]))
+
+
+def _join(
+    run: Run, adapter: Known, states: list[Tensor], signatures_LND: Tensor, frozen: ClassStatistics, number: int
+) -> None:
+    """The batch becomes a shard that the adapter serves: its statistics join, exact under deletion."""
+    labels = run.batches[number].train_labels
+    adapted = run_suffix(run.backbone, states, run.cut, adapter.weights)
+    adapter.statistics.append(class_statistics(adapted.features_NF, labels))
+    adapter.frozen.append(frozen)
+    _, held_out = split_rows(labels, run.seed)
+    adapter.samples.append(as_sample(signatures_LND[:, held_out]))
+    adapter.labels += [labels[i] for i in held_out]
+
+
+def as_sample(signatures_LND: Tensor) -> Tensor:
+    """(N, L D): one row per record, its layers side by side."""
+    return signatures_LND.transpose(0, 1).flatten(1)

@@ -1,0 +1,181 @@
+"""MOS: an adapter per batch merged with its predecessors while it trains, and self-refined retrieval.
+
+Shapes: N records, B rows, D width, F features, C classes, A adapters. Published source: MOS (arXiv 2412.09441). The
+official code merges once per layer and forward pass, at evaluation too; here a merge happens once per step, as
+published, and evaluating changes nothing.
+"""
+
+# ruff: noqa: N815  fields carry shape suffixes too
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
+from tasks.learning.backbones import Backbone
+from tasks.learning.features import features, num_states, training_features
+from tasks.learning.heads import ClassStatistics, Head, class_statistics, head_scores, solve_head
+from tasks.learning.loops import Descent, descend
+
+SCALE = 0.1  # of the adapter's output, as published; folded into the stored up-projection
+HOPS = 4
+SHARPNESS = 20.0  # turns regression scores between 0 and 1 into logits that the prototype branch does not drown
+
+
+@dataclass(frozen=True, slots=True)
+class MosOptions:
+    """`merge` 0 leaves every adapter independent of earlier shards, and so does `warm_start` False."""
+
+    descent: Descent = field(default_factory=lambda: Descent(epochs=4, learning_rate=0.05, minibatch=16))
+    merge: float = 0.1
+    warm_start: bool = True
+    orthogonality: float = 0.1
+    alignment: str = "closed-form"  # or "sgd", as published
+    ensemble: bool = True
+
+
+@dataclass
+class Mos:
+    """Adapters in order of arrival, and per batch the statistics of its classes."""
+
+    cut: int
+    spec: AdapterSpec
+    options: MosOptions = field(default_factory=MosOptions)
+    adapters: list[AdapterWeights] = field(default_factory=list)
+    statistics: list[ClassStatistics] = field(default_factory=list)  # of each batch under its own adapter
+    moments: list[dict[str, tuple[Tensor, Tensor]]] = field(default_factory=list)  # class -> mean, centred rows
+    prototypes: dict[str, Tensor] = field(default_factory=dict)  # under the first adapter
+    batch_of: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MosAnswer:
+    labels: list[str]
+    scores_NC: Tensor
+    visits: list[tuple[int, ...]]  # the adapters each record was run under
+
+
+def learn_batch(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: Sequence[str], seed: int) -> None:
+    """Train and merge an adapter on a batch, then take its class statistics and prototypes."""
+    adapter = _train(mos, backbone, states, labels, seed)
+    mos.adapters.append(adapter)
+    own_NF = features(backbone, states, mos.cut, adapter)
+    first_NF = own_NF if len(mos.adapters) == 1 else features(backbone, states, mos.cut, mos.adapters[0])
+    mos.statistics.append(class_statistics(own_NF, labels))
+    moments = {}
+    for name in sorted(set(labels)):
+        rows = [i for i, label in enumerate(labels) if label == name]
+        moments[name] = (own_NF[rows].mean(0), own_NF[rows] - own_NF[rows].mean(0))
+        mos.prototypes[name] = first_NF[rows].mean(0)
+        mos.batch_of[name] = len(mos.adapters) - 1
+    mos.moments.append(moments)
+
+
+def _train(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: Sequence[str], seed: int) -> AdapterWeights:
+    options, names = mos.options, sorted(set(labels))
+    targets_N = torch.tensor([names.index(label) for label in labels])
+    warm = options.warm_start and mos.adapters
+    start = mos.adapters[-1] if warm else new_adapter(backbone, mos.spec, seed)
+    # the published scale of 0.1 slows learning down as it should only where it stays outside of the trained tensors
+    weights = {n: (t / SCALE if ".up." in n else t.clone()).requires_grad_() for n, t in start.items()}
+    earlier = {n: torch.stack([a[n] for a in mos.adapters]).mean(0) for n in start} if mos.adapters else None
+    head = [torch.zeros(len(names), backbone.width * num_states(mos.spec.last_layers)), torch.zeros(len(names))]
+    head = [tensor.requires_grad_() for tensor in head]
+    means = [mean for moments in mos.moments for mean, _ in moments.values()]
+
+    def loss_of(rows: list[int]) -> Tensor:
+        features_BF = training_features(backbone, [states[i] for i in rows], mos.cut, deltas_of(fold_scale(weights)))
+        loss = functional.cross_entropy(functional.linear(features_BF, *head), targets_N[rows])
+        return loss + options.orthogonality * instance_loss(features_BF, means)
+
+    def merge() -> None:
+        if earlier is not None and options.merge:
+            with torch.no_grad():
+                for name, tensor in weights.items():
+                    tensor.lerp_(earlier[name] / SCALE if ".up." in name else earlier[name], options.merge)
+
+    descend([(list(weights.values()), 1.0), (head, 0.1)], loss_of, len(states), options.descent, seed, merge)
+    return {name: tensor.detach() for name, tensor in fold_scale(weights).items()}
+
+
+def fold_scale(weights: AdapterWeights) -> AdapterWeights:
+    """The same function without the scale outside."""
+    return {name: tensor * SCALE if ".up." in name else tensor for name, tensor in weights.items()}
+
+
+def instance_loss(features_BF: Tensor, means: Sequence[Tensor]) -> Tensor:
+    """Every class mean and every row should be most like itself: what the official code calls orthogonality."""
+    rows_MF = torch.cat([torch.stack(list(means)), features_BF]) if means else features_BF
+    return functional.cross_entropy(rows_MF @ rows_MF.mT / 0.8, torch.arange(len(rows_MF)))
+
+
+def solve_mos_head(mos: Mos, seed: int = 0) -> Head:
+    """The head over all classes: ridge from the statistics, or SGD on Gaussian draws as published."""
+    closed = solve_head(mos.statistics)
+    if mos.options.alignment == "sgd":
+        return _align(mos, closed.labels, seed)
+    return Head(closed.labels, SHARPNESS * closed.weight_CE, SHARPNESS * closed.bias_C)
+
+
+def _align(mos: Mos, labels: tuple[str, ...], seed: int, epochs: int = 30, per_class: int = 80) -> Head:
+    """Draws mu + X' z / sqrt(n - 1) + 0.01 e have exactly the published mean and covariance, without a D x D factor."""
+    generator = torch.Generator().manual_seed(seed)
+    moments = {name: pair for batch in mos.moments for name, pair in batch.items()}
+    width = next(iter(moments.values()))[0].numel()
+    weight_CF, bias_C = torch.zeros(len(labels), width), torch.zeros(len(labels))
+    targets_N = torch.arange(len(labels)).repeat_interleave(per_class)
+    for epoch in range(epochs):
+        drawn = []
+        for name in labels:
+            mean_F, centred_NF = moments[name]
+            mixed_BF = torch.randn(per_class, len(centred_NF), generator=generator) @ centred_NF
+            noise_BF = 1e-2 * torch.randn(per_class, width, generator=generator)
+            drawn.append(mean_F + mixed_BF / max(len(centred_NF) - 1, 1) ** 0.5 + noise_BF)
+        drawn_NF = torch.cat(drawn)
+        weight_CF, bias_C = weight_CF.requires_grad_(), bias_C.requires_grad_()
+
+        def loss_of(rows: list[int], rows_NF: Tensor = drawn_NF, w: Tensor = weight_CF, b: Tensor = bias_C) -> Tensor:
+            return functional.cross_entropy(functional.linear(rows_NF[rows], w, b), targets_N[rows])
+
+        rate = 0.005 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * epoch / epochs))))
+        descend(
+            [([weight_CF, bias_C], 1.0)], loss_of, len(drawn_NF), Descent(1, rate, minibatch=per_class), seed + epoch
+        )
+        weight_CF, bias_C = weight_CF.detach(), bias_C.detach()
+    expanded_CE = torch.zeros(len(labels), mos.statistics[0].sums_CE.shape[1])
+    expanded_CE[:, :width] = weight_CF
+    return Head(labels, expanded_CE, bias_C)
+
+
+def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -> MosAnswer:
+    """Self-refined retrieval: start at the nearest prototype's adapter, follow the head's own answer to its adapter,
+    at most four times; then add the prototype branch. An adapter runs only on the records that visit it."""
+    first_NF = features(backbone, states, mos.cut, mos.adapters[0])
+    prototypes_CF = torch.stack([mos.prototypes[name] for name in head.labels])
+    centre_F = prototypes_CF.mean(0)  # a large common mean would make every cosine alike
+    prototypes_CF = functional.normalize(prototypes_CF - centre_F, dim=1)
+    cosine_NC = functional.normalize(first_NF - centre_F, dim=1) @ prototypes_CF.mT
+    batch_of_C = torch.tensor([mos.batch_of[name] for name in head.labels])
+    known = {0: dict(enumerate(head_scores(head, first_NF)))}
+    at_N = batch_of_C[cosine_NC.argmax(1)]
+    scores_NC = torch.empty_like(cosine_NC)
+    moving = list(range(len(states)))
+    for _ in range(HOPS):
+        for adapter in sorted({int(at_N[i]) for i in moving}):
+            missing = [i for i in moving if int(at_N[i]) == adapter and i not in known.setdefault(adapter, {})]
+            if missing:
+                rows_NF = features(backbone, [states[i] for i in missing], mos.cut, mos.adapters[adapter])
+                known[adapter].update(zip(missing, head_scores(head, rows_NF), strict=True))
+        for i in moving:
+            scores_NC[i] = known[int(at_N[i])][i]
+        following = batch_of_C[scores_NC[moving].argmax(1)]
+        moving = [i for i, to in zip(moving, following.tolist(), strict=True) if to != int(at_N[i])]
+        at_N[moving] = batch_of_C[scores_NC[moving].argmax(1)]
+        if not moving:
+            break
+    if mos.options.ensemble:
+        scores_NC = scores_NC.softmax(1) + (len(mos.adapters) * cosine_NC).softmax(1)
+    visits = [tuple(sorted(a for a, rows in known.items() if i in rows)) for i in range(len(states))]
+    return MosAnswer([head.labels[i] for i in scores_NC.argmax(1).tolist()], scores_NC, visits)
