@@ -91,24 +91,26 @@ def load_json(key: str, sha256: str) -> Manifest:
 
 def load_model(manifest: Manifest, read: ReadTensors = blobs.read_tensors) -> ServingModel:
     """The model of a manifest; every blob's bytes are checked against their digest."""
+    of_shard = {shard["shard_id"]: _statistics(shard["statistics"], read) for shard in manifest["shards"]}
     frozen: dict[str, list[ClassStatistics]] = {}
     for shard in manifest["shards"]:
-        frozen.setdefault(shard["group"], []).append(_statistics(shard["statistics"], read))
+        frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
     return ServingModel(
         cut=manifest["cut"],
         spec=AdapterSpec(**manifest["spec"]),
         frozen={group: tuple(parts) for group, parts in frozen.items()},
-        adapters=tuple(_entry(adapter, read) for adapter in manifest["adapters"]),
+        adapters=tuple(_entry(adapter, of_shard, read) for adapter in manifest["adapters"]),
     )
 
 
-def _entry(adapter: dict[str, Any], read: ReadTensors) -> AdapterEntry:
+def _entry(adapter: dict[str, Any], of_shard: dict[int, ClassStatistics], read: ReadTensors) -> AdapterEntry:
     return AdapterEntry(
         adapter_id=adapter["adapter_id"],
         group=adapter["group"],
         weights=read(adapter["weights"]["key"], adapter["weights"]["sha256"]),
         descriptor=Descriptor.from_tensors(read(adapter["descriptor"]["key"], adapter["descriptor"]["sha256"])),
         statistics=tuple(_statistics(part, read) for part in adapter["statistics"]),
+        frozen=tuple(of_shard[part["shard_id"]] for part in adapter["statistics"] if part["shard_id"] in of_shard),
     )
 
 

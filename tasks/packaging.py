@@ -38,9 +38,10 @@ def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
 
 
 def _signature(stream: Stream) -> ModelSignature:
+    # the input column has no name: a list, a series and a frame of one column are all raw inputs
     kind = DataType.binary if stream.task == TaskType.IMAGE else DataType.string
     return ModelSignature(
-        inputs=Schema([ColSpec(kind, "input")]),
+        inputs=Schema([ColSpec(kind)]),
         outputs=Schema(
             [ColSpec("string", "label"), ColSpec("double", "score"), ColSpec("string", "adapter", required=False)]
         ),

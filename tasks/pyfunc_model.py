@@ -27,7 +27,7 @@ class StreamModel(PythonModel):
         model_input,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        inputs = model_input["input"] if isinstance(model_input, pd.DataFrame) else model_input
+        inputs = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
         raw = [item if isinstance(item, bytes) else str(item).encode() for item in inputs]
         groups = [name for name in str((params or {}).get("groups") or "").split(",") if name]
         answer = self.answerer.answer(raw, groups)
