@@ -1,12 +1,15 @@
 """From records to everything they shaped: plain recursive SQL, no graph database."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from registry.records import EdgeKind
 from registry.tables import EdgeRow, RecordRow, ShardRow
+
+T = TypeVar("T")
 
 _CHUNK = 500
 
@@ -23,8 +26,7 @@ def records_by_key(session: Session, keys: Sequence[int]) -> dict[int, list[int]
 
 def _by_shard(session: Session, wanted: Sequence[int], column: object) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
-    for start in range(0, len(wanted), _CHUNK):
-        chunk = wanted[start : start + _CHUNK]
+    for chunk in _chunks(wanted):
         query = select(RecordRow.shard_id, RecordRow.key).where(column.in_(chunk))  # type: ignore[attr-defined]
         for shard_id, key in session.execute(query.order_by(RecordRow.shard_id, RecordRow.key)):
             found.setdefault(shard_id, []).append(key)
@@ -37,35 +39,28 @@ def closure(session: Session, shard_ids: Iterable[int], kinds: Collection[EdgeKi
     With TRAINED_ON and MERGED_FROM alone: adapters whose weights the shards shaped. With SERVES as well: those, and
     adapters that only keep the shards' statistics.
     """
-    starts = [f"shard:{s}" for s in shard_ids]
     allowed = [kind.value for kind in kinds]
-    reach = (
-        select(EdgeRow.child.label("node"))
-        .where(EdgeRow.parent.in_(starts), EdgeRow.kind.in_(allowed))
-        .cte("reach", recursive=True)
-    )
-    reach = reach.union(
-        select(EdgeRow.child).join(reach, EdgeRow.parent == reach.c.node).where(EdgeRow.kind.in_(allowed))
-    )
-    nodes = set(session.scalars(select(reach.c.node)))
-    return _parents_first(session, nodes)
+    nodes: set[str] = set()
+    for starts in _chunks([f"shard:{s}" for s in shard_ids]):
+        reach = (
+            select(EdgeRow.child.label("node"))
+            .where(EdgeRow.parent.in_(starts), EdgeRow.kind.in_(allowed))
+            .cte("reach", recursive=True)
+        )
+        reach = reach.union(
+            select(EdgeRow.child).join(reach, EdgeRow.parent == reach.c.node).where(EdgeRow.kind.in_(allowed))
+        )
+        nodes.update(session.scalars(select(reach.c.node)))
+    return [node.removeprefix("adapter:") for node in sorted(nodes, key=_number)]
 
 
-def _parents_first(session: Session, nodes: set[str]) -> list[str]:
-    query = select(EdgeRow.child, EdgeRow.parent).where(EdgeRow.kind == EdgeKind.MERGED_FROM, EdgeRow.child.in_(nodes))
-    waiting: dict[str, set[str]] = {node: set() for node in nodes}
-    for child, parent in session.execute(query):
-        if parent in nodes:
-            waiting[child].add(parent)
-    ordered: list[str] = []
-    while waiting:
-        ready = sorted((n for n, parents in waiting.items() if not parents), key=_number)
-        ordered += ready
-        waiting = {n: parents - set(ready) for n, parents in waiting.items() if n not in ready}
-    return [node.removeprefix("adapter:") for node in ordered]
+def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Databases bound the number of a query's parameters (32,766 in SQLite, 65,535 in PostgreSQL)."""
+    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _number(node: str) -> tuple[int, str]:
+    """Ids count up (`new_adapter_id`), so that by number a merge comes after its parents."""
     digits = node.rsplit("-a", 1)[-1]
     return (int(digits) if digits.isdigit() else 0, node)
 
