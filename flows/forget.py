@@ -7,9 +7,10 @@ from tasks.purging import purge, sweep
 from tasks.registration import register_change
 from tasks.reports import report_ticket
 
-from registry.records import Ticket
+from registry.records import Ticket, TicketState
+from tasks.comparison import compare
 from tasks.forgetting import begin, quarantine, resolve
-from tasks.rebuilding import compare, rebuild
+from tasks.rebuilding import rebuild
 
 
 @flow(name="forget", flow_run_name="forget-{ticket_id}")
@@ -17,13 +18,15 @@ def forget(ticket_id: str) -> Ticket:
     """Return the closed ticket: complete with a certificate, or an exception that says what is left.
 
     The parameter is a ticket id: no run, log or tag ever holds a subject. Every step is noted on the ticket, so a
-    killed run goes on where it stopped.
+    killed run goes on where it stopped; a complete ticket is left alone.
     """
     ticket, stream = begin(ticket_id)
+    if ticket.state == TicketState.COMPLETE:
+        return ticket
     resolved = resolve(stream, ticket)
     quarantined = quarantine(stream, ticket, resolved)
     rebuilt = rebuild(stream, ticket, resolved)
-    compared = compare(stream, ticket, resolved)
+    compared = compare(stream, ticket, resolved, rebuilt)
     version = register_change(stream, f"ticket:{ticket_id}", f"rebuilt without the records of ticket {ticket_id}")
     if version is not None:
         promote_version(stream, version, gated=False)
