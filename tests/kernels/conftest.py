@@ -8,9 +8,9 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _poison_empty_tensors() -> Iterator[None]:
-    torch.use_deterministic_algorithms(True)  # on, this fills every torch.empty with NaN
+    torch.set_deterministic_debug_mode("error")  # on, this fills every torch.empty with NaN
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from kernels import bench_all
-from kernels.bench import Case, WrongResultError, compare
+from kernels.bench import Case, WrongResultError, compare, max_error
 
 CPU = torch.device("cpu")
 
@@ -22,6 +22,11 @@ def test_a_right_result_is_timed():
 def test_a_wrong_result_is_not_timed(ours, perturbed):
     with pytest.raises(WrongResultError, match="n=1: off by"):
         compare(case(ours, perturbed), CPU)
+
+
+def test_nan_in_a_later_tensor_is_an_error():
+    good, bad = torch.ones(2), torch.full((2,), float("nan"))
+    assert not max_error((good, bad), (good, good)) <= 1
 
 
 def test_a_blind_check_is_not_trusted():

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import torch
+
 from kernels import bench_all
 
 WITHOUT_TRITON = """
@@ -19,3 +21,7 @@ def test_every_op_works_where_triton_is_not_installed():
     command = [sys.executable, "-c", WITHOUT_TRITON, *bench_all.ops()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_uninitialised_memory_is_poisoned_here():
+    assert bool(torch.empty(8).isnan().all())
