@@ -31,6 +31,7 @@ def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
             python_model=str(CODE),
             artifacts={"manifest": str(written)},
             signature=_signature(stream),
+            input_example=None if stream.task == TaskType.IMAGE else ["a raw text"],
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
             metadata={"stream": stream.name, "shards": json.dumps(len(manifest["shards"]))},
         )

@@ -21,14 +21,13 @@ class StreamModel(PythonModel):
     def load_context(self, context: PythonModelContext) -> None:
         self.answerer = Answerer(json.loads(Path(context.artifacts["manifest"]).read_text()))
 
-    def predict(  # type: ignore[no-untyped-def]  # MLflow would read a schema into a hint of the input
+    def predict(
         self,
         context: PythonModelContext,  # noqa: ARG002
-        model_input,
+        model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        inputs = model_input.iloc[:, 0] if isinstance(model_input, pd.DataFrame) else model_input
-        raw = [item if isinstance(item, bytes) else str(item).encode() for item in inputs]
+        raw = [item if isinstance(item, bytes) else str(item).encode() for item in pd.DataFrame(model_input).iloc[:, 0]]
         groups = [name for name in str((params or {}).get("groups") or "").split(",") if name]
         answer = self.answerer.answer(raw, groups)
         best = answer.scores_NC.max(1).values.tolist()
