@@ -229,10 +229,10 @@ def down() -> None:
 @app.command()
 def env() -> None:
     """Print the variables that other tools need, for: eval "$(deciduous env)" """
+    from infra.environment import mlflow_environment
     from infra.settings import settings
-    from infra.tracking import tracking_environment
 
-    variables = {"DECIDUOUS_HOME": str(settings().home), **tracking_environment()}
+    variables = {"DECIDUOUS_HOME": str(settings().home), **mlflow_environment()}
     for name, value in variables.items():
         print(f"export {name}='{value}'")
 

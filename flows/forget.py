@@ -1,16 +1,16 @@
 """Work one deletion ticket: find what it reaches, stop serving it, rebuild without it, prove it, close the ticket."""
 
 from prefect import flow
-from tasks.closing import certify, close
-from tasks.promotion import promote_version
-from tasks.purging import purge, sweep
-from tasks.registration import register_change
-from tasks.reports import report_ticket
 
 from registry.records import Ticket, TicketState
+from tasks.closing import certify, close
 from tasks.comparison import compare
 from tasks.forgetting import begin, quarantine, resolve
+from tasks.promotion import promote_version
+from tasks.purging import purge, sweep
 from tasks.rebuilding import rebuild
+from tasks.registration import register_change
+from tasks.reports import report_ticket
 
 
 @flow(name="forget", flow_run_name="forget-{ticket_id}")

@@ -1,9 +1,6 @@
 """Take in every new batch: measure its shift, reuse or add an adapter, register the result, move the champion."""
 
 from prefect import flow
-from tasks.promotion import promote_version
-from tasks.registration import register_batch
-from tasks.reports import report_batch
 
 from registry.errors import SourceError
 from registry.records import Batch, Decision, DecisionKind, Shard
@@ -11,6 +8,9 @@ from registry.stream import Stream
 from tasks.adapters import judge_adapter, refresh_adapter, train_adapter
 from tasks.batches import discover, encode_batch, finish_batch, hold_batch, open_stream, read_batch, unfinished_batches
 from tasks.decisions import decide
+from tasks.promotion import promote_version
+from tasks.registration import register_batch
+from tasks.reports import report_batch
 from tasks.shift import measure_shift
 
 
