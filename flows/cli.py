@@ -89,7 +89,7 @@ def status(
 ) -> None:
     """How far each stream is, what serves, what waits for a person. Example: deciduous status"""
     rows = _queries().status(stream)
-    console.show_json(rows) if json else console.show_rows("streams", rows)
+    console.show_json(rows) if json else console.show_records("streams", rows)
 
 
 @app.command()

@@ -85,11 +85,22 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         console.print(f"no {title}")
         return
     table = Table(title=title, title_justify="left", header_style="bold")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), overflow="fold")
+    *narrow, last = rows[0]
+    for column in narrow:
+        table.add_column(column.replace("_", " "), no_wrap=True)
+    table.add_column(last.replace("_", " "), overflow="fold", min_width=24)
     for row in rows:
         table.add_row(*[escape(_cell(value)) for value in row.values()])
     console.print(table)
+
+
+def show_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:
+    """Several things one below the other, where a row each would be too wide."""
+    if not records:
+        console.print(f"no {title}")
+    for number, record in enumerate(records):
+        console.print() if number else None
+        show_record(record)
 
 
 def show_record(record: Mapping[str, Any]) -> None:
@@ -110,7 +121,13 @@ def _cell(value: Any) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M}"
     if isinstance(value, Mapping):
-        return "\n".join(f"{k}: {_cell(v)}" for k, v in value.items()) or "-"
+        return _mapping_cell(value)
     if isinstance(value, list | tuple):
         return ("\n" if any(isinstance(v, Mapping) for v in value) else ", ").join(map(_cell, value)) or "-"
     return str(value)
+
+
+def _mapping_cell(value: Mapping[str, Any]) -> str:
+    if value and all(isinstance(each, int) for each in value.values()):
+        return ", ".join(f"{count} {name}" for name, count in value.items() if count) or "-"
+    return "\n".join(f"{name}: {_cell(each)}" for name, each in value.items()) or "-"

@@ -20,6 +20,7 @@ from registry.stream import Stream, TaskType
 from tasks.backbones import cut_of, open_backbone
 from tasks.rows import Row
 from tasks.stopwatch import timing
+from tasks.suffix_memory import forget_passes
 
 CHUNK = 64
 
@@ -58,6 +59,7 @@ def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
 def purge(stream: Stream, records: Iterable[str]) -> int:
     """Remove the states of these records under every recipe; returns how many files went."""
     gone = 0
+    forget_passes()
     for folder in _root(stream.name).glob("*"):
         for record in records:
             path = folder / record[:2] / record

@@ -22,6 +22,11 @@ _Key = tuple[str, int, str, bytes]
 _memory: OrderedDict[_Key, tuple[Tensor, Tensor]] = OrderedDict()
 
 
+def forget_passes() -> None:
+    """A deletion leaves nothing of a record behind in this process either."""
+    _memory.clear()
+
+
 def run_remembered(
     backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: AdapterWeights | None
 ) -> SuffixPass:
