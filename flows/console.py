@@ -88,7 +88,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     *narrow, last = rows[0]
     for column in narrow:
         table.add_column(column.replace("_", " "), no_wrap=True)
-    table.add_column(last.replace("_", " "), overflow="fold", min_width=24)
+    table.add_column(last.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*[escape(_cell(value)) for value in row.values()])
     console.print(table)

@@ -65,7 +65,7 @@ def _batches(session: Session, name: str) -> list[Answer]:
 
 
 def _adapters(session: Session, name: str) -> list[Answer]:
-    keys = ("adapter_id", "state", "group", "shard_ids", "serves", "parent_ids", "accuracy", "reason")
+    keys = ("adapter_id", "state", "group", "serves", "accuracy", "reason")
     return [{key: asdict(adapter)[key] for key in keys} for adapter in adapters.adapters(session, name)]
 
 
