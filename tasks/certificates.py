@@ -2,6 +2,7 @@
 
 import json
 from base64 import b64decode, b64encode
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -50,3 +51,42 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         ) from None
     content: Certificate = body
     return content
+
+
+def render_markdown(content: Certificate) -> str:
+    """The certificate for a reader; the JSON beside it is what was signed."""
+    lines = [
+        f"# Deletion certificate {content['ticket']}",
+        "",
+        f"**Guarantee {content['guarantee']}** for {content['records']} records of stream {content['stream']}.",
+        "",
+        content["scope"],
+        "",
+    ]
+    facts = {
+        "received": content["received_at"],
+        "due": content["due_at"],
+        "certified": content["certified_at"],
+        "targets (keyed hashes)": len(content["targets"]),
+        "shards": ", ".join(map(str, content["closure"]["shards"])) or "none",
+        "sweep": f"{content['sweep']['hits']} hits for {content['sweep']['markers']} markers",
+        "recipe digest": content["recipe_digest"],
+        "certificate before this one": content["previous_certificate"],
+    }
+    lines += _table(("fact", "value"), facts.items())
+    lines += ["", "## What was rebuilt", ""]
+    repairs = content["closure"]["repairs"]
+    lines += _table(("adapter", "repair", "because"), [(r["adapter_id"], r["action"], r["reason"]) for r in repairs])
+    lines += ["", "## Compared with artifacts made from scratch without the records", ""]
+    compared = content["comparison"].items()
+    rows = [(node, each["artifacts"], "equal" if each["equal"] else "DIFFERENT") for node, each in compared]
+    lines += _table(("what", "artifacts", "bytes"), rows)
+    lines += ["", "## What was purged and swept", ""]
+    lines += _table(("store", "count"), [*content["purge"].items(), *content["sweep"]["by_store"].items()])
+    lines += ["", "Check the signature: `deciduous verify CERTIFICATE.json --key ISSUER.pem`", ""]
+    return "\n".join(lines)
+
+
+def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells]]

@@ -1,15 +1,16 @@
 """Sign what was done, and close the ticket: complete, or an exception that names what is left."""
 
-from typing import Any
+from sqlalchemy.orm import Session
 
 from infra import database, keys
+from infra.files import write_private
 from infra.settings import settings
 from registry import catalog, tickets
 from registry.records import Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
 from tasks import blobs
-from tasks.certificates import digest, sign
+from tasks.certificates import Certificate, digest, render_markdown, sign, verify
 from tasks.narration import say
 from tasks.retries import step
 from tasks.saga import Detail, once
@@ -28,50 +29,73 @@ def certify(stream: Stream, ticket: Ticket, rebuilt: Detail, compared: Detail, p
 
     def work() -> Detail:
         with database.transaction() as session:
-            previous = tickets.last_certificate(session)
-            resolved = tickets.done_step(session, ticket.ticket_id, "resolve") or {}
-            content = {
-                "format": "deciduous-deletion-certificate/1",
-                "ticket": ticket.ticket_id,
-                "stream": stream.name,
-                "received_at": ticket.received_at.isoformat(),
-                "due_at": ticket.due_at.isoformat(),
-                "certified_at": now().isoformat(),
-                "guarantee": guarantee(compared, swept),
-                "scope": SCOPE,
-                "records": resolved["records"],
-                "suppression_epoch": tickets.ticket_epoch(session, ticket.ticket_id),
-                "targets": [h for _, h in tickets.targets_of(session, ticket.ticket_id)],
-                "closure": {"shards": resolved["shards"], "repairs": resolved["repairs"]},
-                "artifacts": _before_and_after(session, resolved),
-                "rebuilt": rebuilt,
-                "comparison": compared["compared"],
-                "purge": purged,
-                "sweep": swept,
-                "recipe_digest": stream.recipe_digest,
-                "previous_certificate": previous,
-            }
-        certificate = sign(content, keys.signing_key())
-        stored = blobs.save_bytes(
-            blobs.shared_prefix(stream.name), f"ticket:{ticket.ticket_id}", "certificate", certificate
-        )
+            logged = tickets.get_ticket(session, ticket.ticket_id).certificate_key
+            if logged is None:
+                content = _content(session, stream, ticket, rebuilt, compared, purged, swept)
+                certificate = sign(content, keys.signing_key())
+                stored = blobs.store(blobs.shared_prefix(stream.name), node, "certificate", certificate)
+                catalog.put_object(session, stored)
+                tickets.add_certificate(
+                    session, ticket.ticket_id, digest(certificate), content["previous_certificate"], stored.key
+                )
+        # read back: an interrupted run may have logged it before, and there is one certificate a ticket
+        certificate = blobs.load_bytes(node, "certificate")
+        content = verify(certificate)
         path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(certificate)
-        with database.transaction() as session:
-            tickets.add_certificate(session, ticket.ticket_id, digest(certificate), previous, stored.key)
+        write_private(path, certificate)
+        write_private(path.with_suffix(".md"), render_markdown(content).encode())
+        stored = blobs.get(node, "certificate")
         return {"key": stored.key, "sha256": stored.sha256, "path": str(path), "guarantee": content["guarantee"]}
 
+    node = f"ticket:{ticket.ticket_id}"
     return once(ticket.ticket_id, "certify", work)
 
 
-def guarantee(compared: Detail, swept: Detail) -> str:
-    """E0 where every retrained artifact is byte-equal to its clean replay and nothing was found; else no guarantee."""
+def _content(
+    session: Session,
+    stream: Stream,
+    ticket: Ticket,
+    rebuilt: Detail,
+    compared: Detail,
+    purged: Detail,
+    swept: Detail,
+) -> Certificate:
+    resolved = tickets.done_step(session, ticket.ticket_id, "resolve") or {}
+    return {
+        "format": "deciduous-deletion-certificate/1",
+        "ticket": ticket.ticket_id,
+        "stream": stream.name,
+        "received_at": ticket.received_at.isoformat(),
+        "due_at": ticket.due_at.isoformat(),
+        "certified_at": now().isoformat(),
+        "guarantee": guarantee(resolved, rebuilt, compared, swept),
+        "scope": SCOPE,
+        "records": resolved["records"],
+        "suppression_epoch": tickets.ticket_epoch(session, ticket.ticket_id),
+        "targets": [h for _, h in tickets.targets_of(session, ticket.ticket_id)],
+        "closure": {"shards": resolved["shards"], "repairs": resolved["repairs"]},
+        "artifacts": _before_and_after(session, resolved),
+        "rebuilt": rebuilt,
+        "comparison": compared["compared"],
+        "purge": purged,
+        "sweep": swept,
+        "recipe_digest": stream.recipe_digest,
+        "previous_certificate": tickets.last_certificate(session),
+    }
+
+
+def guarantee(resolved: Detail, rebuilt: Detail, compared: Detail, swept: Detail) -> str:
+    """E0 where every rebuilt artifact was compared and is byte-equal, and the sweep looked and found nothing.
+
+    Anything else is no guarantee: a node that was rebuilt and not compared, or records without a marker to look for.
+    """
+    kept = {f"adapter:{adapter}" for adapter, action in rebuilt["actions"].items() if action != "drop"}
     equal = all(found["equal"] for found in compared["compared"].values())
-    return "E0" if equal and swept["hits"] == 0 else "none"
+    looked = swept["markers"] > 0 or resolved["records"] == 0
+    return "E0" if equal and kept <= set(compared["compared"]) and looked and swept["hits"] == 0 else "none"
 
 
-def _before_and_after(session: Any, resolved: Detail) -> list[dict[str, str | None]]:
+def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str | None]]:
     changed = []
     for old in resolved["before"]:
         new = catalog.find_object(session, old["owner"], old["kind"])
@@ -85,9 +109,7 @@ def _before_and_after(session: Any, resolved: Detail) -> list[dict[str, str | No
 def close(ticket: Ticket, certificate: Detail, swept: Detail) -> Ticket:
     complete = certificate["guarantee"] == "E0"
     state = TicketState.COMPLETE if complete else TicketState.EXCEPTION
-    note = (
-        "" if complete else f"the sweep found {swept['hits']} hits, or a rebuilt artifact differs; see the certificate"
-    )
+    note = "" if complete else f"the sweep found {swept['hits']} hits, or an artifact differs; see the certificate"
     with database.transaction() as session:
         tickets.set_ticket_state(session, ticket.ticket_id, state, note)
         closed = tickets.get_ticket(session, ticket.ticket_id)

@@ -1,6 +1,6 @@
 """The first steps of a deletion: what the ticket reaches, and taking it out of service. Each is noted on the ticket."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from infra import database
@@ -29,13 +29,16 @@ def begin(ticket_id: str) -> tuple[Ticket, Stream]:
 def make_plan(stream: str, targets: Sequence[tuple[str, str]]) -> tuple[Plan, dict[int, list[int]]]:
     """The repairs that the targets ask for, and shard -> catalog keys of their records. Changes nothing."""
     found = count_records(targets)
+    return plan_for(stream, {shard_id: len(keys) for shard_id, keys in found.items()}), found
+
+
+def plan_for(stream: str, leaving: Mapping[int, int]) -> Plan:
+    """The repairs of all that these shards shape when so many of their rows go."""
     with database.transaction() as session:
-        touched = catalog.shards(session, found)
-        closure = [adapter_rows.get_adapter(session, a) for a in lineage.closure(session, found)]
+        closure = [adapter_rows.get_adapter(session, a) for a in lineage.closure(session, leaving)]
         alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
-        rows = {s.shard_id: s.rows for s in catalog.shards(session, {i for a in alive for i in a.shard_ids})}
-    left = {**rows, **{s.shard_id: s.rows - len(found[s.shard_id]) for s in touched}}
-    return plan_repairs(sorted(found), alive, left), found
+        shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
+    return plan_repairs(sorted(leaving), alive, {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards})
 
 
 @step("resolve-{ticket.ticket_id}")
@@ -74,9 +77,10 @@ def quarantine(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
     def work() -> Detail:
         with database.transaction() as session:
             causes = [versions.find_by_cause(session, stream.name, f"batch:{b}") for b in resolved["batches"]]
-            ready = versions.versions(session, stream.name, VersionState.READY)
+            # quarantined ones too: a run that broke off after the withdrawal has to find them again
+            known = versions.versions(session, stream.name, VersionState.READY, VersionState.QUARANTINED)
         firsts = [version.version for version in causes if version is not None]
-        tainted = [version.version for version in ready if firsts and version.version >= min(firsts)]
+        tainted = [version.version for version in known if firsts and version.version >= min(firsts)]
         withdraw_versions(stream, tainted, f"ticket {ticket.ticket_id}")
         return {"versions": tainted}
 

@@ -43,6 +43,12 @@ def attributable(markers: Sequence[bytes], retained: Iterable[Row]) -> list[byte
     return left
 
 
+def texts_of(markers: Iterable[bytes]) -> list[str]:
+    """Those markers that are text: what a database's columns can hold."""
+    decoded = (marker.decode("utf-8", "ignore") for marker in markers if b"\0" not in marker)
+    return [text for text in decoded if len(text) >= SHORTEST]
+
+
 def escrow(ticket_id: str) -> Path:
     return settings().home / "escrow" / f"{ticket_id}.json"
 

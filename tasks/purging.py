@@ -1,6 +1,8 @@
 """The last steps of a deletion: remove every copy of what was replaced, then look for what might be left."""
 
+from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -9,14 +11,14 @@ import pyarrow.parquet as pq
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, model_purge, tickets, versions
-from registry.errors import UnknownIdError
-from registry.records import Delivery, Ticket, VersionState
+from registry import artifacts, catalog, model_purge, row_sweep, tickets, versions
+from registry.errors import PurgeError, UnknownIdError
+from registry.records import Batch, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import source
 from tasks.garbage import collect_garbage
 from tasks.identity import keyed_hash
-from tasks.markers import attributable, escrow, load_markers
+from tasks.markers import attributable, escrow, load_markers, texts_of
 from tasks.narration import say
 from tasks.reading import read_table
 from tasks.retries import step
@@ -82,13 +84,35 @@ def _rewrite_source(stream: Stream, ticket: Ticket, batch_id: str) -> bool:
     if left.num_rows < table.num_rows:
         sink = BytesIO()
         pq.write_table(left, sink)
-        artifacts.purge_keys(storage.s3(), bucket, [key])
-        storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
-    tag = next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri)
-    delivery, _ = source.fetch(batch.uri, tag)
-    with database.transaction() as session:
-        catalog.add_delivery(session, stream.name, Delivery(batch.uri, delivery.digest, delivery.size, tag), batch_id)
+        data = sink.getvalue()
+        # known before it lies there: a crash in between must not make the rest of the batch a new batch
+        _know(stream, batch, data, "")
+        storage.s3().put_object(Bucket=bucket, Key=key, Body=data)
+    _purge_older(bucket, key)
+    _know(stream, batch, data, next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri))
     return True
+
+
+def _purge_older(bucket: str, key: str) -> None:
+    """Remove every version of an object but the current one, also those that an interrupted purge left."""
+    s3 = storage.s3()
+    current = s3.head_object(Bucket=bucket, Key=key)["VersionId"]
+    for version in artifacts.list_versions(s3, bucket, key):
+        if version.key == key and version.version_id != current:
+            gone = s3.delete_objects(
+                Bucket=bucket, Delete={"Objects": [{"Key": key, "VersionId": version.version_id}], "Quiet": True}
+            )
+            if gone.get("Errors"):
+                raise PurgeError(
+                    f"s3://{bucket}/{key} version {version.version_id} was kept: {gone['Errors'][0].get('Code')}; "
+                    "lift its legal hold or retention, then go on with the ticket"
+                )
+
+
+def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:
+    delivery = Delivery(batch.uri, sha256(data).hexdigest(), len(data), tag)
+    with database.transaction() as session:
+        catalog.add_delivery(session, stream.name, delivery, batch.batch_id)
 
 
 def _is_target(stream: Stream, fields: dict[str, Any], targets: set[tuple[str, str]]) -> bool:
@@ -118,12 +142,23 @@ def sweep(stream: Stream, ticket: Ticket) -> Detail:
         for found in disk_sweep.sweep_files(_home_entries(), markers):
             store = f"home {found.path.relative_to(settings().home).parts[0]}"
             hits[store] = hits.get(store, 0) + 1
-        escrow(ticket.ticket_id).unlink(missing_ok=True)
+        hits |= _sweep_servers(markers)
         return {"hits": sum(hits.values()), "by_store": hits, "markers": len(markers)}
 
     detail = once(ticket.ticket_id, "sweep", work)
+    escrow(ticket.ticket_id).unlink(missing_ok=True)  # after the note: a repeated sweep needs them
     say(f"  swept for {detail['markers']} markers: {detail['hits']} hits")
     return detail
+
+
+def _sweep_servers(markers: Sequence[bytes]) -> dict[str, int]:
+    """Search the rows of databases that are no file of the home; a hidden state is never in a row."""
+    found = {}
+    for name, engine in (("catalog", database.engine()), ("mlflow", tracking.backend_engine())):
+        if engine.dialect.name != "sqlite":
+            with engine.connect() as connection:
+                found[f"database {name}"] = len(row_sweep.sweep_rows(connection, texts_of(markers)))
+    return found
 
 
 def _markers_to_find(stream: Stream, ticket: Ticket) -> list[bytes]:

@@ -1,6 +1,6 @@
-"""The middle of a deletion: drop the rows, rebuild what they shaped, and compare with a model that never saw them."""
+"""The middle of a deletion: drop the rows, and rebuild what they shaped, parents before children."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from infra import database
@@ -11,15 +11,16 @@ from registry.stream import Stream
 from tasks import blobs, prefix_cache, shards
 from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, save_statistics
 from tasks.consolidation import merged_weights
+from tasks.forgetting import plan_for
 from tasks.identity import catalog_key
-from tasks.learning.tensors import digest_of
 from tasks.narration import say
+from tasks.policies.forgetting import Repair
 from tasks.retries import step
-from tasks.rows import Row, count_rows
+from tasks.rows import Row, count_rows, trainable
 from tasks.saga import Detail, once
-from tasks.training import stages_of, train
+from tasks.training import stages_of
 
-Targets = Sequence[tuple[str, str]]
+Targets = Collection[tuple[str, str]]
 
 
 @step("rebuild-{ticket.ticket_id}")
@@ -28,19 +29,26 @@ def rebuild(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
 
     def work() -> Detail:
         with database.transaction() as session:
-            targets = tickets.targets_of(session, ticket.ticket_id)
+            targets = set(tickets.targets_of(session, ticket.ticket_id))
             touched = catalog.shards(session, resolved["shards"])
         for shard in touched:
             drop_rows(stream, shard, targets)
         for batch_id in resolved["batches"]:
             drop_quarantined(stream, batch_id, targets)
-        for repair in resolved["repairs"]:
-            say(f"  {repair['action']} {repair['adapter_id']}: {repair['reason']}")
-            repair_adapter(stream, repair["adapter_id"], repair["action"], resolved["shards"])
-        actions = [repair["action"] for repair in resolved["repairs"]]
-        return {"rebuilt": sum(action in ("retrain", "replay") for action in actions), "actions": actions}
+        done: dict[str, str] = {}
+        # asked again until nothing is left: a merge may have come in since the closure was resolved
+        while repairs := _open_repairs(stream, resolved, done):
+            for repair in repairs:
+                say(f"  {repair.action} {repair.adapter_id}: {repair.reason}")
+                done[repair.adapter_id] = repair_adapter(stream, repair, resolved["shards"])
+        return {"rebuilt": sum(action in ("retrain", "replay") for action in done.values()), "actions": done}
 
     return once(ticket.ticket_id, "rebuild", work)
+
+
+def _open_repairs(stream: Stream, resolved: Detail, done: Mapping[str, str]) -> list[Repair]:
+    plan = plan_for(stream.name, dict.fromkeys(resolved["shards"], 0))
+    return [repair for repair in plan.repairs if repair.adapter_id not in done]
 
 
 def drop_rows(stream: Stream, shard: Shard, targets: Targets) -> None:
@@ -52,10 +60,10 @@ def drop_rows(stream: Stream, shard: Shard, targets: Targets) -> None:
     with database.transaction() as session:
         tickets.forget_records(session, [catalog_key(r.record) for r in gone], {shard.shard_id: count_rows(left)})
         catalog.put_object(session, shards.store_rows(stream, shard, left))
-        if not left:
+        if not trainable(left):
             catalog.drop_object(session, shard.node, "statistics")
             catalog.drop_object(session, shard.node, "reference")
-    if left:
+    if trainable(left):
         shards.fit_shard(stream, shard)
 
 
@@ -64,8 +72,7 @@ def drop_quarantined(stream: Stream, batch_id: str, targets: Targets) -> None:
     with database.transaction() as session:
         batch = catalog.get_batch(session, batch_id)
     listed = shards.load_quarantine(batch)
-    named = set(targets)
-    left = [q for q in listed if ("subject", q.subject) not in named and ("record", q.record) not in named]
+    left = [q for q in listed if ("subject", q.subject) not in targets and ("record", q.record) not in targets]
     with database.transaction() as session:
         catalog.put_object(session, shards.store_quarantine(stream, batch, left))
 
@@ -74,27 +81,33 @@ def _is_named(row: Row, targets: Targets) -> bool:
     return ("subject", row.subject) in targets or ("record", row.record) in targets
 
 
-def repair_adapter(stream: Stream, adapter_id: str, action: str, touched: Sequence[int]) -> None:
-    """Carry out one repair of the plan; afterwards nothing of the adapter rests on a dropped row."""
+def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> str:
+    """Carry out one repair of the plan; afterwards nothing of the adapter rests on a dropped row.
+
+    Returns what was done: 'drop' instead of the plan's action where too few rows remain to fit anything on.
+    """
     with database.transaction() as session:
-        adapter = adapter_rows.get_adapter(session, adapter_id)
+        adapter = adapter_rows.get_adapter(session, repair.adapter_id)
     adapter = _without_empty_shards(adapter)
-    if action == "drop" or not _can_be_fitted(adapter):
+    if repair.action == "drop" or not _can_be_fitted(adapter):
         erase_adapter(adapter, "too few of its rows remain")
-    elif action == "retrain":
+        return "drop"
+    if repair.action == "retrain":
         fit_trained(stream, adapter)
         _drop_stale_checkpoints(stream, adapter)
-    elif action == "replay":
+    elif repair.action == "replay":
         _replay(stream, adapter)
     else:
         weights = blobs.load_tensors(adapter.node, "weights")
         save_statistics(stream, adapter, [s for s in load_in_order(adapter.serves) if s.shard_id in touched], weights)
         with database.transaction() as session:
             adapter_rows.put_adapter(session, adapter)
+    return repair.action
 
 
 def _without_empty_shards(adapter: Adapter) -> Adapter:
-    full = {shard.shard_id for shard in load_in_order((*adapter.shard_ids, *adapter.serves)) if shard.rows}
+    """Without the shards that have no row to train on left: no statistics, reference or slice rests on them."""
+    full = {shard.shard_id for shard in load_in_order((*adapter.shard_ids, *adapter.serves)) if shard.labelled}
     with database.transaction() as session:
         for shard_id in {*adapter.serves} - full:
             catalog.drop_object(session, adapter.node, f"statistics:{shard_id}")
@@ -129,27 +142,3 @@ def _drop_stale_checkpoints(stream: Stream, adapter: Adapter) -> None:
         for stored in catalog.objects_of(session, [adapter.node]):
             if stored.kind.startswith("checkpoint:") and stored.kind not in current:
                 catalog.drop_object(session, adapter.node, stored.kind)
-
-
-@step("compare-{ticket.ticket_id}")
-def compare(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
-    """E0: train every retrained adapter again, from scratch and from the inputs, and compare the bytes."""
-
-    def work() -> Detail:
-        retrained = [r["adapter_id"] for r in resolved["repairs"] if r["action"] == "retrain"]
-        pairs = {adapter_id: _digests(stream, adapter_id) for adapter_id in retrained}
-        return {"compared": {a: {"rebuilt": x, "from_scratch": y, "equal": x == y} for a, (x, y) in pairs.items()}}
-
-    detail = once(ticket.ticket_id, "compare", work)
-    for adapter_id, found in detail["compared"].items():
-        answer = "byte-equal" if found["equal"] else "DIFFERS"
-        say(f"  {adapter_id} against one trained without the records, from scratch: {answer} ({found['rebuilt'][:12]})")
-    return detail
-
-
-def _digests(stream: Stream, adapter_id: str) -> tuple[str, str]:
-    with database.transaction() as session:
-        adapter = adapter_rows.get_adapter(session, adapter_id)
-    own = load_in_order(adapter.shard_ids)
-    reference = train(stream, adapter.node, own, from_scratch=True).adapter
-    return digest_of(blobs.load_tensors(adapter.node, "weights")), digest_of(reference)

@@ -1,0 +1,143 @@
+"""E0: make everything that a deletion rebuilt once more, from the inputs alone, and compare the bytes."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import lru_cache
+from hashlib import sha256
+from typing import Any
+
+from torch import Tensor
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog
+from registry.artifacts import encode_tensors
+from registry.records import Adapter, Shard, Ticket
+from registry.stream import Stream
+from tasks import blobs
+from tasks.adapters import load_in_order
+from tasks.backbones import cut_of, open_backbone
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.descriptors import fit_descriptor
+from tasks.learning.features import features, signatures
+from tasks.learning.heads import class_statistics
+from tasks.learning.merging import merge_cat
+from tasks.narration import say
+from tasks.prefix_cache import encode
+from tasks.retries import step
+from tasks.rows import Row, held_out, trainable
+from tasks.saga import Detail, once
+from tasks.shards import REFERENCE_ROWS, load_rows
+from tasks.training import train
+
+Tensors = Mapping[str, Tensor]
+
+SHARDS_IN_MEMORY = 16
+"""Encoded shards kept for the next adapter that serves them."""
+
+
+@step("compare-{ticket.ticket_id}")
+def compare(stream: Stream, ticket: Ticket, resolved: Detail, rebuilt: Detail) -> Detail:
+    """Compare every rebuilt artifact with one made from scratch: weights, descriptors, statistics, merges."""
+
+    def work() -> Detail:
+        with database.transaction() as session:
+            touched = [shard for shard in catalog.shards(session, resolved["shards"]) if shard.labelled]
+        actions = {adapter: action for adapter, action in rebuilt["actions"].items() if action != "drop"}
+        return {"compared": compare_artifacts(stream, touched, actions)}
+
+    detail = once(ticket.ticket_id, "compare", work)
+    for node, found in detail["compared"].items():
+        answer = "byte-equal" if found["equal"] else f"DIFFERS in {', '.join(found['different'])}"
+        say(f"  {node} against one made without the records, from scratch: {answer} ({found['artifacts']} artifacts)")
+    return detail
+
+
+def compare_artifacts(stream: Stream, touched: Sequence[Shard], actions: Mapping[str, str]) -> dict[str, Any]:
+    """Node -> how many artifacts were compared, which differ, and the digest of all digests on both sides.
+
+    `actions` names the repaired adapters in the order of their repair, parents before children.
+    """
+    scratch = Scratch(stream, [adapter for adapter, action in actions.items() if action != "refit"])
+    compared = {shard.node: _compare(shard.node, dict(scratch.of_shard(shard))) for shard in touched}
+    for adapter_id, action in actions.items():
+        with database.transaction() as session:
+            adapter = adapter_rows.get_adapter(session, adapter_id)
+        refit = [shard.shard_id for shard in touched] if action == "refit" else None
+        compared[adapter.node] = _compare(adapter.node, dict(scratch.of_adapter(adapter, refit)))
+    return compared
+
+
+def _compare(node: str, scratch: Mapping[str, Tensors]) -> dict[str, Any]:
+    clean = {kind: sha256(encode_tensors(tensors)).hexdigest() for kind, tensors in scratch.items()}
+    stored = {kind: sha256(blobs.load_bytes(node, kind)).hexdigest() for kind in clean if blobs.find(node, kind)}
+    different = sorted(kind for kind in clean if stored.get(kind) != clean[kind])
+    return {
+        "artifacts": len(clean),
+        "rebuilt": _digest(stored),
+        "from_scratch": _digest(clean),
+        "different": different,
+        "equal": not different,
+    }
+
+
+def _digest(digests: Mapping[str, str]) -> str:
+    return sha256("\n".join(f"{kind} {digests[kind]}" for kind in sorted(digests)).encode()).hexdigest()
+
+
+class Scratch:
+    """Artifacts from rows alone: no checkpoint, no cached state, no stored tensor of anything that was rebuilt."""
+
+    def __init__(self, stream: Stream, changed: Collection[str]) -> None:
+        """`changed` names the adapters whose weights were rebuilt; what no dropped row shaped is taken as stored."""
+        self.stream, self.backbone, self.changed = stream, open_backbone(stream), changed
+        self.cut = cut_of(stream, self.backbone)
+        self._weights: dict[str, AdapterWeights] = {}
+        self._encoded = lru_cache(maxsize=SHARDS_IN_MEMORY)(self._encode)
+
+    def of_shard(self, shard: Shard) -> Iterator[tuple[str, Tensors]]:
+        yield "statistics", self._statistics(shard, None)
+        states = [state for row, state in self._encoded(shard) if held_out([row])]
+        yield "reference", {"LND": signatures(self.backbone, states[:REFERENCE_ROWS], self.cut)}
+
+    def of_adapter(self, adapter: Adapter, refit: Sequence[int] | None = None) -> Iterator[tuple[str, Tensors]]:
+        """Everything of an adapter; with `refit` its statistics of these shards alone: they never shaped its weights."""
+        weights = self.weights(adapter)
+        if refit is None:
+            yield "weights", weights
+            yield "descriptor", self._descriptor(adapter)
+        for shard in load_in_order(adapter.serves):
+            if shard.labelled and (refit is None or shard.shard_id in refit):
+                yield f"statistics:{shard.shard_id}", self._statistics(shard, weights)
+
+    def weights(self, adapter: Adapter) -> AdapterWeights:
+        """Trained from the inputs, or merged from parents that were: kept, for a parent may have several children."""
+        if adapter.adapter_id not in self._weights:
+            self._weights[adapter.adapter_id] = self._make(adapter)
+        return self._weights[adapter.adapter_id]
+
+    def _make(self, adapter: Adapter) -> AdapterWeights:
+        if adapter.adapter_id not in self.changed:
+            return blobs.load_tensors(adapter.node, "weights")
+        if not adapter.parent_ids:
+            return train(self.stream, adapter.node, load_in_order(adapter.shard_ids), from_scratch=True).adapter
+        with database.transaction() as session:
+            parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in adapter.parent_ids]
+        return merge_cat([self.weights(parent) for parent in parents], adapter.recipe["shares"])
+
+    def _descriptor(self, adapter: Adapter) -> Tensors:
+        own = sorted(load_in_order(adapter.shard_ids), key=lambda shard: shard.shard_id)
+        pairs = [pair for shard in own for pair in self._encoded(shard)]
+        train_LND, held_LND = (
+            signatures(self.backbone, [state for row, state in pairs if chosen([row])], self.cut)
+            for chosen in (trainable, held_out)
+        )
+        return fit_descriptor(train_LND, held_LND).to_tensors()
+
+    def _statistics(self, shard: Shard, adapter: AdapterWeights | None) -> Tensors:
+        used = [(row, state) for row, state in self._encoded(shard) if trainable([row])]
+        features_NF = features(self.backbone, [state for _, state in used], self.cut, adapter)
+        return class_statistics(features_NF, [row.label or "" for row, _ in used]).to_tensors()
+
+    def _encode(self, shard: Shard) -> list[tuple[Row, Tensor]]:
+        rows = load_rows(shard)
+        return list(zip(rows, encode(self.stream, rows), strict=True))
