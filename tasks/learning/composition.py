@@ -5,7 +5,7 @@ Shapes: N records, L suffix blocks, D width, F head features, C classes, A adapt
 
 # ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ RunSuffix = Callable[[Backbone, Sequence[Tensor], int, AdapterWeights | None], S
 
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
+
+TEMPERATURE, LEAST_ODDS = 0.05, 0.1
+"""Of the log density per coordinate when adapters share an answer, and the odds below which one is not visited."""
 
 FAMILIAR = 3.0
 """Largest mean z-score at which a record still looks like an adapter's shard: three deviations, as is customary."""
@@ -70,11 +73,12 @@ class Composed:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`adapter_ids` is None where the exact head alone answered."""
+    """`adapter_ids` names the likeliest adapter, None for the exact head alone; `visits` all that took part."""
 
     labels: list[str]
     scores_NC: Tensor
     adapter_ids: list[str | None]
+    visits: list[tuple[str, ...]] = field(default_factory=list)
 
 
 def compose(model: ServingModel, groups: Collection[str]) -> Composed:
@@ -95,40 +99,55 @@ def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
     return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
 
 
-def predict(
-    backbone: Backbone, composed: Composed, states: Sequence[Tensor], run: RunSuffix = run_suffix
-) -> Prediction:
-    """Answer from the exact head and, where a record looks like an adapter's shard, from that adapter's head too.
+def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor]) -> Prediction:
+    """Answer from the exact head and, where a record looks like an adapter's shard, from that adapter's heads too.
 
-    A record's answer depends on that record and the adapters it visits only. `run` may remember earlier passes.
+    A record's answer depends on that record and the adapters it visits only; `adapter_ids` names the likeliest of them.
     """
-    suffix = run(backbone, states, composed.cut, None)
+    suffix = run_suffix(backbone, states, composed.cut)
     scores_NC = head_scores(composed.head, suffix.features_NF)
-    visited_N = route(composed, suffix.signatures_LND)
+    shares_AN = route(composed, suffix.signatures_LND)
+    mixed_NC = torch.zeros_like(scores_NC)
     for number, entry in enumerate(composed.adapters):
-        chosen = torch.nonzero(visited_N == number).flatten().tolist()
+        chosen = torch.nonzero(shares_AN[number]).flatten().tolist()
         if chosen:
-            adapted = run(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
+            adapted = run_suffix(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
             near_NC = head_scores(composed.near_heads[number], suffix.features_NF[chosen])
             own_NC = head_scores(composed.adapter_heads[number], adapted.features_NF)
-            scores_NC[chosen] = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)
+            both_NC = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)
+            mixed_NC[chosen] += shares_AN[number, chosen, None] * both_NC
+    visiting_N = shares_AN.sum(0) > 0
+    scores_NC = torch.where(visiting_N[:, None], mixed_NC, scores_NC)
     labels = [composed.labels[i] for i in scores_NC.argmax(1).tolist()]
-    ids = [composed.adapters[i].adapter_id if i >= 0 else None for i in visited_N.tolist()]
-    return Prediction(labels, scores_NC, ids)
+    likeliest = shares_AN.argmax(0).tolist() if composed.adapters else [0] * len(states)
+    pairs = zip(visiting_N.tolist(), likeliest, strict=True)
+    ids = [composed.adapters[i].adapter_id if visits else None for visits, i in pairs]
+    took_part = [
+        tuple(entry.adapter_id for entry, share in zip(composed.adapters, shares, strict=True) if share > 0)
+        for shares in shares_AN.mT.tolist()
+    ]
+    return Prediction(labels, scores_NC, ids, took_part)
 
 
 def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
-    """(N,) number of the adapter under whose descriptor each record is likeliest, -1 where none is familiar.
+    """(A, N) share of each adapter in each record's answer, zero where the record does not visit it.
 
-    Adapters are compared by densities of their own, so that leaving one out moves only the records that visited it.
+    Adapters are compared by densities of their own. A record visits the likeliest among the familiar ones and those
+    hardly less likely, so leaving an adapter out changes nothing for the records that do not visit it.
     """
     if not composed.adapters:
-        return torch.full((signatures_LND.shape[1],), -1)
+        return torch.zeros(0, signatures_LND.shape[1])
     descriptors = [entry.descriptor for entry in composed.adapters]
     density_AN = torch.stack([log_density(each, signatures_LND) for each in descriptors])
     shift_AN = torch.stack([z_scores(each, signatures_LND).mean(0) for each in descriptors])
-    likeliest_N = density_AN.masked_fill(shift_AN > FAMILIAR, -torch.inf).argmax(0)
-    return torch.where((shift_AN <= FAMILIAR).any(0), likeliest_N, -1)
+    density_AN = density_AN.masked_fill(shift_AN > FAMILIAR, -torch.inf)
+    odds_AN = torch.exp((density_AN - density_AN.amax(0).clamp_min(-1e9)) / TEMPERATURE)
+    odds_AN = odds_AN.masked_fill(odds_AN < LEAST_ODDS, 0.0)
+    # summed in the order of the adapters: a zero in between leaves the sum's bits alone
+    total_N = torch.zeros(odds_AN.shape[1])
+    for odds_N in odds_AN:
+        total_N = total_N + odds_N
+    return odds_AN / total_N.clamp_min(LEAST_ODDS)
 
 
 def combine(near_NC: Tensor, own_NC: Tensor, labels: Sequence[str], own_labels: Sequence[str]) -> Tensor:

@@ -47,7 +47,7 @@ def test_removing_an_adapter_leaves_records_that_do_not_visit_it(vit: Backbone, 
     both = predict(vit, compose(model, {"red", "blue"}), states)
     less = ServingModel(2, SPEC, model.frozen, model.adapters[:1])
     one = predict(vit, compose(less, {"red", "blue"}), states)
-    stay = [i for i, visited in enumerate(both.adapter_ids) if visited != "adapter-1"]
+    stay = [i for i, visited in enumerate(both.visits) if "adapter-1" not in visited]
     assert 0 < len(stay) < 30
     assert torch.equal(both.scores_NC[stay], one.scores_NC[stay])
 
