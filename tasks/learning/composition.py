@@ -99,19 +99,21 @@ def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
     return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
 
 
-def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor]) -> Prediction:
+def predict(
+    backbone: Backbone, composed: Composed, states: Sequence[Tensor], run: RunSuffix = run_suffix
+) -> Prediction:
     """Answer from the exact head and, where a record looks like an adapter's shard, from that adapter's heads too.
 
     A record's answer depends on that record and the adapters it visits only; `adapter_ids` names the likeliest of them.
     """
-    suffix = run_suffix(backbone, states, composed.cut)
+    suffix = run(backbone, states, composed.cut, None)
     scores_NC = head_scores(composed.head, suffix.features_NF)
     shares_AN = route(composed, suffix.signatures_LND)
     mixed_NC = torch.zeros_like(scores_NC)
     for number, entry in enumerate(composed.adapters):
         chosen = torch.nonzero(shares_AN[number]).flatten().tolist()
         if chosen:
-            adapted = run_suffix(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
+            adapted = run(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
             near_NC = head_scores(composed.near_heads[number], suffix.features_NF[chosen])
             own_NC = head_scores(composed.adapter_heads[number], adapted.features_NF)
             both_NC = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)
