@@ -22,7 +22,7 @@ RunSuffix = Callable[[Backbone, Sequence[Tensor], int, AdapterWeights | None], S
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
 
-TEMPERATURE, LEAST_ODDS = 0.05, 0.1
+TEMPERATURE, LEAST_ODDS = 0.1, 0.1
 """Of the log density per coordinate when adapters share an answer, and the odds below which one is not visited."""
 
 FAMILIAR = 3.0
