@@ -23,6 +23,7 @@ from tasks.learning.heads import class_statistics
 from tasks.learning.merging import merge_cat
 from tasks.narration import say
 from tasks.prefix_cache import encode
+from tasks.rebuilding import block_evaluations
 from tasks.retries import step
 from tasks.rows import Row, held_out, trainable
 from tasks.saga import Detail, once
@@ -43,7 +44,9 @@ def compare(stream: Stream, ticket: Ticket, resolved: Detail, rebuilt: Detail) -
         with database.transaction() as session:
             touched = [shard for shard in catalog.shards(session, resolved["shards"]) if shard.labelled]
         actions = {adapter: action for adapter, action in rebuilt["actions"].items() if action != "drop"}
-        return {"compared": compare_artifacts(stream, touched, actions)}
+        before = block_evaluations(stream)
+        compared = compare_artifacts(stream, touched, actions)
+        return {"compared": compared, "block_evaluations": block_evaluations(stream) - before}
 
     detail = once(ticket.ticket_id, "compare", work)
     for node, found in detail["compared"].items():
@@ -100,7 +103,7 @@ class Scratch:
         yield "reference", {"LND": signatures(self.backbone, states[:REFERENCE_ROWS], self.cut)}
 
     def of_adapter(self, adapter: Adapter, refit: Sequence[int] | None = None) -> Iterator[tuple[str, Tensors]]:
-        """Everything of an adapter; with `refit` its statistics of these shards alone: they never shaped its weights."""
+        """Everything of an adapter; with `refit` its statistics of these shards, which never shaped its weights."""
         weights = self.weights(adapter)
         if refit is None:
             yield "weights", weights

@@ -10,6 +10,7 @@ from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import blobs, prefix_cache, shards
 from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, save_statistics
+from tasks.backbones import open_backbone
 from tasks.consolidation import merged_weights
 from tasks.forgetting import plan_for
 from tasks.identity import catalog_key
@@ -31,19 +32,29 @@ def rebuild(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
         with database.transaction() as session:
             targets = set(tickets.targets_of(session, ticket.ticket_id))
             touched = catalog.shards(session, resolved["shards"])
+        before, done = block_evaluations(stream), dict[str, str]()
         for shard in touched:
             drop_rows(stream, shard, targets)
         for batch_id in resolved["batches"]:
             drop_quarantined(stream, batch_id, targets)
-        done: dict[str, str] = {}
         # asked again until nothing is left: a merge may have come in since the closure was resolved
         while repairs := _open_repairs(stream, resolved, done):
             for repair in repairs:
                 say(f"  {repair.action} {repair.adapter_id}: {repair.reason}")
                 done[repair.adapter_id] = repair_adapter(stream, repair, resolved["shards"])
-        return {"rebuilt": sum(action in ("retrain", "replay") for action in done.values()), "actions": done}
+        return {
+            "rebuilt": sum(action in ("retrain", "replay") for action in done.values()),
+            "actions": done,
+            "block_evaluations": block_evaluations(stream) - before,
+        }
 
     return once(ticket.ticket_id, "rebuild", work)
+
+
+def block_evaluations(stream: Stream) -> int:
+    """Rows times blocks that this process has run so far, forwards and backwards: a price that no clock distorts."""
+    work = open_backbone(stream).work
+    return work.forwards + work.backwards
 
 
 def _open_repairs(stream: Stream, resolved: Detail, done: Mapping[str, str]) -> list[Repair]:
