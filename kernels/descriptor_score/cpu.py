@@ -8,7 +8,7 @@ and q is affine in x, so it is folded into weights of its own when a descriptor 
 the columns of V are orthonormal and U = V' (PCA), q = -p and its weights are left out.
 """
 
-# ruff: noqa: N815  # fields carry shape suffixes too
+# fields carry shape suffixes too
 # L layers, K descriptors, T records or tokens, D features, H hidden; M = K (H + 1) or K (2 H + 1) columns
 
 from typing import NamedTuple

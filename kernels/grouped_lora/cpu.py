@@ -1,6 +1,6 @@
 """Gather each record's weights, then batched products: the number of operations does not depend on that of adapters."""
 
-# ruff: noqa: N815  # fields carry shape suffixes too
+# fields carry shape suffixes too
 # N records, T tokens, D in, O out, R rank, K slots
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """Who goes where: from the slot of every record to what the forms index with, worked out once per minibatch."""
 
-# ruff: noqa: N815  # fields carry shape suffixes too
+# fields carry shape suffixes too
 # N records, T tokens, K slots, M blocks of S rows
 
 from typing import NamedTuple

@@ -5,7 +5,7 @@ and a batch is taken out again exactly. The Kolmogorov-Smirnov statistic (Smirno
 the exact one by at most the largest mass of one cell, which is reported with it.
 """
 
-# ruff: noqa: N815  # fields carry shape suffixes too
+# fields carry shape suffixes too
 # N records, D dimensions, C cells
 
 from typing import NamedTuple

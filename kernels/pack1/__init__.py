@@ -5,7 +5,7 @@ BitDelta: Liu et al., NeurIPS 2024). A storage format and lossy: it makes nothin
 has to be measured on the adapter at hand.
 """
 
-# ruff: noqa: N815  # fields carry shape suffixes too
+# fields carry shape suffixes too
 # K rows, M values, B bytes of a row
 
 from typing import NamedTuple

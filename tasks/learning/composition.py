@@ -3,7 +3,6 @@
 Shapes: N records, L suffix blocks, D width, F head features, C classes, A adapters.
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 

@@ -4,7 +4,6 @@ Shapes: L layers, N records, D width, R rank. Published source: SEMA (arXiv 2403
 under squared error has the principal components as its optimum.
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 

@@ -3,7 +3,6 @@
 Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = S D head features of S <= 4 states.
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -5,7 +5,6 @@ Shapes: N records, F features, E = F + random features, C classes. Published sou
 order in which shards arrived.
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache

@@ -5,7 +5,6 @@ official code merges once per layer and forward pass, at evaluation too; here a 
 published, and evaluating changes nothing.
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 

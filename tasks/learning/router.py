@@ -3,7 +3,6 @@
 Shapes: B rows, T tokens, D width, K adapters. Published source: SEMA (arXiv 2403.18886).
 """
 
-# ruff: noqa: N815  fields carry shape suffixes too
 from dataclasses import dataclass
 
 import torch
