@@ -48,3 +48,32 @@ def test_p_values_are_in_range_and_repeatable(batch: int, reference: int, seed: 
 def test_non_finite_rows_are_an_error() -> None:
     with pytest.raises(NonFiniteError):
         mmd_test(sample(5, 0) / 0, sample(5, 1), 9, 0)
+
+
+def test_new_classes_alone_are_no_shift_and_shared_ones_are_compared_alone() -> None:
+    rows_ND, labels = sample(80, 1), [f"{i % 4}" for i in range(80)]
+    for i, label in enumerate(labels):
+        rows_ND[i, int(label)] += 4
+    first, second = [i for i in range(80) if i % 4 < 2], [i for i in range(80) if i % 4 >= 2]
+    known = sample(80, 2)
+    for i in range(80):
+        known[i, i % 4] += 4
+    test = mmd_test(rows_ND, known[first], 199, 0, batch_labels=labels, reference_labels=[labels[i] for i in first])
+    assert test.p_value > 0.01
+    novel = mmd_test(
+        rows_ND[second],
+        known[first],
+        199,
+        0,
+        batch_labels=[labels[i] for i in second],
+        reference_labels=[labels[i] for i in first],
+    )
+    assert novel.p_value == 1 / 200
+    assert novel.novelty > 0
+
+
+def test_a_small_batch_of_wide_rows_is_not_blind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows_ND = torch.randn(32, 128, generator=generator)
+    rows_ND[:16, :4] += 4
+    assert mmd_test(rows_ND[:16], rows_ND[16:], 199, 0).p_value <= 0.01
