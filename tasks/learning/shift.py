@@ -25,7 +25,7 @@ class ShiftTest:
     @property
     def p_beyond_novelty(self) -> float:
         """The p-value, or 1 where new classes alone explain the statistic: what a decision should read."""
-        return self.p_value if self.statistic > self.novelty else 1.0
+        return 1.0 if self.novelty > 0 and self.statistic <= self.novelty else self.p_value
 
 
 def mmd_test(
