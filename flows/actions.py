@@ -109,9 +109,7 @@ def merge(stream: str, adapters: Sequence[str], dry_run: bool) -> Record:
         raise StateError("a merge takes two adapters, or none for the closest pair")
     pair = (adapters[0], adapters[1]) if adapters else None
     outcome = consolidate(opening.stream_of(stream), pair, dry_run)
-    return (
-        {"accepted": False, "reason": "no two serving adapters may be merged"} if outcome is None else asdict(outcome)
-    )
+    return {"accepted": False, "reason": "no two adapters may be merged"} if outcome is None else asdict(outcome)
 
 
 def retire(adapter_id: str, reason: str, dry_run: bool) -> str:

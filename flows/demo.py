@@ -39,7 +39,7 @@ def run(home: Path) -> None:
     with timed("flows"):
         outcome = consolidate(STREAM)
     if outcome is None:
-        console.print("  no two serving adapters may be merged")
+        console.print("  no two adapters may be merged")
     console.rule("[bold]a contributor asks to be forgotten")
     began = time.perf_counter()
     with timed("flows"):

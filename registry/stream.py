@@ -43,8 +43,8 @@ class AdapterOptions(_Section):
     method: str = Field("bottleneck", pattern="^bottleneck$")
     rank: int = Field(16, ge=1, le=1024)
     last_layers: int = Field(3, ge=1, description="adapters sit in this many of the last blocks")
-    epochs: int = Field(12, ge=1, le=1000)
-    learning_rate: float = Field(2e-3, gt=0)
+    epochs: int = Field(3, ge=1, le=1000)
+    learning_rate: float = Field(5e-3, gt=0)
     slices: int = Field(
         2, ge=1, le=64, description="checkpoints per shard: a deletion retrains from the last clean one"
     )

@@ -7,7 +7,7 @@ from itertools import combinations
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
-from registry.records import Adapter, AdapterState, Shard, Verdict
+from registry.records import Adapter, AdapterState, Shard
 from registry.stream import Stream
 from tasks import blobs
 from tasks.adapters import erase_adapter, fit_closed_forms
@@ -18,9 +18,9 @@ from tasks.learning.merging import merge_cat
 from tasks.learning.shift import mmd_test
 from tasks.narration import say
 from tasks.policies.merging import merge_candidates
-from tasks.policies.promotion import merge_is_kept
+from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
 from tasks.retries import step
-from tasks.shift import as_sample, reference_of
+from tasks.shift import KNOWN, as_sample, reference_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +35,15 @@ class MergeOutcome:
 
 @step("propose-merges-{stream.name}")
 def propose_merges(stream: Stream) -> list[tuple[str, str]]:
-    """Pairs of serving adapters that may be merged, closest first: MMD² between what they have seen."""
+    """Pairs of adapters, serving or waiting, that may be merged, closest first: MMD² between what they have seen."""
     with database.transaction() as session:
-        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in serving}
-    samples = {a.adapter_id: as_sample(reference_of(a)) for a in serving}
+        known = adapter_rows.adapters(session, stream.name, KNOWN)
+        depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
+    samples = {a.adapter_id: as_sample(reference_of(a)) for a in known}
     distance = {
         (a, b): mmd_test(samples[a], samples[b], permutations=1, seed=0).statistic for a, b in combinations(samples, 2)
     }
-    pairs = merge_candidates(serving, distance, depth)
+    pairs = merge_candidates(known, distance, depth)
     for a, b in pairs:
         say(f"  {a} and {b}: MMD² {distance[a, b]:.4f}")
     return pairs
@@ -61,11 +61,14 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
     merged = fit_closed_forms(stream, _merged(merged_id, parents), merged_weights(parents, _shares(parents)))
     others = [a for a in serving if a.adapter_id not in parent_ids]
-    before, after = (_scores(stream, chosen, parents) for chosen in ([*others, *parents], [*others, merged]))
-    verdict = merge_is_kept(_figures(before), _figures(after), stream.gates.merge_drop)
+    before, after = (_scores(stream, chosen, parents) for chosen in (serving, [*others, merged]))
+    together = total(list(after.values()))
+    earned = adapter_earns_its_place(together.accuracy, together.exact_accuracy, together.rows)
+    verdict = merge_is_kept(_figures(before), _figures(after, alone=not earned.passed), stream.gates.merge_drop)
     accepted = verdict.passed and not dry_run
     if accepted:
-        _keep(merged, parents, verdict)
+        state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
+        _keep(merged, parents, state, f"merge kept: {verdict.reason}; {earned.reason}")
     else:
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
@@ -105,16 +108,18 @@ def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapte
     return {parent: total([scores[s.shard_id] for s in shards]) for parent, shards in served.items()}
 
 
-def _figures(scores: dict[str, Score]) -> dict[str, tuple[float, int]]:
-    return {parent: (score.accuracy, score.rows) for parent, score in scores.items()}
+def _figures(scores: dict[str, Score], alone: bool = False) -> dict[str, tuple[float, int]]:
+    """Parent -> (accuracy, rows); `alone` is the exact head, which answers where the merged adapter does not serve."""
+    return {p: (score.exact_accuracy if alone else score.accuracy, score.rows) for p, score in scores.items()}
 
 
-def _keep(merged: Adapter, parents: Sequence[Adapter], verdict: Verdict) -> None:
+def _keep(merged: Adapter, parents: Sequence[Adapter], state: AdapterState, reason: str) -> None:
     with database.transaction() as session:
-        adapter_rows.move_adapter(session, merged.adapter_id, AdapterState.SERVING, f"merge kept: {verdict.reason}")
+        adapter_rows.move_adapter(session, merged.adapter_id, state, reason)
         for parent in parents:
-            reason = f"merged into {merged.adapter_id}"
-            adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, reason)
+            adapter_rows.move_adapter(
+                session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}"
+            )
 
 
 @step("retire-{adapter_id}")

@@ -49,7 +49,7 @@ DELIVERIES = (
     Plan("01-business-politics", {"business": 70, "politics": 70}, bad_rows=True),
     Plan("02-business-politics", {"business": 45, "politics": 45}),
     Plan("03-tech-entertainment", {"tech": 70, "entertainment": 70}),
-    Plan("04-elections-desk", {"business": 30, "politics": 90}, elections=True),
+    Plan("04-elections-desk", {"business": 25, "politics": 75}, elections=True),
     Plan("05-tech-entertainment", {"tech": 45, "entertainment": 45}, bad_rows=True),
     Plan("06-sports-wire", {"sports": 24}),
     Plan("07-sports-tech", {"sports": 70, "tech": 70}),

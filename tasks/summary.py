@@ -11,6 +11,7 @@ from registry.versions import CHAMPION
 from tasks.decisions import to_decision
 from tasks.learning.metrics import continual_metrics
 from tasks.model_card import accuracy_matrix
+from tasks.shift import KNOWN
 
 Summary = dict[str, Any]
 
@@ -24,7 +25,7 @@ def summarise(stream: str, seconds_by_batch: dict[str, float]) -> Summary:
         champion = versions.alias_of(session, stream, CHAMPION)
         number = versions.count_versions(session, stream)
     states = [a.state for a in every]
-    merged = sum(bool(a.parent_ids) and a.state == AdapterState.SERVING for a in every)
+    merged = sum(bool(a.parent_ids) and a.state in KNOWN for a in every)
     return {
         "batches": [
             {
