@@ -1,0 +1,208 @@
+"""Random tickets, each broken off somewhere, leave the bytes of a home that never held the records."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from prefect.tasks import Task
+
+from flows import forget as saga
+from flows.consolidate import consolidate
+from flows.learn import learn
+from infra import database
+from registry import adapters, catalog, tickets, versions
+from registry.records import AdapterState, TicketState, VersionState
+from registry.versions import CHAMPION
+from tasks import tickets as opening
+from tasks.certificates import digest, verify
+from tasks.opening import certificate_path, open_home
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+BATCHES = {"01": ["red", "blue"], "02": ["green", "gold"], "03": ["red", "blue"]}
+STEPS = [name for name, each in vars(saga).items() if isinstance(each, Task)]
+
+
+class PowerCutError(Exception):
+    """Ends a run where it stands, as a killed process would."""
+
+
+@pytest.fixture
+def plain_steps(monkeypatch):
+    """The steps without Prefect's bookkeeping, which is not what is tested here."""
+    for name in STEPS:
+        monkeypatch.setattr(saga, name, getattr(saga, name).fn)
+
+
+def write_batches(folder: Path, rows: int, subjects: int) -> list[dict]:
+    """Three batches (the third looks like the first), every subject in each of them."""
+    written = []
+    for name, topics in BATCHES.items():
+        records = [
+            {**row, "who": f"person-{n % subjects}"} for n, row in enumerate(deliver(folder, name, topics, rows))
+        ]
+        write(folder, name, records)
+        written += records
+    return written
+
+
+def write(folder: Path, name: str, records: list[dict]) -> None:
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
+
+
+def learn_and_merge(stream) -> None:
+    """An adapter for either look, the third batch joined to one of them, and a merge of both."""
+    learn(stream)
+    with database.transaction() as session:
+        born = adapters.adapters(session, stream.name)
+        for adapter in born:
+            adapters.move_adapter(session, adapter.adapter_id, AdapterState.SERVING, "for this test")
+    outcome = consolidate(stream, tuple(adapter.adapter_id for adapter in born))
+    assert outcome.accepted, outcome.reason
+
+
+def artifacts_of(stream) -> dict[str, str]:
+    """Digest of every artifact: rows, statistics, references, weights, descriptors, checkpoints."""
+    with database.transaction() as session:
+        shards = catalog.done_shards(session, stream.name)
+        names = {shard.node: shard.batch_name for shard in shards}
+        names |= {a.node: a.adapter_id for a in adapters.adapters(session, stream.name)}
+        kinds = {f"statistics:{shard.shard_id}": f"statistics:{shard.batch_name}" for shard in shards}
+        found = catalog.objects_of(session, names)
+    return {f"{names[o.owner]}/{kinds.get(o.kind, o.kind)}": o.sha256 for o in found}
+
+
+def decisions_of(stream) -> list[tuple[str, str]]:
+    with database.transaction() as session:
+        return [(d.kind, d.adapter_id) for d in catalog.decisions(session, stream.name)]
+
+
+def open_ticket(stream, row: dict, by_record: bool) -> str:
+    named = ([], [row["key"]]) if by_record else ([row["who"]], [])
+    return opening.open_ticket(stream.name, opening.resolve_targets(stream.name, *named), "test").ticket_id
+
+
+def noted_steps(ticket_id: str) -> list[str]:
+    with database.transaction() as session:
+        return [row.step for row in tickets.steps_of(session, ticket_id)]
+
+
+def assert_nothing_tainted_serves(stream) -> None:
+    with database.transaction() as session:
+        champion = versions.alias_of(session, stream.name, CHAMPION)
+        assert champion is None or versions.get_version(session, stream.name, champion).state == VersionState.READY
+
+
+def assert_certified(ticket_id: str, log: list[str]) -> None:
+    """Complete, E0, and one more entry in the chain of certificates."""
+    certificate = Path(certificate_path(ticket_id)).read_bytes()
+    content = verify(certificate)
+    assert (content["guarantee"], content["sweep"]["hits"]) == ("E0", 0)
+    assert content["sweep"]["markers"] > 0
+    assert content["previous_certificate"] == log[-1]
+    log.append(digest(certificate))
+    with database.transaction() as session:
+        assert tickets.get_ticket(session, ticket_id).state == TicketState.COMPLETE
+        assert tickets.last_certificate(session) == log[-1]
+
+
+def last_certificate() -> str:
+    with database.transaction() as session:
+        return tickets.last_certificate(session)
+
+
+def break_after(monkeypatch, name: str) -> None:
+    work = getattr(saga, name)
+
+    def cut(*args, **kwargs):
+        work(*args, **kwargs)
+        raise PowerCutError(name)
+
+    monkeypatch.setattr(saga, name, cut)
+
+
+def break_before_note(monkeypatch, name: str) -> None:
+    note = tickets.finish_step
+
+    def cut(session, ticket_id, step, *args):
+        if step == name:
+            raise PowerCutError(name)
+        note(session, ticket_id, step, *args)
+
+    monkeypatch.setattr(tickets, "finish_step", cut)
+
+
+def assert_as_if_never_there(stream, folder: Path, gone: list[dict], set_variable, fresh_home: Path) -> None:
+    """Learn what is left in a home of its own; its artifacts have the same bytes."""
+    here, decided = artifacts_of(stream), decisions_of(stream)
+    left = folder / "left"
+    left.mkdir()
+    keys = {row["key"] for row in gone}
+    for name in BATCHES:
+        rows = map(json.loads, (folder / f"{name}.jsonl").read_text().splitlines())
+        write(left, name, [row for row in rows if row["key"] not in keys])
+    set_variable("HOME", fresh_home)
+    open_home()
+    elsewhere = stream.model_copy(update={"source": f"{left}/*.jsonl"})
+    learn_and_merge(elsewhere)
+    assert decisions_of(elsewhere) == decided
+    assert artifacts_of(elsewhere) == here
+    assert len(here) > 20
+
+
+@pytest.mark.parametrize(
+    "every",
+    [
+        pytest.param(6, id="some"),
+        pytest.param(1, id="all", marks=[pytest.mark.services, pytest.mark.timeout(1800)]),
+    ],
+)
+@pytest.mark.usefixtures("plain_steps")
+def test_a_ticket_broken_off_anywhere_ends_as_if_it_had_not_been(
+    backbone, inbox, set_variable, tmp_path_factory, monkeypatch, every
+):
+    set_variable("HASH_KEY", "the same in both homes")
+    stream = make_stream(f"broken-off-{every}", backbone, inbox)
+    rows = write_batches(inbox, rows=96, subjects=32)
+    learn_and_merge(stream)
+    draw, log, gone = random.Random(1), [last_certificate()], []
+
+    def next_ticket() -> str:
+        row, by_record = draw.choice([r for r in rows if r not in gone]), draw.random() < 0.3
+        gone.extend(r for r in rows if (r["key"] == row["key"] if by_record else r["who"] == row["who"]))
+        return open_ticket(stream, row, by_record)
+
+    whole = next_ticket()
+    saga.forget(whole)
+    assert_certified(whole, log)
+    points = [(break_after, name) for name in STEPS] + [(break_before_note, name) for name in noted_steps(whole)]
+    assert len(points) >= 15
+    for break_, name in points[every - 1 :: every]:
+        ticket_id = next_ticket()
+        with monkeypatch.context() as patch:
+            break_(patch, name)
+            with pytest.raises(PowerCutError, match=name):
+                saga.forget(ticket_id)
+        assert_nothing_tainted_serves(stream)
+        assert saga.forget(ticket_id).state == TicketState.COMPLETE, name
+        assert_certified(ticket_id, log)
+    assert_as_if_never_there(stream, inbox, gone, set_variable, tmp_path_factory.mktemp("fresh-home"))
+
+
+@pytest.mark.services
+@pytest.mark.timeout(3000)
+@pytest.mark.usefixtures("plain_steps")
+def test_a_hundred_random_tickets(backbone, inbox, set_variable, tmp_path_factory):
+    set_variable("HASH_KEY", "the same in both homes")
+    stream = make_stream("hundred", backbone, inbox)
+    rows = write_batches(inbox, rows=400, subjects=160)
+    learn_and_merge(stream)
+    draw, log, gone = random.Random(2), [last_certificate()], []
+    for _ in range(100):
+        row, by_record = draw.choice([r for r in rows if r not in gone]), draw.random() < 0.3
+        gone.extend(r for r in rows if (r["key"] == row["key"] if by_record else r["who"] == row["who"]))
+        ticket_id = open_ticket(stream, row, by_record)
+        assert saga.forget(ticket_id).state == TicketState.COMPLETE
+        assert_certified(ticket_id, log)
+    assert_as_if_never_there(stream, inbox, gone, set_variable, tmp_path_factory.mktemp("fresh-home"))
