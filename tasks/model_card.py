@@ -1,13 +1,14 @@
 """What a version's page in MLflow says and shows."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 from matplotlib.figure import Figure
 
 from infra import database
-from registry import adapters, catalog, versions
+from registry import catalog, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
-from registry.records import AdapterState, Decision, Shard
+from registry.records import Decision, DecisionKind, Shard
 from registry.stream import Stream
 from tasks.assembly import Manifest
 from tasks.evaluation import Score, total
@@ -61,10 +62,17 @@ def draw_figures(
     z_scores = next((d.z_scores for d in decisions if d.z_scores), None)
     if z_scores:
         figures["shift.png"] = draw_shift(z_scores)
-    with database.transaction() as session:
-        states = adapters.count_states(session, stream.name)
-    figures["adapters.png"] = draw_growth({s.value: [states[s.value]] for s in AdapterState}, ["now"])
+    figures["adapters.png"] = draw_growth(*growth(stream.name))
     return figures
+
+
+def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:
+    """How many adapters were born until each batch, and the batches' names: flat where batches are reused."""
+    with database.transaction() as session:
+        batches = catalog.batches(session, stream)
+        born = [d.batch_id for d in catalog.decisions(session, stream) if d.kind == DecisionKind.EXPAND]
+    counts = [born.count(batch.batch_id) for batch in batches]
+    return {"adapters": list(accumulate(counts))}, [batch.name for batch in batches]
 
 
 def accuracy_matrix(stream: str) -> tuple[list[str], list[list[float]]]:
