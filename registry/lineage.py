@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.records import EdgeKind
-from registry.tables import EdgeRow, RecordRow, ShardRow
+from registry.tables import EdgeRow, RecordRow
 
 T = TypeVar("T")
 
@@ -76,8 +76,3 @@ def merge_depth(session: Session, adapter_id: str) -> int:
     query = select(EdgeRow.parent).where(EdgeRow.child == f"adapter:{adapter_id}", EdgeRow.kind == EdgeKind.MERGED_FROM)
     parents = [p.removeprefix("adapter:") for p in session.scalars(query)]
     return 1 + max(merge_depth(session, p) for p in parents) if parents else 0
-
-
-def shard_rows(session: Session, shard_ids: Iterable[int]) -> int:
-    query = select(func.coalesce(func.sum(ShardRow.rows), 0)).where(ShardRow.shard_id.in_(list(shard_ids)))
-    return int(session.scalar(query) or 0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from registry.errors import UnknownIdError
@@ -57,10 +57,6 @@ def log_run(
     return run_id
 
 
-def tag_run(client: "MlflowClient", run_id: str, tags: Mapping[str, object]) -> None:
-    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _prefixed(tags).items()])
-
-
 def model_source(run_id: str) -> str:
     return f"runs:/{run_id}/{MODEL_FOLDER}"
 
@@ -84,11 +80,6 @@ def register_version(
             return int(known.version)
     made = client.create_model_version(model, source, run_id, tags=_prefixed(tags), description=description)
     return int(made.version)
-
-
-def tag_version(client: "MlflowClient", model: str, version: int, tags: Mapping[str, object]) -> None:
-    for key, value in _prefixed(tags).items():
-        client.set_model_version_tag(model, str(version), key, value)
 
 
 def list_versions(client: "MlflowClient", model: str) -> list[int]:

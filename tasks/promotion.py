@@ -26,6 +26,7 @@ def promote_version(stream: Stream, version: ModelVersion, gated: bool = True) -
         candidate = _accuracies(versions.accuracies(session, stream.name, version.version))
         held = _accuracies(versions.accuracies(session, stream.name, champion)) if champion is not None else {}
     if champion == version.version:
+        mirror_aliases(stream.name)  # a crash may have left MLflow behind
         return Verdict(True, "it is the champion")
     gates = stream.gates
     verdict = version_clears_gates(candidate, held, gates.accuracy_drop, gates.forgetting)
