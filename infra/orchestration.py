@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 
 from infra.environment import prefect_environment
 from infra.files import make_folder
@@ -27,6 +28,19 @@ def prepare_prefect() -> None:
         raise RuntimeError(f"Prefect was imported before prepare_prefect() could set {', '.join(sorted(missing))}")
     os.environ.update(missing)
     make_folder(settings().home / "prefect")
+
+
+def warm_api() -> Thread:
+    """Let Prefect's API start while the caller opens the rest of the home: the first flow would wait 12 s for it."""
+    from prefect.client.orchestration import get_client  # noqa: PLC0415  after prepare_prefect
+
+    def greet() -> None:
+        with get_client(sync_client=True) as client:
+            client.api_healthcheck()
+
+    thread = Thread(target=greet, name="prefect-api", daemon=True)
+    thread.start()
+    return thread
 
 
 @contextmanager
