@@ -123,7 +123,6 @@ class ObjectRow(Base):
     """Every blob and who owns it; a blob that nobody owns is collected."""
 
     __tablename__ = "object"
-    __table_args__ = (Index("ix_object_owner_kind", "owner", "kind"),)
     owner: Mapped[str] = mapped_column(primary_key=True)
     kind: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(index=True)

@@ -37,7 +37,6 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("object", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_object_key"), ["key"], unique=False)
-        batch_op.create_index("ix_object_owner_kind", ["owner", "kind"], unique=False)
 
     op.create_table(
         "stream",
@@ -365,7 +364,6 @@ def downgrade() -> None:
     op.drop_table("adapter")
     op.drop_table("stream")
     with op.batch_alter_table("object", schema=None) as batch_op:
-        batch_op.drop_index("ix_object_owner_kind")
         batch_op.drop_index(batch_op.f("ix_object_key"))
 
     op.drop_table("object")
