@@ -1,5 +1,7 @@
 """Open a database session that commits on success and rolls back on error."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -8,33 +10,61 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from infra.errors import UnreachableError
+from infra.errors import SchemaError, UnreachableError
 from infra.files import make_folder
-from infra.settings import settings
+from infra.settings import Settings, settings
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "registry" / "migrations"
 MIGRATION_LOCK = 0x_DEC1D  # any number, the same in every process
+LOCK_SECONDS = 30  # what a statement waits for a lock that another transaction holds
+IDLE_SECONDS = 600  # a transaction silent for so long has lost its process; some write blobs in between
 
 
 def engine() -> Engine:
-    return _engine(settings().database_url)
+    return _engine(settings())
 
 
 @contextmanager
 def transaction() -> Iterator[Session]:
-    with Session(engine()) as session, session.begin():
-        yield session
+    """A session that commits at the end. Raises UnreachableError where a repetition may help: the server is away, a
+    lock or a statement took too long, a deadlock."""
+    try:
+        with Session(engine()) as session, session.begin():
+            yield session
+    except OperationalError as error:
+        if engine().dialect.name == "sqlite" and "locked" not in str(error.orig):
+            raise
+        raise unreachable(error) from error
+
+
+@contextmanager
+def own_connection() -> Iterator[Connection]:
+    """A connection outside of the pool that commits each statement and knows no time limit; closed at the end."""
+    own = open_engine(settings().database_url, pooled=False)
+    try:
+        connection = own.connect().execution_options(isolation_level="AUTOCOMMIT")
+    except OperationalError as error:
+        raise unreachable(error) from error
+    try:
+        yield connection
+    finally:
+        connection.close()
 
 
 def migrate() -> None:
-    """Bring the catalog to the newest revision. Safe when several processes start at once."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    migrating = open_engine(settings().database_url, foreign_keys=False)  # SQLite alters a table by replacing it
+    """Bring the catalog to the newest revision. Safe when several processes start at once.
+
+    Raises SchemaError when the catalog is newer than this code."""
+    config = alembic_config()
+    # SQLite alters a table by replacing it, which its foreign keys would forbid
+    migrating = open_engine(settings().database_url, foreign_keys=False, pooled=False)
     try:
         with migrating.begin() as connection:
             if connection.dialect.name == "postgresql":
@@ -42,17 +72,43 @@ def migrate() -> None:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except OperationalError as error:
-        address = migrating.url.render_as_string(hide_password=True)
-        raise UnreachableError("the catalog", address, f"{error.orig}; check DECIDUOUS_DATABASE_URL") from error
-    finally:
-        migrating.dispose()
+        raise unreachable(error) from error
+    except CommandError as error:
+        raise SchemaError(f"the catalog is newer than this code ({error}); update it or restore a backup") from error
+
+
+def revisions() -> tuple[str | None, str]:
+    """(revision of the catalog, newest revision that this code knows); None for a catalog without tables."""
+    with own_connection() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    newest = ScriptDirectory.from_config(alembic_config()).get_current_head()
+    assert newest is not None, "there are migrations"
+    return current, newest
+
+
+def alembic_config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+def unreachable(error: OperationalError) -> UnreachableError:
+    """What to raise when the catalog failed: names the address without its password, the cause and the remedy."""
+    address = make_url(settings().database_url).render_as_string(hide_password=True)
+    return UnreachableError("the catalog", address, f"{error.orig}; check DECIDUOUS_DATABASE_URL with deciduous doctor")
+
+
+def process_name() -> str:
+    """How this process is called in locks and in pg_stat_activity, which keeps 63 characters."""
+    return f"deciduous {os.getpid()} on {socket.gethostname()}"[:63]
 
 
 def compact(opened: Engine | None = None) -> None:
     """Overwrite what deleted rows left in free pages and the write-ahead log (SQLite), or run VACUUM FULL.
 
     Archived logs, replicas and backups of a server keep their own copies: they are its operator's."""
-    with (opened or engine()).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    own = open_engine((opened or engine()).url.render_as_string(hide_password=False), pooled=False)
+    with own.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         if connection.dialect.name == "sqlite":
             connection.exec_driver_sql("vacuum")
             connection.exec_driver_sql("pragma wal_checkpoint(truncate)")
@@ -61,20 +117,48 @@ def compact(opened: Engine | None = None) -> None:
 
 
 @cache
-def _engine(url: str) -> Engine:
-    return open_engine(url)
+def _engine(config: Settings) -> Engine:
+    return open_engine(config.database_url)
 
 
-def open_engine(url: str, foreign_keys: bool = True) -> Engine:
-    if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+def open_engine(url: str, foreign_keys: bool = True, pooled: bool = True) -> Engine:
+    """An engine; one that is not pooled opens a connection each time and puts no limit on a statement."""
+    backend = make_url(url).get_backend_name()
+    if backend == "postgresql":
+        return _postgresql(url, pooled)
+    return _sqlite(url, foreign_keys, pooled) if backend == "sqlite" else create_engine(url, pool_pre_ping=True)
+
+
+def _postgresql(url: str, pooled: bool) -> Engine:
+    limits = {
+        "statement_timeout": int(settings().database_statement_seconds * 1000) if pooled else 0,
+        "lock_timeout": LOCK_SECONDS * 1000 if pooled else 0,
+        "idle_in_transaction_session_timeout": IDLE_SECONDS * 1000,
+    }
+    asked = {
+        "application_name": process_name(),
+        "connect_timeout": "10",
+        "keepalives_idle": "30",  # a lost machine lets go of its locks in a minute, not in two hours
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+    }
+    # what the address itself says comes first
+    asked = {name: value for name, value in asked.items() if name not in make_url(url).query}
+    if not pooled:
+        return create_engine(url, connect_args=asked, poolclass=NullPool)
+    size = settings().database_pool
+    return create_engine(
+        url, connect_args=asked, pool_size=size, max_overflow=size, pool_timeout=LOCK_SECONDS, pool_pre_ping=True
+    )
+
+
+def _sqlite(url: str, foreign_keys: bool, pooled: bool) -> Engine:
     database = make_url(url).database
     if database and database != ":memory:":
         make_folder(Path(database).parent)
-    engine = create_engine(url)
+    engine = create_engine(url) if pooled else create_engine(url, poolclass=NullPool)
     pragmas = (
         "pragma journal_mode=wal",
-        "pragma busy_timeout=30000",
+        f"pragma busy_timeout={LOCK_SECONDS * 1000}",
         "pragma secure_delete=on",  # zeros over deleted rows, in place
         f"pragma foreign_keys={'on' if foreign_keys else 'off'}",
     )

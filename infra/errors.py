@@ -12,6 +12,17 @@ class UnreachableError(InfraError, ConnectionError):
         super().__init__(f"{what} at {address} does not answer: {remedy}")
 
 
+class HeldError(InfraError):
+    """Another process holds a lock. Trying again helps once it is done."""
+
+    def __init__(self, name: str, holder: str) -> None:
+        super().__init__(f"{name} is being worked on by {holder}; wait for it, or end it, then run the command again")
+
+
+class SchemaError(InfraError):
+    """The catalog's tables do not fit this code."""
+
+
 class StartError(InfraError):
     """A server of the embedded stack could not be started."""
 

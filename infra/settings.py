@@ -23,6 +23,10 @@ class Settings(BaseSettings):
 
     home: AbsolutePath = Path(".deciduous")
     database_url: str = _sqlite_in_home("catalog.db")
+    database_pool: int = Field(default=5, ge=1)
+    """Connections that a process keeps open to PostgreSQL; under load it opens as many again."""
+    database_statement_seconds: float = Field(default=60, ge=0)
+    """PostgreSQL ends a statement that takes longer; 0 for no limit."""
     s3_endpoint: str | None = None
     """None means the embedded SeaweedFS."""
     s3_access_key: SecretStr | None = None

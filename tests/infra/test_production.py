@@ -13,10 +13,12 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 
 from infra import children, database, stack, tracking
 from infra.environment import mlflow_environment
+from infra.errors import UnreachableError
 from infra.ports import free_ports
 from registry import model_purge, models
 from registry.artifacts import list_versions
 from registry.row_sweep import sweep_rows
+from tests.infra import test_locks
 from tests.infra.postgres import cluster, find_binaries
 
 BINARIES = find_binaries()
@@ -74,6 +76,25 @@ def test_migrations_race_and_match_the_tables(catalog):
     with database.transaction() as session:
         assert session.execute(text("select count(*) from stream")).scalar_one() == 0
     database.compact()
+
+
+def test_locks_hold_between_processes_and_fall_with_them(catalog, tmp_path):  # noqa: ARG001
+    test_locks.check_one_holder_at_a_time()
+    test_locks.check_lock_dies_with_its_holder()
+    test_locks.check_nothing_is_lost(tmp_path / "counter")
+
+
+def test_statement_and_lock_time_limits_become_errors_that_are_retried(catalog, set_variable):  # noqa: ARG001
+    set_variable("DATABASE_STATEMENT_SECONDS", "0.2")
+    with pytest.raises(UnreachableError, match="statement timeout"), database.transaction() as session:
+        session.execute(text("select pg_sleep(60)"))
+    with database.transaction() as session:
+        limits = {
+            name: session.execute(text(f"show {name}")).scalar_one() for name in ("lock_timeout", "application_name")
+        }
+    assert limits == {"lock_timeout": "30s", "application_name": database.process_name()}
+    with database.own_connection() as connection:
+        assert connection.execute(text("show statement_timeout")).scalar_one() == "0"
 
 
 def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
