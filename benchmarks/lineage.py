@@ -116,26 +116,30 @@ def _add_records(
     of_shard = (homes[owners] + rng.integers(0, shards_a_subject, records)) % shards
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         before = _size(engine)
-        connection.execute(text("drop index ix_record_subject"))
-    columns = (keys, subjects[owners], of_shard, owners % 2)
+        connection.execute(text("drop index ix_record_subject_id"))
+    numbers = np.arange(1, len(subjects) + 1)
+    for start in range(0, len(subjects), CHUNK):
+        _load(engine, "subject", [column[start : start + CHUNK].tolist() for column in (numbers, subjects)])
+    columns = (keys, numbers[owners], of_shard)
     for start in range(0, records, CHUNK):
-        _load(engine, [column[start : start + CHUNK].tolist() for column in columns])
+        _load(engine, "record", [column[start : start + CHUNK].tolist() for column in columns])
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(text("create index ix_record_subject on record (subject)"))
+        connection.execute(text("create index ix_record_subject_id on record (subject_id)"))
         connection.execute(text("analyze"))
     return _size(engine) - before
 
 
-def _load(engine: Engine, columns: list[list[int]]) -> None:
+def _load(engine: Engine, table: str, columns: list[list[int]]) -> None:
     """The drivers' own bulk paths: the ORM would take an hour for 1e8 rows."""
     raw = engine.raw_connection()
     try:
         cursor: Any = raw.cursor()
         if engine.dialect.name == "sqlite":
             cursor.execute("begin")
-            cursor.executemany("insert into record values (?, ?, ?, ?)", zip(*columns, strict=True))
+            places = ", ".join("?" * len(columns))
+            cursor.executemany(f"insert into {table} values ({places})", zip(*columns, strict=True))
         else:
-            with cursor.copy("copy record (key, subject, shard_id, slice) from stdin") as copy:
+            with cursor.copy(f"copy {table} from stdin") as copy:
                 for row in zip(*columns, strict=True):
                     copy.write_row(row)
         raw.commit()
@@ -145,7 +149,8 @@ def _load(engine: Engine, columns: list[list[int]]) -> None:
 
 def _size(engine: Engine) -> int:
     sqlite = "select page_count * page_size from pragma_page_count(), pragma_page_size()"
-    query = sqlite if engine.dialect.name == "sqlite" else "select pg_total_relation_size('record')"
+    server = "select pg_total_relation_size('record') + pg_total_relation_size('subject')"
+    query = sqlite if engine.dialect.name == "sqlite" else server
     with engine.connect() as connection:
         return int(connection.execute(text(query)).scalar_one())
 

@@ -17,6 +17,7 @@ from registry.tables import (
     RecordRow,
     ShardRow,
     StreamRow,
+    SubjectRow,
 )
 
 
@@ -134,10 +135,24 @@ def quarantine_counts(session: Session, batch_id: str) -> dict[str, int]:
 
 
 def add_records(session: Session, records: Iterable[dict[str, int]]) -> None:
-    """Records as {key, subject, shard_id, slice}, all keyed hashes or small numbers."""
+    """Records as {key, subject, shard_id}: 63 bits of keyed hashes, and the shard's number."""
     rows = list(records)
     if rows:
-        session.execute(insert(RecordRow), rows)
+        numbers = _subject_ids(session, sorted({row["subject"] for row in rows}))
+        named = ({"key": r["key"], "subject_id": numbers[r["subject"]], "shard_id": r["shard_id"]} for r in rows)
+        session.execute(insert(RecordRow), list(named))
+
+
+def _subject_ids(session: Session, keys: Sequence[int]) -> dict[int, int]:
+    """Subject key -> its number; a subject that is new gets one."""
+    known: dict[int, int] = {}
+    for start in range(0, len(keys), 500):
+        query = select(SubjectRow.key, SubjectRow.subject_id).where(SubjectRow.key.in_(keys[start : start + 500]))
+        known |= dict(session.execute(query).tuples().all())
+    new = [SubjectRow(key=key) for key in keys if key not in known]
+    session.add_all(new)
+    session.flush()
+    return known | {row.key: row.subject_id for row in new}
 
 
 def known_records(session: Session, keys: Sequence[int]) -> set[int]:

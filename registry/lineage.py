@@ -7,7 +7,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.records import EdgeKind
-from registry.tables import EdgeRow, RecordRow
+from registry.tables import EdgeRow, RecordRow, SubjectRow
 
 T = TypeVar("T")
 
@@ -16,7 +16,10 @@ _CHUNK = 500
 
 def records_of_subjects(session: Session, subjects: Sequence[int]) -> dict[int, list[int]]:
     """Shard id -> keys of the records that belong to these subjects."""
-    return _by_shard(session, subjects, RecordRow.subject)
+    numbers: list[int] = []
+    for chunk in _chunks(subjects):
+        numbers += session.scalars(select(SubjectRow.subject_id).where(SubjectRow.key.in_(chunk)))
+    return _by_shard(session, numbers, RecordRow.subject_id)
 
 
 def records_by_key(session: Session, keys: Sequence[int]) -> dict[int, list[int]]:

@@ -86,14 +86,21 @@ class ShardRow(Base):
     batch: Mapped["BatchRow"] = relationship(back_populates="shards")
 
 
+class SubjectRow(Base):
+    """A small number for a subject's keyed hash: records and the index over them hold 4 bytes instead of 8."""
+
+    __tablename__ = "subject"
+    subject_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    key: Mapped[int] = mapped_column(BigInteger, unique=True)
+
+
 class RecordRow(Base):
-    """Keyed hashes only. 63-bit keys keep a record near 40 bytes, so 1e8 of them stay ordinary SQL."""
+    """Keyed hashes only. 63-bit keys keep a record below 40 bytes on SQLite, so 1e8 of them stay ordinary SQL."""
 
     __tablename__ = "record"
     key: Mapped[int] = mapped_column(BigKey, primary_key=True, autoincrement=False)
-    subject: Mapped[int] = mapped_column(BigInteger, index=True)
+    subject_id: Mapped[int] = mapped_column(ForeignKey("subject.subject_id"), index=True)
     shard_id: Mapped[int] = mapped_column(ForeignKey("shard.shard_id"))
-    slice: Mapped[int]
 
 
 class AdapterRow(Base):
@@ -198,6 +205,31 @@ class TicketRow(Base):
     closed_at: Mapped[datetime | None]
     certificate_key: Mapped[str | None]
     note: Mapped[str] = mapped_column(default="")
+    lead: Mapped[str | None]
+    """The ticket under which this one's steps are noted: tickets that are open together are worked as one batch."""
+
+
+class TicketEventRow(Base):
+    """What became of a ticket, by whom and when: append-only, each entry chained to the one before it."""
+
+    __tablename__ = "ticket_event"
+    event_id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    ticket_id: Mapped[str] = mapped_column(ForeignKey("ticket.ticket_id"), index=True)
+    kind: Mapped[str]
+    by: Mapped[str]
+    note: Mapped[str]
+    at: Mapped[datetime]
+    previous: Mapped[str]
+    sha256: Mapped[str]
+
+
+class CondemnedRow(Base):
+    """Digest of a blob that deleted records shaped: no version that names it is registered or promoted."""
+
+    __tablename__ = "condemned"
+    stream: Mapped[str] = mapped_column(ForeignKey("stream.name"), primary_key=True)
+    sha256: Mapped[str] = mapped_column(primary_key=True)
+    ticket_id: Mapped[str] = mapped_column(ForeignKey("ticket.ticket_id"))
 
 
 class TicketTargetRow(Base):
@@ -222,11 +254,11 @@ class TicketStepRow(Base):
 
 
 class CertificateRow(Base):
-    """The append-only, hash-chained log of certificates."""
+    """The append-only, hash-chained log of certificates; a ticket that was an exception may have several."""
 
     __tablename__ = "certificate"
     ordinal: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    ticket_id: Mapped[str] = mapped_column(ForeignKey("ticket.ticket_id"), unique=True)
+    ticket_id: Mapped[str] = mapped_column(ForeignKey("ticket.ticket_id"), index=True)
     sha256: Mapped[str]
     previous: Mapped[str]
     key: Mapped[str]

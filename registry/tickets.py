@@ -15,6 +15,7 @@ from registry.tables import (
     RecordRow,
     ShardRow,
     StreamRow,
+    SubjectRow,
     TicketRow,
     TicketStepRow,
     TicketTargetRow,
@@ -124,9 +125,13 @@ def steps_of(session: Session, ticket_id: str) -> list[TicketStepRow]:
 
 
 def forget_records(session: Session, keys: Sequence[int], remaining: dict[int, tuple[int, int, int]]) -> None:
-    """Drop record rows and set the shards' new (rows, held out, labelled) counts."""
+    """Drop record rows, subjects without any, and set the shards' new (rows, held out, labelled) counts."""
     for start in range(0, len(keys), 500):
-        session.execute(delete(RecordRow).where(RecordRow.key.in_(keys[start : start + 500])))
+        these = RecordRow.key.in_(keys[start : start + 500])
+        owners = list(session.scalars(select(RecordRow.subject_id).where(these).distinct()))
+        session.execute(delete(RecordRow).where(these))
+        left = select(RecordRow.key).where(RecordRow.subject_id == SubjectRow.subject_id).exists()
+        session.execute(delete(SubjectRow).where(SubjectRow.subject_id.in_(owners), ~left))
     for shard_id, (rows, held_out, labelled) in remaining.items():
         shard = session.get_one(ShardRow, shard_id)
         shard.rows, shard.held_out, shard.labelled = rows, held_out, labelled

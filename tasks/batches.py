@@ -126,7 +126,6 @@ def _record(row: Row, shard: Shard) -> dict[str, int]:
         "key": catalog_key(row.record),
         "subject": catalog_key(row.subject),
         "shard_id": shard.shard_id,
-        "slice": row.slice,
     }
 
 
