@@ -86,6 +86,10 @@ def revisions() -> tuple[str | None, str]:
     return current, newest
 
 
+def is_known(revision: str) -> bool:
+    return revision in {script.revision for script in ScriptDirectory.from_config(alembic_config()).walk_revisions()}
+
+
 def alembic_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))

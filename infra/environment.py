@@ -1,5 +1,7 @@
 """Environment variables that Prefect and MLflow read; nothing here imports them, for that takes seconds."""
 
+import json
+
 from infra import storage
 from infra.settings import settings
 
@@ -36,9 +38,18 @@ def mlflow_environment() -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": access,
         "AWS_SECRET_ACCESS_KEY": secret,
         "AWS_DEFAULT_REGION": config.s3_region,
+        "MLFLOW_S3_UPLOAD_EXTRA_ARGS": _encryption(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _encryption() -> str | None:
+    config = settings()
+    if config.s3_encryption is None:
+        return None
+    key = {"SSEKMSKeyId": config.s3_kms_key} if config.s3_kms_key else {}
+    return json.dumps({"ServerSideEncryption": config.s3_encryption, **key})

@@ -19,6 +19,15 @@ class HeldError(InfraError):
         super().__init__(f"{name} is being worked on by {holder}; wait for it, or end it, then run the command again")
 
 
+class BucketError(InfraError):
+    """A bucket is missing or keeps no versions: a deletion or a mistake could not be told apart, nor undone."""
+
+    def __init__(self, bucket: str, command: str) -> None:
+        super().__init__(
+            f"bucket {bucket!r} is missing or keeps no versions; `deciduous migrate` makes it so, or by hand: {command}"
+        )
+
+
 class SchemaError(InfraError):
     """The catalog's tables do not fit this code."""
 

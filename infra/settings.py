@@ -2,11 +2,12 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+AWS = "aws"
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
 
 
@@ -28,18 +29,25 @@ class Settings(BaseSettings):
     database_statement_seconds: float = Field(default=60, ge=0)
     """PostgreSQL ends a statement that takes longer; 0 for no limit."""
     s3_endpoint: str | None = None
-    """None means the embedded SeaweedFS."""
+    """None means the embedded SeaweedFS; 'aws' means Amazon's, found as AWS tools find it."""
     s3_access_key: SecretStr | None = None
     s3_secret_key: SecretStr | None = None
     s3_region: str = "us-east-1"
+    s3_encryption: Literal["AES256", "aws:kms"] | None = None
+    """What the server is asked to encrypt every written object with; None leaves it to the bucket's own rule."""
+    s3_kms_key: str | None = None
     artifact_bucket: str = "deciduous"
     inbox_bucket: str = "inbox"
     mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
     mlflow_database_url: str | None = Field(default=None, repr=False)
     """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""
     hash_key: SecretStr | None = Field(default=None, min_length=16)
+    retired_hash_keys: SecretStr | None = None
+    """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
     threads: int = Field(default=2, ge=1)
+    notify: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    """Prefect block that notifications go to, as TYPE/NAME, for example slack-webhook/ops; None leaves them off."""
 
 
 @cache

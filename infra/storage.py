@@ -1,18 +1,23 @@
 """The S3 client of this process, and its two buckets."""
 
+import json
 from contextlib import suppress
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import compaction, seaweed
-from infra.errors import UnreachableError
-from infra.s3 import open_client
-from infra.settings import Settings, settings
+from infra.errors import BucketError, UnreachableError
+from infra.s3 import encrypt_writes, open_client
+from infra.settings import AWS, Settings, settings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+LIFECYCLE = Path(__file__).with_name("lifecycle.json")
+NOTHING_THERE = {"404", "NoSuchBucket", "NoSuchKey"}
 
 
 def s3() -> "S3Client":
@@ -21,15 +26,54 @@ def s3() -> "S3Client":
 
 
 def ensure_buckets() -> None:
-    """Create the artifact and the inbox bucket where they are missing, and turn versioning on in both.
+    """See that both buckets are there and keep versions. Those of the embedded S3 are made; elsewhere nothing is
+    changed without being asked. Raises BucketError with the command that helps, or UnreachableError."""
+    if settings().s3_endpoint is None:
+        prepare_buckets()
+    else:
+        _check(settings())
 
-    Raises UnreachableError naming the endpoint and the remedy."""
+
+def prepare_buckets() -> None:
+    """Make the artifact and the inbox bucket where they are missing, turn versioning on, and set what may expire
+    where no rules are set."""
     client = s3()
     try:
-        for bucket in (settings().artifact_bucket, settings().inbox_bucket):
-            _ensure_bucket(client, bucket)
+        for bucket in buckets():
+            _prepare(client, bucket)
     except (BotoCoreError, ClientError) as error:
         raise unreachable(error) from error
+
+
+def buckets() -> tuple[str, str]:
+    return settings().artifact_bucket, settings().inbox_bucket
+
+
+def missing_in(bucket: str) -> str | None:
+    """The command that makes the bucket fit for use; None when it is there and keeps versions."""
+    client = s3()
+    try:
+        client.head_bucket(Bucket=bucket)
+        status = client.get_bucket_versioning(Bucket=bucket).get("Status")
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") not in NOTHING_THERE:
+            raise
+        return f"{_aws()} create-bucket --bucket {bucket} && {_versioning(bucket)}"
+    return None if status == "Enabled" else _versioning(bucket)
+
+
+def lifecycle_rules(bucket: str) -> list[Any]:
+    """The rules of what may expire; empty when none were set."""
+    try:
+        return list(s3().get_bucket_lifecycle_configuration(Bucket=bucket)["Rules"])
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") != "NoSuchLifecycleConfiguration":
+            raise
+        return []
+
+
+def lifecycle_command(bucket: str) -> str:
+    return f"{_aws()} put-bucket-lifecycle-configuration --bucket {bucket} --lifecycle-configuration file://{LIFECYCLE}"
 
 
 def compact() -> int | None:
@@ -45,7 +89,7 @@ def unreachable(error: Exception) -> UnreachableError:
     if settings().s3_endpoint is None:
         remedy = f"see {settings().home / 's3' / 'seaweedfs.log'}, then run the command again"
     else:
-        remedy = "check DECIDUOUS_S3_ENDPOINT, DECIDUOUS_S3_ACCESS_KEY and DECIDUOUS_S3_SECRET_KEY"
+        remedy = "check DECIDUOUS_S3_ENDPOINT and the keys (DECIDUOUS_S3_ACCESS_KEY, or what AWS tools read)"
     return UnreachableError("S3", s3().meta.endpoint_url, f"{error}; {remedy}")
 
 
@@ -59,18 +103,53 @@ def keys() -> tuple[str | None, str | None]:
     return access, secret
 
 
-def _ensure_bucket(client: "S3Client", bucket: str) -> None:
-    known = {found["Name"] for found in client.list_buckets()["Buckets"]}
-    if bucket not in known:
+@cache
+def _check(config: Settings) -> None:
+    """Once a process: a bucket does not lose its versioning while a flow runs."""
+    try:
+        commands = {bucket: missing_in(bucket) for bucket in (config.artifact_bucket, config.inbox_bucket)}
+    except (BotoCoreError, ClientError) as error:
+        raise unreachable(error) from error
+    for bucket, command in commands.items():
+        if command is not None:
+            raise BucketError(bucket, command)
+
+
+def _prepare(client: "S3Client", bucket: str) -> None:
+    if missing_in(bucket) is not None:
         # another process may be faster
         with suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):
-            client.create_bucket(Bucket=bucket)
-    if client.get_bucket_versioning(Bucket=bucket).get("Status") != "Enabled":
+            client.create_bucket(Bucket=bucket, **_location())
         client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    if not lifecycle_rules(bucket):
+        client.put_bucket_lifecycle_configuration(
+            Bucket=bucket, LifecycleConfiguration=json.loads(LIFECYCLE.read_bytes())
+        )
+
+
+def _location() -> Any:
+    """AWS wants the region named everywhere but in its first one."""
+    region = settings().s3_region
+    named = settings().s3_endpoint is not None and region != "us-east-1"
+    return {"CreateBucketConfiguration": {"LocationConstraint": region}} if named else {}
+
+
+def _aws() -> str:
+    endpoint = settings().s3_endpoint
+    return "aws s3api" if endpoint in (None, AWS) else f"aws --endpoint-url {endpoint} s3api"
+
+
+def _versioning(bucket: str) -> str:
+    return f"{_aws()} put-bucket-versioning --bucket {bucket} --versioning-configuration Status=Enabled"
 
 
 @cache
 def _client(config: Settings) -> "S3Client":
     if config.s3_endpoint is None:
-        return seaweed.client(config.home, seaweed.connect(config.home))
-    return open_client(config.s3_endpoint, *keys(), config.s3_region)
+        client = seaweed.client(config.home, seaweed.connect(config.home))
+    else:
+        endpoint = None if config.s3_endpoint == AWS else config.s3_endpoint
+        client = open_client(endpoint, *keys(), config.s3_region)
+    if config.s3_encryption is not None:
+        encrypt_writes(client, config.s3_encryption, config.s3_kms_key)
+    return client

@@ -20,7 +20,7 @@ _MOVES = {
 
 def new_adapter_id(session: Session, stream: str) -> str:
     """Ids count up and are never given twice, so an erased adapter's name stays its own."""
-    row = session.get(StreamRow, stream)
+    row = session.get(StreamRow, stream, with_for_update=True, populate_existing=True)
     if row is None:
         raise UnknownIdError("stream", stream)
     row.adapters_born += 1

@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
+from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
 from registry.errors import MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from torch import Tensor
 
+LARGE = 32 << 20  # bytes from which on a blob goes in parts
+PART = 8 << 20
 CHUNK = 1 << 20  # bytes read at a time by the sweep
 DELETE_LIMIT = 1000  # keys that S3 takes in one call
 MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"}
@@ -62,18 +66,36 @@ class SweepHit:
 
 
 def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes, suffix: str = "") -> StoredBlob:
-    """Store the bytes under PREFIX/SHA256[SUFFIX], once."""
+    """Store the bytes under PREFIX/SHA256[SUFFIX], once; large ones in parts, several at a time."""
     sha256 = hashlib.sha256(data).hexdigest()
     key = f"{prefix.rstrip('/')}/{sha256}{suffix}"
     with _named(s3, bucket, key):
-        try:
-            s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-        except ClientError as error:
-            if _code(error) not in CONFLICT:
-                raise
-            # there already, or a twin is putting the same bytes: the answer is the same once it is whole
-            s3.get_waiter("object_exists").wait(Bucket=bucket, Key=key, WaiterConfig={"Delay": 1, "MaxAttempts": 5})
+        if len(data) >= LARGE:
+            _put_parts(s3, bucket, key, data)
+        else:
+            _put_whole(s3, bucket, key, data)
     return StoredBlob(key, sha256, len(data))
+
+
+def _put_whole(s3: "S3Client", bucket: str, key: str, data: bytes) -> None:
+    try:
+        s3.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+    except ClientError as error:
+        if _code(error) not in CONFLICT:
+            raise
+        # there already, or a twin is putting the same bytes: the answer is the same once it is whole
+        s3.get_waiter("object_exists").wait(Bucket=bucket, Key=key, WaiterConfig={"Delay": 1, "MaxAttempts": 5})
+
+
+def _put_parts(s3: "S3Client", bucket: str, key: str, data: bytes) -> None:
+    """Parts cannot be put on condition, so look first; a twin at the same moment adds a version of the same bytes."""
+    try:
+        s3.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _code(error) not in MISSING:
+            raise
+        parts = TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=4)
+        s3.upload_fileobj(BytesIO(data), bucket, key, Config=parts)
 
 
 def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:

@@ -20,6 +20,7 @@ from registry.artifacts import list_versions
 from registry.row_sweep import sweep_rows
 from tests.infra import test_locks
 from tests.infra.postgres import cluster, find_binaries
+from tests.registry import test_migrations
 
 BINARIES = find_binaries()
 pytestmark = [
@@ -33,7 +34,7 @@ def postgres():
     with cluster(BINARIES) as address:
         engine = create_engine(f"{address}/postgres", isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
-            for name in ("deciduous", "mlflow"):
+            for name in ("deciduous", "mlflow", "migrating"):
                 connection.execute(text(f"create database {name}"))
         engine.dispose()
         yield address
@@ -76,6 +77,10 @@ def test_migrations_race_and_match_the_tables(catalog):
     with database.transaction() as session:
         assert session.execute(text("select count(*) from stream")).scalar_one() == 0
     database.compact()
+
+
+def test_migrations_go_up_and_down_with_data(postgres):
+    test_migrations.check_up_and_down(f"{postgres}/migrating")
 
 
 def test_locks_hold_between_processes_and_fall_with_them(catalog, tmp_path):  # noqa: ARG001

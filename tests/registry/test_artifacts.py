@@ -1,6 +1,7 @@
 """Blobs by digest, verified reads, purges that leave nothing and sweeps that would see it."""
 
 import hashlib
+import os
 import time
 
 import pytest
@@ -20,6 +21,15 @@ def test_blob_comes_back_and_is_stored_once(s3, bucket):
     assert put_blob(s3, bucket, "adapters", b"weights") == first
     assert first.key == f"adapters/{hashlib.sha256(b'weights').hexdigest()}"
     assert artifacts.get_blob(s3, bucket, first.key, first.sha256) == b"weights"
+    assert len(artifacts.list_versions(s3, bucket)) == 1
+
+
+def test_large_blob_goes_in_parts_once_and_comes_back(s3, bucket):
+    data = os.urandom(1 << 20) * 33
+    first = put_blob(s3, bucket, "p", data)
+    assert put_blob(s3, bucket, "p", data) == first
+    assert s3.head_object(Bucket=bucket, Key=first.key)["ETag"].endswith('-5"')  # S3's way to say: five parts
+    assert artifacts.get_blob(s3, bucket, first.key, first.sha256) == data
     assert len(artifacts.list_versions(s3, bucket)) == 1
 
 

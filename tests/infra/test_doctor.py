@@ -1,0 +1,110 @@
+"""The doctor finds what would break, says what to do, and leaves nothing behind."""
+
+import uuid
+
+import pytest
+from sqlalchemy import text
+
+from infra import database, seaweed, storage
+from infra.doctor.examination import examine
+from infra.errors import BucketError, SchemaError
+from infra.settings import settings
+from registry.artifacts import list_versions
+
+
+@pytest.fixture(autouse=True)
+def no_prefect(monkeypatch):
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+
+
+@pytest.fixture
+def own_home(tmp_path, set_variable):
+    set_variable("HOME", tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def given_s3(s3, home, own_home, set_variable):
+    """The session's S3 as if it were an organisation's: an address, keys, and buckets that we did not make."""
+    assert own_home != home
+    access, secret = seaweed.credentials(home)
+    names = {"ARTIFACT_BUCKET": f"a-{uuid.uuid4().hex[:12]}", "INBOX_BUCKET": f"i-{uuid.uuid4().hex[:12]}"}
+    keys = {"S3_ENDPOINT": s3.meta.endpoint_url, "S3_ACCESS_KEY": access, "S3_SECRET_KEY": secret}
+    for name, value in {**names, **keys}.items():
+        set_variable(name, value)
+    return names["ARTIFACT_BUCKET"]
+
+
+def found(part):
+    return [
+        (str(finding.health), f"{finding.found} -> {finding.remedy}") for finding in examine() if finding.part == part
+    ]
+
+
+def healths(part):
+    return [health for health, _ in found(part)]
+
+
+def test_empty_home_is_fine_and_stays_empty(own_home):
+    assert {finding.health for finding in examine()} == {"ok"}
+    assert not own_home.exists()
+
+
+def test_catalog_that_is_behind_is_due_and_one_that_is_ahead_is_an_error(own_home):
+    assert str(own_home) in settings().database_url
+    with database.transaction() as session:
+        session.execute(text("create table alembic_version (version_num varchar(32))"))
+    assert any(health == "warning" and "is due" in line for health, line in found("catalog"))
+    database.migrate()
+    assert healths("catalog") == ["ok", "ok"]
+    with database.transaction() as session:
+        session.execute(text("update alembic_version set version_num = '9999'"))
+    assert any(health == "error" and "newer than this code" in line for health, line in found("catalog"))
+    with pytest.raises(SchemaError, match="newer than this code"):
+        database.migrate()
+
+
+def test_bucket_without_versions_is_refused_with_the_command_and_migrate_mends_it(given_s3):
+    with pytest.raises(BucketError, match=r"create-bucket --bucket a-.*put-bucket-versioning"):
+        storage.ensure_buckets()
+    storage.s3().create_bucket(Bucket=given_s3)
+    artifacts_line = found("s3")[0][1]
+    assert "put-bucket-versioning" in artifacts_line
+    assert "create-bucket" not in artifacts_line
+    storage.prepare_buckets()
+    storage.ensure_buckets()
+    assert set(healths("s3")) == {"ok"}
+    assert len(storage.lifecycle_rules(given_s3)) == 2
+
+
+def test_probe_of_a_bucket_leaves_nothing(given_s3):
+    storage.prepare_buckets()
+    assert healths("s3") == ["ok", "ok", "ok"]
+    assert list_versions(storage.s3(), given_s3) == []
+
+
+def test_encryption_is_asked_for_with_every_write(given_s3, set_variable):
+    set_variable("S3_ENCRYPTION", "AES256")
+    storage.prepare_buckets()
+    client = storage.s3()
+    client.put_object(Bucket=given_s3, Key="k", Body=b"x")
+    assert client.head_object(Bucket=given_s3, Key="k")["ServerSideEncryption"] == "AES256"
+    assert client.get_object(Bucket=given_s3, Key="k")["Body"].read() == b"x"
+
+
+def test_servers_that_do_not_answer_do_not_stop_the_examination(own_home, set_variable, monkeypatch):
+    set_variable("DATABASE_URL", "postgresql+psycopg://u:s3cret@127.0.0.1:9/d")
+    set_variable("S3_ENDPOINT", "http://127.0.0.1:9")
+    set_variable("S3_ACCESS_KEY", "a")
+    set_variable("S3_SECRET_KEY", "s3cret")
+    set_variable("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    findings = examine()
+    assert [finding.part for finding in findings if finding.health == "error"] == ["catalog", "s3", "mlflow", "prefect"]
+    assert not any("s3cret" in finding.found for finding in findings)
+    assert not own_home.exists()
+
+
+def test_home_that_others_can_enter_is_named_with_the_remedy(own_home):
+    own_home.mkdir(mode=0o755)
+    assert any(health == "warning" and "chmod 700" in line for health, line in found("home"))
