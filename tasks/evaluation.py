@@ -1,7 +1,7 @@
 """Measure a model on held-out rows, as a caller of each shard's own group would see it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from registry.records import Shard
 from registry.stream import Stream
@@ -10,7 +10,7 @@ from tasks.learning.composition import Composed, ServingModel, compose, predict
 from tasks.prefix_cache import states_of
 from tasks.rows import Row, held_out
 from tasks.shards import load_rows
-from tasks.suffix_memory import run_remembered
+from tasks.suffix_memory import REMEMBERED
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ def score_shards(stream: Stream, model: ServingModel, shards: Sequence[Shard]) -
     for group in sorted({shard.group for shard in shards}):
         members = [shard for shard in shards if shard.group == group]
         with_adapters = compose(model, [group])
-        alone = replace(with_adapters, adapters=(), near_heads=(), adapter_heads=())
+        alone = with_adapters.alone()
         for shard in members:
             rows = held_out(load_rows(shard))
             scores[shard.shard_id] = _score(stream, with_adapters, alone, rows)
@@ -54,7 +54,7 @@ def _score(stream: Stream, model: Composed, alone: Composed, rows: Sequence[Row]
 
 
 def _correct(stream: Stream, model: Composed, rows: Sequence[Row]) -> int:
-    answers = predict(open_backbone(stream), model, states_of(stream, rows), run_remembered).labels
+    answers = predict(open_backbone(stream), model, states_of(stream, rows), REMEMBERED).labels
     return sum(answer == row.label for answer, row in zip(answers, rows, strict=True))
 
 

@@ -37,17 +37,29 @@ def prepare(
     encode_LKHD: Tensor, encode_bias_LKH: Tensor, decode_LKDH: Tensor, decode_bias_LKD: Tensor, pca: bool = False
 ) -> Prepared:
     shift_LD = decode_bias_LKD.mean(1)
-    centre_LKD = decode_bias_LKD - shift_LD[:, None]
     p_bias_LKH = encode_bias_LKH + (encode_LKHD @ shift_LD[:, None, :, None])[..., 0]
-    weights, biases = [encode_LKHD.flatten(1, 2)], [p_bias_LKH.flatten(1)]
-    if not pca:
-        gram_LKHH = decode_LKDH.mT @ decode_LKDH
-        q_bias_LKH = gram_LKHH @ p_bias_LKH[..., None] + 2 * decode_LKDH.mT @ centre_LKD[..., None]
-        weights.append((gram_LKHH @ encode_LKHD - 2 * decode_LKDH.mT).flatten(1, 2))
+    if pca:
+        return assemble(shift_LD, decode_bias_LKD, encode_LKHD, p_bias_LKH)
+    centre_LKD = decode_bias_LKD - shift_LD[:, None]
+    gram_LKHH = decode_LKDH.mT @ decode_LKDH
+    q_bias_LKH = (gram_LKHH @ p_bias_LKH[..., None] + 2 * decode_LKDH.mT @ centre_LKD[..., None])[..., 0]
+    q_LKHD = gram_LKHH @ encode_LKHD - 2 * decode_LKDH.mT
+    return assemble(shift_LD, decode_bias_LKD, encode_LKHD, p_bias_LKH, q_LKHD, q_bias_LKH)
+
+
+def assemble(
+    shift_LD: Tensor, centre_LKD: Tensor, p_LKHD: Tensor, p_bias_LKH: Tensor, q_LKHD: Tensor | None = None,
+    q_bias_LKH: Tensor | None = None,
+) -> Prepared:  # fmt: skip
+    """Lay |x - centre|^2 + p.q side by side for all descriptors; p and q are affine in x - shift, q = -p if absent."""
+    centre_LKD = centre_LKD - shift_LD[:, None]
+    weights, biases = [p_LKHD.flatten(1, 2)], [p_bias_LKH.flatten(1)]
+    if q_LKHD is not None and q_bias_LKH is not None:
+        weights.append(q_LKHD.flatten(1, 2))
         biases.append(q_bias_LKH.flatten(1))
     weight_LMD = torch.cat([*weights, -2 * centre_LKD], 1)
     bias_LM = torch.cat([*biases, centre_LKD.square().sum(2)], 1)
-    return Prepared(shift_LD, weight_LMD, bias_LM, encode_LKHD.shape[1], encode_LKHD.shape[2], pca)
+    return Prepared(shift_LD, weight_LMD, bias_LM, p_LKHD.shape[1], p_LKHD.shape[2], q_LKHD is None)
 
 
 def descriptor_score(x_LTD: Tensor, prepared: Prepared) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.grouped_lora.autograd import Grouped
 from kernels.grouped_lora.cpu import Weights
-from kernels.grouped_lora.route import Route, block_rows, route_records
+from kernels.grouped_lora.route import Route, block_rows, route_records, route_to
 
 __all__ = [
     "Route",
@@ -22,6 +22,7 @@ __all__ = [
     "grouped_rows",
     "route_all",
     "route_records",
+    "route_to",
 ]
 
 

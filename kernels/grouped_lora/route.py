@@ -23,6 +23,10 @@ class Route(NamedTuple):
     scale_N11: Tensor
     backbone_alone: bool
 
+    def typed(self, like: Tensor) -> "Route":
+        """The same route with scales in the type and on the device of `like`."""
+        return self._replace(scale_N11=self.scale_N11.to(like))
+
 
 def route_records(slot_N: Tensor, scale_K: Tensor) -> Route:
     """Route records to adapter slots; -1 means the backbone alone. Raises IndexError for a slot that does not exist."""
@@ -32,6 +36,12 @@ def route_records(slot_N: Tensor, scale_K: Tensor) -> Route:
     index_N = slot_N.clamp(min=0)
     absent = (slot_N < 0).nonzero()[:, 0] if -1 in slots else None
     return Route(slot_N, index_N, absent, scale_K[index_N][:, None, None], all(slot < 0 for slot in slots))
+
+
+def route_to(slot: int, x_NTD: Tensor) -> Route:
+    """All records of a minibatch to one slot, with scale 1: known without a look at the device."""
+    index_N = torch.full((len(x_NTD),), slot, device=x_NTD.device)
+    return Route(index_N, index_N, None, x_NTD.new_ones(len(x_NTD), 1, 1), False)
 
 
 def block_rows(slot_T: Tensor, block: int = 16) -> tuple[Tensor, Tensor]:

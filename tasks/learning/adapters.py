@@ -4,13 +4,13 @@ Shapes: B rows, T tokens, D width, R rank. Published source: SEMA (arXiv 2403.18
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from kernels.grouped_lora import Route, Weights, grouped_bottleneck, route_records, route_to
 from tasks.learning.backbones import Backbone, Delta
 
 AdapterWeights = dict[str, Tensor]
@@ -46,20 +46,34 @@ def adapter_blocks(weights: Mapping[str, Tensor]) -> list[int]:
     return sorted({int(name.split(".")[1]) for name in weights})
 
 
-def apply_adapter(weights: Mapping[str, Tensor], block: int, hidden_BTD: Tensor) -> Tensor:
-    """f(h) = W_up ReLU(W_down h + b_down) + b_up, per token."""
-    name = f"blocks.{block}"
-    inner_BTR = functional.linear(hidden_BTD, weights[f"{name}.down.weight"], weights[f"{name}.down.bias"]).relu()
-    return functional.linear(inner_BTR, weights[f"{name}.up.weight"], weights[f"{name}.up.bias"])
-
-
 def deltas_of(weights: Mapping[str, Tensor] | None, device: torch.device | None = None) -> dict[int, Delta]:
-    """What to attach in each block; an empty mapping for the frozen backbone."""
+    """What one adapter adds to every row, block by block; an empty mapping for the frozen backbone."""
     if not weights:
         return {}
-    placed = {name: tensor.to(device) for name, tensor in weights.items()} if device is not None else dict(weights)
-    return {block: _delta(placed, block) for block in adapter_blocks(placed)}
+    return deltas_at({name: tensor[None] for name, tensor in weights.items()}, None, device)
 
 
-def _delta(weights: Mapping[str, Tensor], block: int) -> Delta:
-    return lambda hidden_BTD: apply_adapter(weights, block, hidden_BTD)
+def deltas_at(
+    bank: Mapping[str, Tensor], slots: Sequence[int] | None, device: torch.device | None = None
+) -> dict[int, Delta]:
+    """What the adapter in slot `slots[b]` of a bank adds to row b of a minibatch; -1 leaves a row alone.
+
+    None puts every row under slot 0. The operations of a pass do not depend on how many slots there are.
+    """
+    placed = {name: tensor.to(device) for name, tensor in bank.items()}
+    num_slots = len(next(iter(placed.values())))
+    route = None if slots is None else route_records(torch.tensor(slots, device=device), torch.ones(num_slots))
+    return {block: _delta(placed, block, route) for block in adapter_blocks(placed)}
+
+
+def _delta(bank: Mapping[str, Tensor], block: int, route: Route | None) -> Delta:
+    places = ("down.weight", "up.weight", "down.bias", "up.bias")
+    weights = Weights(*(bank[f"blocks.{block}.{place}"] for place in places))
+
+    def delta(hidden_BTD: Tensor) -> Tensor:
+        to = route_to(0, hidden_BTD) if route is None else route.typed(hidden_BTD)
+        with torch.autocast(hidden_BTD.device.type, enabled=False):  # the kernel takes one type
+            cast = Weights(*(tensor.to(hidden_BTD.dtype) for tensor in weights if tensor is not None))
+            return grouped_bottleneck(hidden_BTD, cast, to, torch.zeros_like(hidden_BTD))
+
+    return delta

@@ -6,7 +6,7 @@ Shapes: B rows, T tokens, D width, F hidden width of the MLP.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,16 @@ from torch import Tensor, nn
 from registry.errors import UnsupportedBackboneError
 
 SUPPORTED = "BERT, RoBERTa, DistilBERT, ViT, DeiT and DINOv2 are tested"
+
+
+class Joint(NamedTuple):
+    """Where an adapter meets its block, both (.., T, D): the residual h before the MLP, and what f(h) is added to.
+
+    Nothing before it depends on the adapter, so all adapters of a block share it.
+    """
+
+    residual: Tensor
+    stem: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +38,27 @@ class AttachPoint:
     up: nn.Linear
     down: nn.Linear
     norm: nn.Module | None  # the norm before the MLP; None where the block normalises last
+    last_norm: nn.Module | None  # the norm after it, in such a block
 
     def attach(self, hooks: ExitStack, delta: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
-        """Add `delta` while `hooks` is open; the list receives the residual h (B, T, D) when the block runs."""
+        """Add `delta` while `hooks` is open; the list receives residual and stem (B, T, D) when the block runs."""
         seen: list[Tensor] = []
 
         def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
             seen.append(args[0])
 
         def add(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            seen.append(output)
             return None if delta is None else output + delta(seen[0])
 
         hooks.callback((self.norm or self.up).register_forward_pre_hook(read).remove)
         hooks.callback((self.down if self.norm is None else self.block).register_forward_hook(add).remove)
         return seen
+
+    def finish(self, joint: Joint, added: Tensor) -> Tensor:
+        """The block's output (B, T, D) from its joint and what the adapters add, to the bit as the block gives it."""
+        joined = joint.stem + added
+        return joined if self.last_norm is None else self.last_norm(joined + joint.residual)
 
 
 def find_blocks(model: nn.Module) -> nn.ModuleList:
@@ -78,12 +95,13 @@ def _attach_point(model: nn.Module, block: nn.Module, width: int) -> AttachPoint
         )
     up, down = ups[0], downs[-1]
     norms = [i for i, m in enumerate(calls) if isinstance(m, nn.LayerNorm)]
-    if any(i > calls.index(down) for i in norms):
-        return AttachPoint(block, up, down, None)
+    after = [i for i in norms if i > calls.index(down)]
+    if after:
+        return AttachPoint(block, up, down, None, calls[after[-1]])
     before = [i for i in norms if i < calls.index(up)]
     if not before:
         raise _unsupported(model, f"a {type(block).__name__} has no LayerNorm beside its MLP")
-    return AttachPoint(block, up, down, calls[before[-1]])
+    return AttachPoint(block, up, down, calls[before[-1]], None)
 
 
 def _trace(model: nn.Module, block: nn.Module, width: int) -> list[nn.Module]:

@@ -19,12 +19,12 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from registry.errors import UnsupportedBackboneError
-from tasks.learning.attach import SUPPORTED, AttachPoint, find_attach_points, find_blocks, width_of
+from tasks.learning.attach import SUPPORTED, AttachPoint, Joint, find_attach_points, find_blocks, width_of
 from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
 
 ImageInput = Image.Image | np.ndarray
 Delta = Callable[[Tensor], Tensor]  # the residual before the MLP (B, T, D) -> what an adapter adds (B, T, D)
-OnBlock = Callable[[int, Tensor, Tensor], None]  # block number, residual before the MLP, block output
+OnBlock = Callable[[int, Joint, Tensor], None]  # block number, where adapters join, block output
 
 
 @dataclass
@@ -123,12 +123,12 @@ class Backbone:
         for number in range(start, stop):
             with ExitStack() as hooks:
                 delta = deltas.get(number) if deltas else None
-                residual = self.attach_points[number].attach(hooks, delta)
+                seen = self.attach_points[number].attach(hooks, delta)
                 hidden_BTD = self.blocks[number](hidden_BTD, attention_mask=mask_B11T)
             self.work.forwards += rows
             self.work.backwards += rows * hidden_BTD.requires_grad
             if on_block is not None:
-                on_block(number, residual[0], hidden_BTD)
+                on_block(number, Joint(*seen), hidden_BTD)
         return hidden_BTD
 
     def pool(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:

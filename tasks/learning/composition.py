@@ -4,19 +4,23 @@ Shapes: N records, L suffix blocks, D width, F head features, C classes, A adapt
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.backbones import Backbone
-from tasks.learning.descriptors import Descriptor, log_density, z_scores
-from tasks.learning.features import SuffixPass, run_suffix
+from tasks.learning.banks import AdapterBank, stacked
+from tasks.learning.descriptors import Descriptor, DescriptorBank, shift_and_density, side_by_side
+from tasks.learning.features import Start, SuffixPass, run_suffix
 from tasks.learning.heads import ClassStatistics, Head, head_scores, solve_head
 from tasks.learning.tensors import digest_of
 
-RunSuffix = Callable[[Backbone, Sequence[Tensor], int, AdapterWeights | None], SuffixPass]
+Pairs = Sequence[tuple[int, str]]
+"""Record number and adapter id."""
 
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
@@ -52,6 +56,12 @@ class ServingModel:
     spec: AdapterSpec
     frozen: Mapping[str, tuple[ClassStatistics, ...]]
     adapters: tuple[AdapterEntry, ...]
+    loaded: AdapterBank | None = None
+    """The bank that the adapters' weights are views of, where they were loaded into one."""
+
+    @cached_property
+    def bank(self) -> AdapterBank:
+        return self.loaded or stacked({entry.adapter_id: entry.weights for entry in self.adapters})
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,12 @@ class Composed:
     adapters: tuple[AdapterEntry, ...]
     near_heads: tuple[Head, ...]
     adapter_heads: tuple[Head, ...]
+    bank: AdapterBank
+    descriptors: DescriptorBank | None
+
+    def alone(self) -> "Composed":
+        """The exact head without an adapter beside it."""
+        return replace(self, adapters=(), near_heads=(), adapter_heads=(), descriptors=None)
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,8 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     entries = sorted((entry for entry in model.adapters if entry.group in groups), key=lambda entry: entry.adapter_id)
     near = tuple(_near_head(frozen, entry) for entry in entries)
     heads = tuple(solve_head(entry.statistics) for entry in entries)
-    return Composed(model.cut, head.labels, head, tuple(entries), near, heads)
+    descriptors = side_by_side([entry.descriptor for entry in entries]) if entries else None
+    return Composed(model.cut, head.labels, head, tuple(entries), near, heads, model.bank, descriptors)
 
 
 def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
@@ -98,36 +115,88 @@ def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
     return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
 
 
-def predict(
-    backbone: Backbone, composed: Composed, states: Sequence[Tensor], run: RunSuffix = run_suffix
-) -> Prediction:
+@dataclass(frozen=True, slots=True)
+class Passes:
+    """How the blocks are run for an answer: once over all records, then once over all (record, adapter) pairs."""
+
+    frozen: Callable[[Backbone, Sequence[Tensor], int], SuffixPass]
+    adapted: Callable[[Backbone, Sequence[Tensor], Sequence[Start], int, AdapterBank, Pairs], Tensor]
+
+
+def run_frozen(backbone: Backbone, states: Sequence[Tensor], cut: int) -> SuffixPass:
+    return run_suffix(backbone, states, cut, keep_starts=True)
+
+
+def run_adapted(
+    backbone: Backbone, _states: Sequence[Tensor], starts: Sequence[Start], cut: int, bank: AdapterBank, pairs: Pairs
+) -> Tensor:
+    return bank.features(backbone, starts, cut, pairs)
+
+
+AT_ONCE = Passes(run_frozen, run_adapted)
+
+
+def predict(backbone: Backbone, composed: Composed, states: Sequence[Tensor], passes: Passes = AT_ONCE) -> Prediction:
     """Answer from the exact head and, where a record looks like an adapter's shard, from that adapter's heads too.
 
     A record's answer depends on that record and the adapters it visits only; `adapter_ids` names the likeliest of them.
     """
-    suffix = run(backbone, states, composed.cut, None)
-    scores_NC = head_scores(composed.head, suffix.features_NF)
-    shares_AN = route(composed, suffix.signatures_LND)
-    mixed_NC = torch.zeros_like(scores_NC)
-    for number, entry in enumerate(composed.adapters):
-        chosen = torch.nonzero(shares_AN[number]).flatten().tolist()
+    return predict_each(backbone, [(composed, states)], passes)[0]
+
+
+def predict_each(
+    backbone: Backbone, requests: Sequence[tuple[Composed, Sequence[Tensor]]], passes: Passes = AT_ONCE
+) -> list[Prediction]:
+    """Answer several callers of one model in one pass; each sees what it would see alone, to the bit."""
+    states = [state for _, own in requests for state in own]
+    first = requests[0][0]
+    frozen = passes.frozen(backbone, states, first.cut)
+    ends = list(accumulate(len(own) for _, own in requests))
+    mine = [range(end - len(own), end) for end, (_, own) in zip(ends, requests, strict=True)]
+    shares = [
+        route(composed, frozen.signatures_LND[:, rows.start : rows.stop])
+        for rows, (composed, _) in zip(mine, requests, strict=True)
+    ]
+    pairs = [
+        (rows[record], composed.adapters[number].adapter_id)
+        for rows, shares_AN, (composed, _) in zip(mine, shares, requests, strict=True)
+        for number, record in torch.nonzero(shares_AN).tolist()
+    ]
+    adapted_PF = passes.adapted(backbone, states, frozen.starts, first.cut, first.bank, pairs) if pairs else None
+    answers, taken = [], 0
+    for rows, shares_AN, (composed, _) in zip(mine, shares, requests, strict=True):
+        visits = int((shares_AN != 0).sum())
+        own_PF = adapted_PF[taken : taken + visits] if adapted_PF is not None else shares_AN.new_zeros(0, 0)
+        answers.append(_answer(composed, frozen.features_NF[rows.start : rows.stop], shares_AN, own_PF))
+        taken += visits
+    return answers
+
+
+def _answer(composed: Composed, features_NF: Tensor, shares_AN: Tensor, adapted_PF: Tensor) -> Prediction:
+    """One caller's answers; rows of `adapted` are the visits, adapter by adapter."""
+    scores_NC = head_scores(composed.head, features_NF)
+    mixed_NC, taken = torch.zeros_like(scores_NC), 0
+    for number, shares_N in enumerate(shares_AN):
+        chosen = torch.nonzero(shares_N).flatten().tolist()
         if chosen:
-            adapted = run(backbone, [states[i] for i in chosen], composed.cut, entry.weights)
-            near_NC = head_scores(composed.near_heads[number], suffix.features_NF[chosen])
-            own_NC = head_scores(composed.adapter_heads[number], adapted.features_NF)
-            both_NC = combine(near_NC, own_NC, composed.labels, composed.adapter_heads[number].labels)
-            mixed_NC[chosen] += shares_AN[number, chosen, None] * both_NC
+            own = composed.adapter_heads[number]
+            near_NC = head_scores(composed.near_heads[number], features_NF[chosen])
+            own_NC = head_scores(own, adapted_PF[taken : taken + len(chosen)])
+            mixed_NC[chosen] += shares_N[chosen, None] * combine(near_NC, own_NC, composed.labels, own.labels)
+            taken += len(chosen)
     visiting_N = shares_AN.sum(0) > 0
     scores_NC = torch.where(visiting_N[:, None], mixed_NC, scores_NC)
     labels = [composed.labels[i] for i in scores_NC.argmax(1).tolist()]
-    likeliest = shares_AN.argmax(0).tolist() if composed.adapters else [0] * len(states)
-    pairs = zip(visiting_N.tolist(), likeliest, strict=True)
-    ids = [composed.adapters[i].adapter_id if visits else None for visits, i in pairs]
-    took_part = [
-        tuple(entry.adapter_id for entry, share in zip(composed.adapters, shares, strict=True) if share > 0)
-        for shares in shares_AN.mT.tolist()
-    ]
-    return Prediction(labels, scores_NC, ids, took_part)
+    likeliest = shares_AN.argmax(0).tolist() if composed.adapters else [0] * len(labels)
+    ids = [entry_id(composed, i) if visits else None for visits, i in zip(visiting_N.tolist(), likeliest, strict=True)]
+    took_part: list[list[str]] = [[] for _ in labels]
+    for number, record in torch.nonzero(shares_AN).tolist():
+        took_part[record].append(entry_id(composed, number))
+    return Prediction(labels, scores_NC, ids, [tuple(ids) for ids in took_part])
+
+
+def entry_id(composed: Composed, number: int) -> str:
+    return composed.adapters[number].adapter_id
 
 
 def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
@@ -136,11 +205,9 @@ def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
     Adapters are compared by densities of their own. A record visits the likeliest among the familiar ones and those
     hardly less likely, so leaving an adapter out changes nothing for the records that do not visit it.
     """
-    if not composed.adapters:
+    if composed.descriptors is None:
         return torch.zeros(0, signatures_LND.shape[1])
-    descriptors = [entry.descriptor for entry in composed.adapters]
-    density_AN = torch.stack([log_density(each, signatures_LND) for each in descriptors])
-    shift_AN = torch.stack([z_scores(each, signatures_LND).mean(0) for each in descriptors])
+    shift_AN, density_AN = shift_and_density(composed.descriptors, signatures_LND)
     density_AN = density_AN.masked_fill(shift_AN > FAMILIAR, -torch.inf)
     odds_AN = torch.exp((density_AN - density_AN.amax(0).clamp_min(-1e9)) / TEMPERATURE)
     odds_AN = odds_AN.masked_fill(odds_AN < LEAST_ODDS, 0.0)

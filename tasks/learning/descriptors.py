@@ -1,16 +1,22 @@
 """Representation descriptors in closed form: how unlike its shard an input looks, layer by layer.
 
-Shapes: L layers, N records, D width, R rank. Published source: SEMA (arXiv 2403.18886), whose linear autoencoder
-under squared error has the principal components as its optimum.
+Shapes: L layers, N records, K descriptors, D width, R rank. Published source: SEMA (arXiv 2403.18886), whose linear
+autoencoder under squared error has the principal components as its optimum.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from kernels.descriptor_score import Prepared, descriptor_score, prepare_pca, prepare_quadratic
+from kernels.descriptor_score import z_scores as kernel_z_scores
 from tasks.learning.tensors import require_finite
+
+CHUNK = 16
+"""Rows of every scoring product, and the multiple that slots and ranks are filled up to."""
 
 
 @dataclass(frozen=True)
@@ -72,24 +78,80 @@ def z_scores(descriptor: Descriptor, signatures_LND: Tensor, two_sided: bool = F
     return require_finite("z-scores", z_LN.abs() if two_sided else z_LN)
 
 
-def log_density(descriptor: Descriptor, signatures_LND: Tensor) -> Tensor:
-    """(N,): how likely each record is under the shard's probabilistic PCA, per coordinate, averaged over layers.
+@dataclass(frozen=True)
+class DescriptorBank:
+    """The descriptors of a model side by side, to score a minibatch against all of them in one product each."""
 
-    Unlike the reconstruction error it sees a shift that lowers the error, since the means and spreads differ as well.
+    num: int
+    error: Prepared
+    mahalanobis: Prepared
+    score_mean_LK: Tensor
+    score_std_LK: Tensor
+    noise_LK: Tensor
+    volume_LK: Tensor
+
+
+def side_by_side(descriptors: Sequence[Descriptor]) -> DescriptorBank:
+    """Prepared once per model. Slots and ranks are filled up to multiples of 16, so that products keep their shape."""
+    ranks = [each.basis_LRD.shape[1] for each in descriptors]
+    rank, slots = _round_up(max(ranks)), _round_up(len(descriptors))
+    mean_LKD = _stack([each.mean_LD for each in descriptors], slots)
+    basis_LKRD = _stack(
+        [pad(each.basis_LRD, (0, 0, 0, rank - r)) for each, r in zip(descriptors, ranks, strict=True)], slots
+    )
+    noise_LK = torch.stack([each.noise_L for each in descriptors], 1)
+    weight_LKR = _stack(
+        [
+            pad(1 - each.noise_L[:, None] / each.spread_LR, (0, rank - r))
+            for each, r in zip(descriptors, ranks, strict=True)
+        ],
+        slots,
+    )
+    volumes = [
+        each.spread_LR.log().sum(-1) + (each.mean_LD.shape[1] - each.spread_LR.shape[1]) * each.noise_L.log()
+        for each in descriptors
+    ]
+    return DescriptorBank(
+        len(descriptors),
+        prepare_quadratic(mean_LKD, basis_LKRD),
+        prepare_quadratic(mean_LKD, basis_LKRD, weight_LKR),
+        torch.stack([each.score_mean_L for each in descriptors], 1),
+        torch.stack([each.score_std_L for each in descriptors], 1),
+        noise_LK,
+        torch.stack(volumes, 1),
+    )
+
+
+def shift_and_density(bank: DescriptorBank, signatures_LND: Tensor) -> tuple[Tensor, Tensor]:
+    """Per descriptor and record (K, N): the z-score, and the log density per coordinate, both averaged over layers.
+
+    The density is that of the shard's probabilistic PCA. Unlike the reconstruction error it sees a shift that lowers
+    the error, since means and spreads differ as well. A record's bytes depend on that record and that descriptor.
     """
-    width, rank = descriptor.mean_LD.shape[1], descriptor.basis_LRD.shape[1]
-    centred_LND = signatures_LND - descriptor.mean_LD[:, None]
-    coordinates_LNR = centred_LND @ descriptor.basis_LRD.mT
-    outside_LN = _scores(descriptor.mean_LD, descriptor.basis_LRD, signatures_LND) * width
-    inside_LN = (coordinates_LNR.square() / descriptor.spread_LR[:, None]).sum(-1)
-    volume_L = descriptor.spread_LR.log().sum(-1) + (width - rank) * descriptor.noise_L.log()
-    density_LN = -(inside_LN + outside_LN / descriptor.noise_L[:, None] + volume_L[:, None]) / (2 * width)
-    return require_finite("log density", density_LN).mean(0)
+    z, density = [], []
+    for chunk_LND in signatures_LND.split(CHUNK, 1):
+        full_LND = pad(chunk_LND, (0, 0, 0, CHUNK - chunk_LND.shape[1]))  # of one shape: of the same bits
+        error_LKN, distance_LKN = (
+            descriptor_score(full_LND, prepared)[:, : bank.num, : chunk_LND.shape[1]]
+            for prepared in (bank.error, bank.mahalanobis)
+        )
+        z.append(kernel_z_scores(error_LKN, bank.score_mean_LK, bank.score_std_LK).mean(0))
+        exponent_LKN = distance_LKN / bank.noise_LK[..., None]
+        density.append(-(exponent_LKN + bank.volume_LK[..., None] / signatures_LND.shape[2]).mean(0) / 2)
+    return require_finite("z-scores", torch.cat(z, 1)), require_finite("log density", torch.cat(density, 1))
+
+
+def _stack(parts_L: Sequence[Tensor], slots: int) -> Tensor:
+    """(L, slots, ..): one part per slot, zeros in those that are left."""
+    stack_LK = torch.stack(list(parts_L), 1)
+    return torch.cat([stack_LK, stack_LK.new_zeros(len(stack_LK), slots - len(parts_L), *stack_LK.shape[2:])], 1)
+
+
+def _round_up(count: int) -> int:
+    return -(-count // CHUNK) * CHUNK
 
 
 def _scores(mean_LD: Tensor, basis_LRD: Tensor, signatures_LND: Tensor) -> Tensor:
-    """Mean squared residual per record: |z|^2 - |B z|^2, without building the reconstruction."""
-    centred_LND = (signatures_LND - mean_LD[:, None]).double()
-    coordinates_LNR = centred_LND @ basis_LRD.double().mT
-    squares_LN = centred_LND.square().sum(-1) - coordinates_LNR.square().sum(-1)
-    return (squares_LN / mean_LD.shape[1]).clamp_min(0).float()
+    """Mean squared residual per record, (L, N), computed in float64."""
+    prepared = prepare_pca(mean_LD.double()[:, None], basis_LRD.double()[:, None])
+    return descriptor_score(signatures_LND.double(), prepared)[:, 0].float()

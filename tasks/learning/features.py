@@ -1,17 +1,20 @@
 """What heads, descriptors and retrieval see: pooled states of the last blocks, the same bytes in any company.
 
-Shapes: N records, B rows, T tokens, D width, L suffix blocks, F = S D head features of S <= 4 states.
+Shapes: N records, P pairs of a record and an adapter, B rows, T tokens, D width, L suffix blocks, F = S D head features
+of S <= 4 states.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.learning.adapters import AdapterWeights, deltas_of
-from tasks.learning.backbones import Backbone, Delta, OnBlock, mean_tokens
+from kernels.bank import Bank
+from tasks.learning.adapters import AdapterWeights, deltas_at, deltas_of
+from tasks.learning.attach import Joint
+from tasks.learning.backbones import Backbone, Delta, mean_tokens
 
 MAX_STATES = 4
 
@@ -22,11 +25,21 @@ def num_states(layers: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Start:
+    """What the passes of all adapters over one record share: the pooled state entering the cut (D,), and the joint of
+    the first suffix block (T, D)."""
+
+    entering_D: Tensor
+    joint: Joint
+
+
+@dataclass(frozen=True, slots=True)
 class SuffixPass:
-    """One run of the blocks from the cut on."""
+    """One run of the blocks from the cut on; `starts` where the pass was asked to keep them."""
 
     features_NF: Tensor
     signatures_LND: Tensor
+    starts: Sequence[Start] = field(default=())
 
 
 def run_suffix(
@@ -36,6 +49,7 @@ def run_suffix(
     adapter: AdapterWeights | None = None,
     deltas: Mapping[int, Delta] | None = None,
     stop: int | None = None,
+    keep_starts: bool = False,
 ) -> SuffixPass:
     """Head features and signatures of every record, float32 on the CPU, from one pass over the suffix.
 
@@ -47,35 +61,70 @@ def run_suffix(
     layers = stop - cut
     features_NSD = torch.empty(len(states), num_states(layers), backbone.width)
     signatures_LND = torch.empty(layers, len(states), backbone.width)
+    starts: list[Start | None] = [None] * len(states) if keep_starts else []
     deltas = deltas_of(adapter, backbone.device) if deltas is None else deltas
     for chosen, padded in backbone.minibatches([len(state) for state in states]):
         hidden_BTD, lengths_B = backbone.pad([states[i] for i in chosen], padded, backbone.rows)
-        pooled: list[Tensor] = [backbone.pool(hidden_BTD, lengths_B)]
-        residuals: list[Tensor] = []
+        seen = _Seen(backbone, lengths_B, [backbone.pool(hidden_BTD, lengths_B)])
         with torch.inference_mode():
-            backbone.run_blocks(
-                hidden_BTD,
-                lengths_B,
-                cut,
-                stop,
-                deltas,
-                _keeper(backbone, lengths_B, pooled, residuals),
-                len(chosen),
-            )
-            size = (backbone.width,)
-            features_NSD[chosen] = functional.layer_norm(
-                torch.stack(pooled, 1)[: len(chosen), -MAX_STATES:], size
-            ).cpu()
-            signatures_LND[:, chosen] = functional.layer_norm(torch.stack(residuals)[:, : len(chosen)], size).cpu()
-    return SuffixPass(features_NSD.flatten(1), signatures_LND)
+            backbone.run_blocks(hidden_BTD, lengths_B, cut, stop, deltas, seen.keep, len(chosen))
+            features_NSD[chosen] = seen.features(len(chosen))
+            signatures_LND[:, chosen] = seen.signatures(len(chosen))
+            for row, i in enumerate(chosen if keep_starts else ()):
+                starts[i] = seen.start(row, len(states[i]))
+    return SuffixPass(features_NSD.flatten(1), signatures_LND, [start for start in starts if start is not None])
 
 
-def _keeper(backbone: Backbone, lengths_B: Tensor, pooled: list[Tensor], residuals: list[Tensor]) -> OnBlock:
-    def keep(_block: int, residual_BTD: Tensor, output_BTD: Tensor) -> None:
-        pooled.append(backbone.pool(output_BTD, lengths_B))
-        residuals.append(mean_tokens(residual_BTD, lengths_B))
+def run_pairs(
+    backbone: Backbone, starts: Sequence[Start], cut: int, bank: Bank, pairs: Sequence[tuple[int, int]]
+) -> Tensor:
+    """(P, F): head features of (record, slot of the bank) pairs, many adapters in one pass.
 
-    return keep
+    What no adapter has touched is not run again: a record under ten adapters costs one first block, not ten. The bytes
+    of a pair are those of `run_suffix` under that adapter, whatever else is in the pass.
+    """
+    features_PSD = torch.empty(len(pairs), num_states(backbone.num_blocks - cut), backbone.width)
+    for chosen, padded in backbone.minibatches([len(starts[record].joint.residual) for record, _ in pairs]):
+        mine = [starts[pairs[i][0]] for i in chosen]
+        slots = [pairs[i][1] for i in chosen] + [-1] * (backbone.rows - len(chosen))
+        residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in mine], padded, backbone.rows)
+        stem_BTD, _ = backbone.pad([start.joint.stem for start in mine], padded, backbone.rows)
+        entering_BD = torch.zeros(backbone.rows, backbone.width)
+        entering_BD[: len(mine)] = torch.stack([start.entering_D for start in mine])
+        joint, deltas = Joint(residual_BTD, stem_BTD), deltas_at(bank, slots, backbone.device)
+        seen = _Seen(backbone, lengths_B, [entering_BD.to(backbone.device)])
+        with torch.inference_mode():
+            hidden_BTD = backbone.attach_points[cut].finish(joint, deltas[cut](residual_BTD))
+            seen.keep(cut, joint, hidden_BTD)
+            backbone.run_blocks(hidden_BTD, lengths_B, cut + 1, backbone.num_blocks, deltas, seen.keep, len(chosen))
+            features_PSD[chosen] = seen.features(len(chosen))
+    return features_PSD.flatten(1)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What one minibatch left behind on its way through the blocks."""
+
+    backbone: Backbone
+    lengths_B: Tensor
+    pooled: list[Tensor]
+    joints: list[Joint] = field(default_factory=list)
+
+    def keep(self, _block: int, joint: Joint, output_BTD: Tensor) -> None:
+        self.pooled.append(self.backbone.pool(output_BTD, self.lengths_B))
+        self.joints.append(joint)
+
+    def features(self, count: int) -> Tensor:
+        pooled_BSD = torch.stack(self.pooled, 1)[:count, -MAX_STATES:]
+        return functional.layer_norm(pooled_BSD, (self.backbone.width,)).cpu()
+
+    def signatures(self, count: int) -> Tensor:
+        means_LBD = torch.stack([mean_tokens(joint.residual, self.lengths_B) for joint in self.joints])
+        return functional.layer_norm(means_LBD[:, :count], (self.backbone.width,)).cpu()
+
+    def start(self, row: int, length: int) -> Start:
+        joint = Joint(*(tensor[row, :length].cpu() for tensor in self.joints[0]))
+        return Start(self.pooled[0][row].cpu(), joint)
 
 
 def features(backbone: Backbone, states: Sequence[Tensor], cut: int, adapter: AdapterWeights | None = None) -> Tensor:
@@ -96,7 +145,7 @@ def training_features(backbone: Backbone, states: Sequence[Tensor], cut: int, de
     hidden_BTD, lengths_B = backbone.pad(states, max(len(state) for state in states), len(states))
     pooled = [backbone.pool(hidden_BTD, lengths_B)]
 
-    def keep(_block: int, _residual_BTD: Tensor, output_BTD: Tensor) -> None:
+    def keep(_block: int, _joint: Joint, output_BTD: Tensor) -> None:
         pooled.append(backbone.pool(output_BTD, lengths_B))
 
     backbone.run_blocks(hidden_BTD, lengths_B, cut, backbone.num_blocks, deltas, keep)

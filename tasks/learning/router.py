@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.learning.adapters import AdapterWeights, apply_adapter
+from kernels.adapter_mixture import adapter_mixture
+from tasks.learning.adapters import AdapterWeights
 from tasks.learning.backbones import Delta
 
 
@@ -32,12 +33,9 @@ class Mixture:
 
     def mix(self, hidden_BTD: Tensor) -> Tensor:
         """sum_k softmax(router(mean over tokens of h))_k f_k(h)."""
-        logits_BK = functional.linear(hidden_BTD.mean(1), self.router_KD, self.bias_K)
-        shares_BK = logits_BK.softmax(1)
-        mixed_BTD = shares_BK[:, 0, None, None] * apply_adapter(self.adapters[0], self.block, hidden_BTD)
-        for k, adapter in enumerate(self.adapters[1:], start=1):
-            mixed_BTD = mixed_BTD + shares_BK[:, k, None, None] * apply_adapter(adapter, self.block, hidden_BTD)
-        return mixed_BTD
+        shares_BK = functional.linear(hidden_BTD.mean(1), self.router_KD, self.bias_K).softmax(1)
+        places = [f"blocks.{self.block}.{name}" for name in ("down.weight", "down.bias", "up.weight", "up.bias")]
+        return adapter_mixture(hidden_BTD, shares_BK, *(torch.stack([a[p] for a in self.adapters]) for p in places))
 
 
 def first_mixture(block: int, adapter: AdapterWeights, width: int) -> Mixture:

@@ -1,111 +1,143 @@
-"""Has the input distribution of a batch changed? A two-sample permutation test with an exact p-value.
+"""Has the input distribution of a batch changed? Two-sample permutation tests with exact p-values.
 
-Shapes: N rows of the batch, M rows of the reference, S = N + M, D width, P permutations.
+Shapes: N rows of the batch, M rows of the reference, S = N + M, D width, R whitened coordinates, P labelings.
 Published source: Gretton et al., A Kernel Two-Sample Test (JMLR 2012), unbiased estimator.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 
 import torch
 from torch import Tensor
 
+from kernels.mmd_perm import labelings, mmd_statistics
 from tasks.learning.tensors import require_finite
+
+COORDINATES = 32
+LEAST_SHARED = 16
+"""Fewer rows of shared classes than this on a side say nothing about their looks."""
+SPLITS = 99
+MARGIN = 1.5
+"""How far new classes must exceed every other way to deal the same classes to two sides. A real change of input is at
+least twice as strong as any deal that mixes it; without one, all deals are alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Rows (N, D) and, where they are known, their labels."""
+
+    rows_ND: Tensor
+    labels: Sequence[str] | None = None
+
+    def of(self, classes: set[str]) -> "Sample":
+        assert self.labels is not None
+        kept = [i for i, label in enumerate(self.labels) if label in classes]
+        return Sample(self.rows_ND[kept], [self.labels[i] for i in kept])
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftTest:
-    """`novelty` is the statistic that a change of classes alone reaches, zero where both samples hold the same ones."""
+    """`novelty` is the largest statistic that other deals of new classes reach, zero where there was none to compare."""
 
     statistic: float
     p_value: float
-    permutations: int
     novelty: float = 0.0
 
     @property
     def p_beyond_novelty(self) -> float:
         """The p-value, or 1 where new classes alone explain the statistic: what a decision should read."""
-        return 1.0 if self.novelty > 0 and self.statistic <= self.novelty else self.p_value
+        return 1.0 if self.novelty > 0 and self.statistic <= MARGIN * self.novelty else self.p_value
 
 
-def mmd_test(
-    batch_ND: Tensor,
-    reference_MD: Tensor,
-    permutations: int,
-    seed: int,
-    coordinates: int = 32,
-    batch_labels: Sequence[str] | None = None,
-    reference_labels: Sequence[str] | None = None,
-) -> ShiftTest:
+def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: int) -> ShiftTest:
+    """Has the input changed, whatever happened to the classes?
+
+    Classes that both samples hold are compared alone, by relabelings within each class, so that neither new classes
+    nor other shares of old ones count as shift. Where there are none, new classes count only beyond their novelty.
+    Samples without labels are compared as they are. Raises NonFiniteError.
+    """
+    if batch.labels is None or reference.labels is None:
+        return mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
+    shared = set(batch.labels) & set(reference.labels)
+    mine, theirs = batch.of(shared), reference.of(shared)
+    if min(len(mine.rows_ND), len(theirs.rows_ND)) >= LEAST_SHARED:
+        return _within_classes(mine, theirs, permutations, seed)
+    plain = mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
+    return ShiftTest(plain.statistic, plain.p_value, class_novelty(batch, reference, seed))
+
+
+def mmd_test(batch_ND: Tensor, reference_MD: Tensor, permutations: int, seed: int) -> ShiftTest:
     """Unbiased RBF-MMD^2 on whitened principal coordinates, and p = (k + 1) / (P + 1).
 
-    Coordinates and bandwidth come from both samples together, so that under the null every relabelling of the rows
-    is equally likely and the p-value is exact. With labels given, classes that both samples hold are compared alone;
-    where there are none, the test also reports the novelty: the largest statistic between two halves of the classes
-    of one sample. Raises NonFiniteError.
+    Coordinates and bandwidth come from both samples together, so that under the null every relabeling of the rows
+    is equally likely and the p-value is exact. Raises NonFiniteError.
     """
-    if batch_labels is not None and reference_labels is not None:
-        shared = set(batch_labels) & set(reference_labels)
-        if not shared:
-            plain = mmd_test(batch_ND, reference_MD, permutations, seed, coordinates)
-            samples = ((batch_ND, batch_labels), (reference_MD, reference_labels))
-            novelty = max(class_novelty(rows, labels, coordinates) for rows, labels in samples)
-            return ShiftTest(plain.statistic, plain.p_value, permutations, novelty)
-        mine = [i for i, label in enumerate(batch_labels) if label in shared]
-        theirs = [i for i, label in enumerate(reference_labels) if label in shared]
-        if min(len(mine), len(theirs)) >= 2:
-            batch_ND, reference_MD = batch_ND[mine], reference_MD[theirs]
     if min(len(batch_ND), len(reference_MD)) < 2:
         raise ValueError("a two-sample test needs two rows on each side")
-    rows_SD = require_finite("shift test", torch.cat([batch_ND, reference_MD])).double()
-    kernel_SS = _rbf(_whiten(rows_SD, coordinates))
-    values_P = _statistics(kernel_SS, _relabellings(len(batch_ND), len(rows_SD), permutations, seed), len(batch_ND))
-    at_least = int((values_P[1:] >= values_P[0] - 1e-12).sum())  # ties count against the shift
-    return ShiftTest(float(values_P[0]), (at_least + 1) / (permutations + 1), permutations)
+    return _test(batch_ND, reference_MD, labelings(len(batch_ND), len(reference_MD), permutations, seed))
 
 
-def class_novelty(rows_ND: Tensor, labels: Sequence[str], coordinates: int = 32) -> float:
-    """MMD^2 between the rows of the first and of the second half of the classes; 0 for fewer than two classes."""
-    names = sorted(set(labels))
-    first = torch.tensor([label in names[: len(names) // 2] for label in labels])
-    if min(int(first.sum()), int((~first).sum())) < 2:
+def _within_classes(batch: Sample, reference: Sample, permutations: int, seed: int) -> ShiftTest:
+    assert batch.labels is not None
+    assert reference.labels is not None
+    names = [*batch.labels, *reference.labels]
+    member_SP = torch.zeros(len(names), permutations + 1)
+    member_SP[: len(batch.labels), 0] = 1
+    generator = torch.Generator().manual_seed(seed)
+    for name in sorted(set(names)):
+        rows = [i for i, label in enumerate(names) if label == name]
+        mine = int(member_SP[rows, 0].sum())
+        order_PC = torch.rand(permutations, len(rows), generator=generator).argsort(1)
+        member_SP[rows, 1:] = (order_PC < mine).float().mT
+    return _test(batch.rows_ND, reference.rows_ND, member_SP)
+
+
+def class_novelty(batch: Sample, reference: Sample, seed: int) -> float:
+    """Largest MMD^2 among other deals of all the classes to two sides; 0 where there is no other deal."""
+    assert batch.labels is not None
+    assert reference.labels is not None
+    names = [*batch.labels, *reference.labels]
+    classes, mine = sorted(set(names)), set(batch.labels)
+    deals = [set(deal) for deal in _deals(classes, len(mine), seed) if set(deal) not in (mine, set(classes) - mine)]
+    member_SP = torch.tensor([[float(name in deal) for deal in deals] for name in names])
+    if not deals:
         return 0.0
-    return mmd_test(rows_ND[first], rows_ND[~first], 0, 0, coordinates).statistic
+    enough_P = torch.minimum(member_SP.sum(0), (1 - member_SP).sum(0)) >= 2
+    if not enough_P.any():
+        return 0.0
+    return float(_statistics(batch.rows_ND, reference.rows_ND, member_SP[:, enough_P]).max())
 
 
-def _whiten(rows_SD: Tensor, coordinates: int) -> Tensor:
+def _deals(classes: Sequence[str], size: int, seed: int) -> list[tuple[str, ...]]:
+    """Ways to pick `size` classes: all of them where they are few, else SPLITS random ones."""
+    if comb(len(classes), size) <= SPLITS:
+        return list(combinations(classes, size))
+    generator = torch.Generator().manual_seed(seed)
+    picks = (torch.randperm(len(classes), generator=generator)[:size].tolist() for _ in range(SPLITS))
+    return [tuple(classes[i] for i in pick) for pick in picks]
+
+
+def _test(batch_ND: Tensor, reference_MD: Tensor, member_SP: Tensor) -> ShiftTest:
+    """The first labeling against the others; ties count against the shift."""
+    statistics_P = _statistics(batch_ND, reference_MD, member_SP)
+    observed, rounding = statistics_P[0], 1e-6 * statistics_P.abs().max()
+    at_least = int((statistics_P[1:] >= observed - rounding).sum())
+    return ShiftTest(float(observed), (at_least + 1) / member_SP.shape[1])
+
+
+def _statistics(batch_ND: Tensor, reference_MD: Tensor, member_SP: Tensor) -> Tensor:
+    """MMD^2 of each labeling at the median distance of the whitened rows."""
+    rows_SD = require_finite("shift test", torch.cat([batch_ND, reference_MD])).double()
+    white_SR = _whiten(rows_SD)
+    gamma = 1 / float(torch.pdist(white_SR).square().median().clamp_min(1e-12))
+    return mmd_statistics(white_SR, member_SP.to(white_SR), gamma)
+
+
+def _whiten(rows_SD: Tensor) -> Tensor:
     centred_SD = rows_SD - rows_SD.mean(0)
     left_SR, values_R, _ = torch.linalg.svd(centred_SD, full_matrices=False)
     # with as many coordinates as rows every two rows are equally far apart, and the test is blind
-    kept = max(1, min(coordinates, len(rows_SD) // 5, int((values_R > values_R[0] * 1e-6).sum())))
+    kept = max(1, min(COORDINATES, len(rows_SD) // 5, int((values_R > values_R[0] * 1e-6).sum())))
     return left_SR[:, :kept] * len(rows_SD) ** 0.5
-
-
-def _rbf(rows_SR: Tensor) -> Tensor:
-    """Gaussian kernel at the median distance, with a zero diagonal: the unbiased estimator leaves i = j out."""
-    squared_SS = torch.cdist(rows_SR, rows_SR).square()
-    off_diagonal = squared_SS[~torch.eye(len(rows_SR), dtype=torch.bool)]
-    kernel_SS = torch.exp(-squared_SS / off_diagonal.median().clamp_min(1e-12))
-    return kernel_SS.fill_diagonal_(0)
-
-
-def _relabellings(batch: int, total: int, permutations: int, seed: int) -> Tensor:
-    """(S, 1 + P) of 0 and 1: column 0 is the labelling that happened."""
-    generator = torch.Generator().manual_seed(seed)
-    labels_SP = torch.zeros(total, permutations + 1, dtype=torch.float64)
-    labels_SP[:batch, 0] = 1
-    for column in range(1, permutations + 1):
-        labels_SP[torch.randperm(total, generator=generator)[:batch], column] = 1
-    return labels_SP
-
-
-def _statistics(kernel_SS: Tensor, labels_SP: Tensor, batch: int) -> Tensor:
-    """MMD^2 of every labelling from one product: with K 1 known, w'Kw gives all three sums."""
-    reference = len(kernel_SS) - batch
-    within_P = (labels_SP * (kernel_SS @ labels_SP)).sum(0)
-    touching_P = kernel_SS.sum(1) @ labels_SP
-    across_P = touching_P - within_P
-    rest_P = kernel_SS.sum() - 2 * touching_P + within_P
-    return (
-        within_P / (batch * (batch - 1)) + rest_P / (reference * (reference - 1)) - 2 * across_P / (batch * reference)
-    )

@@ -5,8 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    Dinov2Config,
+    Dinov2Model,
+    DistilBertConfig,
+    DistilBertModel,
+    ViTConfig,
+    ViTModel,
+)
 
+from tasks.learning.adapters import AdapterWeights
 from tasks.learning.backbones import Backbone, load_backbone
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
@@ -26,11 +37,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "bert": BertModel(BertConfig(vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=64, **SIZES)),
         "vit": ViTModel(ViTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False),
         "dinov2": Dinov2Model(Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **SIZES)),
+        "distilbert": DistilBertModel(
+            DistilBertConfig(vocab_size=len(WORDS), dim=32, n_layers=4, n_heads=2, hidden_dim=64)
+        ),
     }
     for name, model in models.items():
         model.save_pretrained(root / name)
     (root / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(vocab=str(root / "vocab.txt")).save_pretrained(root / "bert")
+    for name in ("bert", "distilbert"):
+        BertTokenizerFast(vocab=str(root / "vocab.txt")).save_pretrained(root / name)
     return {name: root / name for name in models}
 
 
@@ -51,3 +66,11 @@ def pictures(count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
 def sentences(count: int, seed: int = 0) -> list[str]:
     rng = np.random.default_rng(seed)
     return [" ".join(rng.choice(list("abcdefgh"), rng.integers(1, 30))) for _ in range(count)]
+
+
+def apply_adapter(weights: AdapterWeights, block: int, hidden_BTD: torch.Tensor) -> torch.Tensor:
+    """The definition of an adapter: f(h) = W_up ReLU(W_down h + b_down) + b_up, per token."""
+    down, down_bias, up, up_bias = (
+        weights[f"blocks.{block}.{name}"] for name in ("down.weight", "down.bias", "up.weight", "up.bias")
+    )
+    return (hidden_BTD @ down.mT + down_bias).relu() @ up.mT + up_bias

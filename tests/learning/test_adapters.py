@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.learning.adapters import AdapterSpec, adapter_blocks, apply_adapter, deltas_of, new_adapter
+from tasks.learning.adapters import AdapterSpec, adapter_blocks, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features
-from tests.learning.conftest import pictures, sentences
+from tests.learning.conftest import apply_adapter, pictures, sentences
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
@@ -27,7 +27,9 @@ def test_a_block_that_normalises_first_adds_f_of_the_residual(folders: dict[str,
     adapter = _random_adapter(backbone)
     seen: list[torch.Tensor] = []
     hidden_BTD, lengths_B = torch.randn(2, 5, 32), torch.full((2,), 5)
-    plain_BTD = backbone.run_blocks(hidden_BTD, lengths_B, 3, 4, on_block=lambda _, h, __: seen.append(h))
+    plain_BTD = backbone.run_blocks(
+        hidden_BTD, lengths_B, 3, 4, on_block=lambda _, joint, __: seen.append(joint.residual)
+    )
     adapted_BTD = backbone.run_blocks(hidden_BTD, lengths_B, 3, 4, deltas_of(adapter))
     torch.testing.assert_close(adapted_BTD, plain_BTD + apply_adapter(adapter, 3, seen[0]))
 

@@ -5,7 +5,7 @@ import torch
 
 from tasks.learning.adapters import AdapterSpec, new_adapter
 from tasks.learning.backbones import Backbone
-from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict
+from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict, predict_each
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import class_statistics
@@ -50,6 +50,18 @@ def test_removing_an_adapter_leaves_records_that_do_not_visit_it(vit: Backbone, 
     stay = [i for i, visited in enumerate(both.visits) if "adapter-1" not in visited]
     assert 0 < len(stay) < 30
     assert torch.equal(both.scores_NC[stay], one.scores_NC[stay])
+
+
+def test_callers_answered_together_get_what_each_gets_alone(vit: Backbone, model: ServingModel) -> None:
+    callers = [compose(model, groups) for groups in ({"red"}, {"red", "blue"}, {"blue"})]
+    requests = [(each, vit.encode(pictures(3 + 5 * n, seed=n), 2)) for n, each in enumerate(callers)]
+    together = predict_each(vit, requests)
+    for answer, (composed, states) in zip(together, requests, strict=True):
+        alone = predict(vit, composed, states)
+        assert torch.equal(answer.scores_NC, alone.scores_NC)
+        assert answer.visits == alone.visits
+        one = predict(vit, composed, states[-1:])
+        assert torch.equal(answer.scores_NC[-1:], one.scores_NC)
 
 
 def test_a_group_without_data_is_told_so(model: ServingModel) -> None:

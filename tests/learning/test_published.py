@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.learning.adapters import AdapterSpec, AdapterWeights, apply_adapter, new_adapter
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
 from tasks.learning.backbones import Backbone
 from tasks.learning.loops import Descent
 from tasks.learning.mos import Mos, MosOptions, answer, learn_batch, solve_mos_head
 from tasks.learning.router import first_mixture
 from tasks.learning.sema import Sema, SemaOptions, add_statistics, answer_sema, enter_suffix, learn_first, learn_next
-from tests.learning.conftest import pictures
+from tests.learning.conftest import apply_adapter, pictures
 
 SHORT = Descent(epochs=1, learning_rate=0.05, minibatch=4)
 HELD_OUT = list(range(0, 16, 2))
@@ -39,7 +39,8 @@ def mos(vit: Backbone) -> Mos:
 
 def test_a_mixture_of_one_is_that_adapter(vit: Backbone) -> None:
     adapter, hidden_BTD = random_block(vit, 1), torch.randn(3, 5, 32)
-    assert torch.equal(first_mixture(3, adapter, 32).mix(hidden_BTD), apply_adapter(adapter, 3, hidden_BTD))
+    mixed_BTD = first_mixture(3, adapter, 32).mix(hidden_BTD)
+    torch.testing.assert_close(mixed_BTD, apply_adapter(adapter, 3, hidden_BTD))
 
 
 def test_growing_keeps_old_columns_and_mixes_by_their_softmax(vit: Backbone) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from tasks.learning.shift import _rbf, _relabellings, _statistics, mmd_test
+from tasks.learning.shift import Sample, _whiten, compare_samples, mmd_test
 from tasks.learning.tensors import NonFiniteError
 
 
@@ -27,14 +27,15 @@ def test_a_collapse_towards_the_mean_is_seen() -> None:
     assert test.statistic > 0.05
 
 
-def test_one_product_gives_the_definition() -> None:
-    kernel_SS = _rbf(sample(12, 3).double())
-    labels_SP = _relabellings(5, 12, 6, seed=1)
-    values_P = _statistics(kernel_SS, labels_SP, 5)
-    for column in range(7):
-        mine, other = labels_SP[:, column].bool(), ~labels_SP[:, column].bool()
-        within = kernel_SS[mine][:, mine].sum() / 20 + kernel_SS[other][:, other].sum() / 42
-        torch.testing.assert_close(values_P[column], within - 2 * kernel_SS[mine][:, other].mean())
+def test_the_statistic_is_the_definition_at_the_median_distance() -> None:
+    x_ND, y_MD = sample(25, 3), sample(30, 4)
+    white_SR = _whiten(torch.cat([x_ND, y_MD]).double())
+    squared_SS = torch.cdist(white_SR, white_SR, compute_mode="donot_use_mm_for_euclid_dist").square()
+    median = squared_SS[torch.ones_like(squared_SS).triu(1).bool()].median()
+    kernel_SS = torch.exp(-squared_SS / median).fill_diagonal_(0)
+    within = kernel_SS[:25, :25].sum() / (25 * 24) + kernel_SS[25:, 25:].sum() / (30 * 29)
+    expected = float(within - 2 * kernel_SS[:25, 25:].mean())
+    assert mmd_test(x_ND, y_MD, 0, seed=0).statistic == pytest.approx(expected, abs=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -50,26 +51,56 @@ def test_non_finite_rows_are_an_error() -> None:
         mmd_test(sample(5, 0) / 0, sample(5, 1), 9, 0)
 
 
-def test_new_classes_alone_are_no_shift_and_shared_ones_are_compared_alone() -> None:
-    rows_ND, labels = sample(80, 1), [f"{i % 4}" for i in range(80)]
+def by_class(count: int, seed: int, classes: str, offset: float = 0.0) -> Sample:
+    """Rows around a centre for each class; `offset` moves them all, as a change of the camera would."""
+    labels = [classes[i % len(classes)] for i in range(count)]
+    rows_ND = sample(count, seed) + offset
     for i, label in enumerate(labels):
-        rows_ND[i, int(label)] += 4
-    first, second = [i for i in range(80) if i % 4 < 2], [i for i in range(80) if i % 4 >= 2]
-    known = sample(80, 2)
-    for i in range(80):
-        known[i, i % 4] += 4
-    test = mmd_test(rows_ND, known[first], 199, 0, batch_labels=labels, reference_labels=[labels[i] for i in first])
-    assert test.p_value > 0.01
-    novel = mmd_test(
-        rows_ND[second],
-        known[first],
-        199,
-        0,
-        batch_labels=[labels[i] for i in second],
-        reference_labels=[labels[i] for i in first],
-    )
-    assert novel.p_value == 1 / 200
-    assert novel.novelty > 0
+        rows_ND[i, int(label, 16) % 8] += 4 if int(label, 16) < 8 else -4
+    return Sample(rows_ND, labels)
+
+
+def test_new_classes_alone_are_no_shift() -> None:
+    test = compare_samples(by_class(80, 1, "4567"), by_class(80, 2, "0123"), 199, 0)
+    assert test.p_value == 1 / 200
+    assert test.novelty > 0
+    assert test.p_beyond_novelty == 1
+
+
+def test_new_classes_in_a_new_look_are_a_shift() -> None:
+    test = compare_samples(by_class(80, 1, "4567", offset=6), by_class(80, 2, "0123"), 199, 0)
+    assert test.novelty > 0
+    assert test.p_beyond_novelty == 1 / 200
+
+
+def test_other_shares_of_the_same_classes_are_no_shift() -> None:
+    few, many = by_class(80, 1, "00000123"), by_class(80, 2, "01232222")
+    assert mmd_test(few.rows_ND, many.rows_ND, 199, 0).p_value == 1 / 200
+    assert compare_samples(few, many, 199, 0).p_value > 0.01
+
+
+def test_a_new_look_of_old_classes_is_a_shift_whatever_their_shares() -> None:
+    shifted = by_class(80, 1, "00000123", offset=1)
+    assert compare_samples(shifted, by_class(80, 2, "01232222"), 199, 0).p_value == 1 / 200
+
+
+def test_classes_that_both_samples_hold_are_compared_alone() -> None:
+    assert compare_samples(by_class(80, 1, "0123"), by_class(80, 2, "01"), 199, 0).p_value > 0.01
+
+
+def test_a_single_new_class_cannot_be_told_from_a_shift() -> None:
+    test = compare_samples(by_class(40, 1, "1"), by_class(40, 2, "0"), 199, 0)
+    assert (test.novelty, test.p_beyond_novelty) == (0, 1 / 200)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.2])
+def test_false_alarms_within_classes_stay_within_their_binomial_interval(alpha: float) -> None:
+    trials = 200
+    p_values = [
+        compare_samples(by_class(24, 2 * i, "0012"), by_class(30, 2 * i + 1, "0122"), 39, seed=i).p_value
+        for i in range(trials)
+    ]
+    assert binomtest(sum(p <= alpha for p in p_values), trials, alpha).pvalue > 0.001
 
 
 def test_a_small_batch_of_wide_rows_is_not_blind() -> None:
