@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
     threads: int = Field(default=2, ge=1)
+    blob_cache_bytes: int = Field(default=4 << 30, ge=0)
+    """Local copies of tensors from the artifact bucket; the least recently used go first."""
     notify: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
     """Prefect block that notifications go to, as TYPE/NAME, for example slack-webhook/ops; None leaves them off."""
 

@@ -11,9 +11,10 @@ from registry import adapters as adapter_rows
 from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.stream import Stream
-from tasks import blobs
+from tasks import blob_cache, blobs
 from tasks.backbones import cut_of, open_backbone
 from tasks.learning.adapters import AdapterSpec
+from tasks.learning.banks import AdapterBank
 from tasks.learning.composition import AdapterEntry, ServingModel
 from tasks.learning.descriptors import Descriptor
 from tasks.learning.heads import ClassStatistics
@@ -89,25 +90,33 @@ def load_json(key: str, sha256: str) -> Manifest:
     return manifest
 
 
-def load_model(manifest: Manifest, read: ReadTensors = blobs.read_tensors) -> ServingModel:
-    """The model of a manifest; every blob's bytes are checked against their digest."""
+def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) -> ServingModel:
+    """The model of a manifest, its adapters written into a bank slot by slot; every blob's bytes are checked."""
     of_shard = {shard["shard_id"]: _statistics(shard["statistics"], read) for shard in manifest["shards"]}
     frozen: dict[str, list[ClassStatistics]] = {}
     for shard in manifest["shards"]:
         frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
-    return ServingModel(
+    bank = AdapterBank()
+    for adapter in manifest["adapters"]:
+        bank.write(adapter["adapter_id"], read(adapter["weights"]["key"], adapter["weights"]["sha256"]))
+    model = ServingModel(
         cut=manifest["cut"],
         spec=AdapterSpec(**manifest["spec"]),
         frozen={group: tuple(parts) for group, parts in frozen.items()},
-        adapters=tuple(_entry(adapter, of_shard, read) for adapter in manifest["adapters"]),
+        adapters=tuple(_entry(adapter, bank, of_shard, read) for adapter in manifest["adapters"]),
+        loaded=bank,
     )
+    blob_cache.trim()
+    return model
 
 
-def _entry(adapter: dict[str, Any], of_shard: dict[int, ClassStatistics], read: ReadTensors) -> AdapterEntry:
+def _entry(
+    adapter: dict[str, Any], bank: AdapterBank, of_shard: dict[int, ClassStatistics], read: ReadTensors
+) -> AdapterEntry:
     return AdapterEntry(
         adapter_id=adapter["adapter_id"],
         group=adapter["group"],
-        weights=read(adapter["weights"]["key"], adapter["weights"]["sha256"]),
+        weights=bank.read(adapter["adapter_id"]),
         descriptor=Descriptor.from_tensors(read(adapter["descriptor"]["key"], adapter["descriptor"]["sha256"])),
         statistics=tuple(_statistics(part, read) for part in adapter["statistics"]),
         frozen=tuple(of_shard[part["shard_id"]] for part in adapter["statistics"] if part["shard_id"] in of_shard),

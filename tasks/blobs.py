@@ -1,6 +1,6 @@
 """Blobs of the artifact bucket with their catalog rows: written first, named after, so nothing is half-registered."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -11,6 +11,7 @@ from infra import database, storage
 from infra.settings import settings
 from registry import artifacts, catalog
 from registry.records import StoredObject
+from tasks import blob_cache
 
 Tensors = dict[str, Tensor]
 
@@ -83,4 +84,10 @@ def purge_unowned(keys: Iterable[str]) -> list[tuple[str, str]]:
     wanted = set(keys)
     with database.transaction() as session:
         free = sorted(wanted - catalog.owned_keys(session, wanted))
-    return artifacts.purge_keys(storage.s3(), settings().artifact_bucket, free)
+    return purge(free)
+
+
+def purge(keys: Sequence[str]) -> list[tuple[str, str]]:
+    """Remove every version of these keys, and this machine's local copies; returns (key, version) pairs."""
+    blob_cache.forget(keys)
+    return artifacts.purge_keys(storage.s3(), settings().artifact_bucket, keys)

@@ -33,4 +33,4 @@ def find_garbage(stream: str) -> Garbage:
 
 def collect_garbage(stream: str) -> list[tuple[str, str]]:
     """Remove every version of every dead blob; returns (key, version) pairs."""
-    return artifacts.purge_keys(storage.s3(), settings().artifact_bucket, find_garbage(stream).keys)
+    return blobs.purge(find_garbage(stream).keys)

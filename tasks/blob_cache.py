@@ -1,0 +1,80 @@
+"""Tensors of the artifact bucket on the local disk, mapped into memory: the K-th adapter loads as the first did.
+
+A file is named by its digest, checked on every read, and dropped when the blob is purged or the limit is reached. It
+holds what the bucket holds: no raw input, since rows are read past this cache.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from threading import get_ident
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from infra import storage
+from infra.settings import settings
+from registry import artifacts
+
+
+def read_tensors(key: str, sha256: str) -> dict[str, Tensor]:
+    """The blob's tensors, from the local file where there is one; TamperedBlobError when S3's bytes are not those."""
+    path = _path(sha256)
+    if not _holds(path, sha256):
+        _write(path, artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256))
+    else:
+        os.utime(path)
+    return load_file(path)
+
+
+def forget(keys: Iterable[str]) -> int:
+    """Drop the local copies of these blobs; returns how many there were."""
+    gone = 0
+    for key in keys:
+        path = _path(Path(key).name.split(".")[0])
+        gone += path.exists()
+        path.unlink(missing_ok=True)
+    return gone
+
+
+def retain(digests: Iterable[str]) -> int:
+    """Drop every local copy but these: a server that moved to a new version keeps nothing of the old one."""
+    wanted = {f"{digest}.safetensors" for digest in digests}
+    dead = [path for path in _root().glob("*/*.safetensors") if path.name not in wanted]
+    for path in dead:
+        path.unlink(missing_ok=True)
+    return len(dead)
+
+
+def trim() -> None:
+    """Drop the least recently used copies until the rest fits, and what killed processes left behind."""
+    files = sorted(((path.stat(), path) for path in _root().glob("*/*")), key=lambda each: each[0].st_mtime)
+    excess = sum(stat.st_size for stat, _ in files) - settings().blob_cache_bytes
+    for stat, path in files:
+        if excess <= 0:
+            return
+        path.unlink(missing_ok=True)
+        excess -= stat.st_size
+
+
+def _root() -> Path:
+    return settings().home / "blobs"
+
+
+def _path(sha256: str) -> Path:
+    return _root() / sha256[:2] / f"{sha256}.safetensors"
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}-{get_ident()}")
+    partial.write_bytes(data)
+    partial.replace(path)
