@@ -1,38 +1,50 @@
-"""Work one deletion ticket: find what it reaches, stop serving it, rebuild without it, prove it, close the ticket."""
+"""Work deletion tickets: find what they reach, stop serving it, rebuild without it, prove it, close them."""
+
+from collections.abc import Sequence
 
 from prefect import flow
 
-from registry.records import Ticket, TicketState
+from registry.records import Ticket
+from registry.stream import Stream
 from tasks.closing import certify, close
 from tasks.comparison import compare
-from tasks.forgetting import begin, quarantine, resolve
-from tasks.promotion import promote_version
+from tasks.exclusion import alone
+from tasks.forgetting import begin, next_tickets, quarantine, resolve
 from tasks.purging import purge, sweep
-from tasks.rebuilding import rebuild
-from tasks.registration import register_change
+from tasks.rebuilding import drop, rebuild
+from tasks.registration import register_rebuilt, serve_meanwhile
 from tasks.reports import report_ticket
+from tasks.tickets import read_ticket
 
 
 @flow(name="forget", flow_run_name="forget-{ticket_id}")
 def forget(ticket_id: str) -> Ticket:
     """Return the closed ticket: complete with a certificate, or an exception that says what is left.
 
-    The parameter is a ticket id: no run, log or tag ever holds a subject. Every step is noted on the ticket, so a
-    killed run goes on where it stopped; a complete ticket is left alone.
+    The parameter is a ticket id: no run, log or tag ever holds a subject. What the ticket reaches was withdrawn when it
+    took effect; here the stream is held against learning and merging, and every open ticket of it is worked, those that
+    came in together as one batch. Every step is noted, so a killed run goes on where it stopped; a closed ticket is
+    left alone.
     """
-    ticket, stream = begin(ticket_id)
-    if ticket.state == TicketState.COMPLETE:
-        return ticket
-    resolved = resolve(stream, ticket)
-    quarantined = quarantine(stream, ticket, resolved)
-    rebuilt = rebuild(stream, ticket, resolved)
-    compared = compare(stream, ticket, resolved, rebuilt)
-    version = register_change(stream, f"ticket:{ticket_id}", f"rebuilt without the records of ticket {ticket_id}")
-    if version is not None:
-        promote_version(stream, version, gated=False)
-    purged = purge(stream, ticket, resolved, quarantined)
-    swept = sweep(stream, ticket)
-    certificate = certify(stream, ticket, rebuilt, compared, purged, swept)
-    closed = close(ticket, certificate, swept)
-    report_ticket(stream, closed)
-    return closed
+    stream = begin(ticket_id)
+    with alone(stream.name):
+        while together := next_tickets(stream):
+            work(stream, together)
+    return read_ticket(ticket_id)
+
+
+def work(stream: Stream, together: Sequence[Ticket]) -> None:
+    """One closure and one rebuild for all of these tickets, a certificate for each."""
+    resolved = resolve(stream, together)
+    quarantined = quarantine(stream, together)
+    dropped = drop(stream, together, resolved)
+    serve_meanwhile(stream, together)
+    rebuilt = rebuild(stream, together, resolved, dropped)
+    compared = compare(stream, together, resolved, rebuilt)
+    register_rebuilt(stream, together, compared)
+    purged = purge(stream, together, resolved, quarantined)
+    swept = sweep(stream, together)
+    details = {"resolve": resolved, "rebuild": rebuilt, "compare": compared, "purge": purged, "sweep": swept}
+    for ticket in together:
+        certified = certify(stream, ticket, together, details)
+        report_ticket(stream, close(ticket, certified))

@@ -1,6 +1,7 @@
 """The two keys of a home: one hashes subjects, one signs certificates."""
 
 import secrets
+from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -11,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from infra.errors import KeyFileError
-from infra.files import create_private
+from infra.files import create_private, make_folder, write_private
 from infra.settings import settings
 
 
@@ -23,6 +24,30 @@ def hash_key() -> bytes:
     if given is not None:
         return given.get_secret_value().encode()
     return create_private(settings().home / "keys" / "hash.key", lambda: secrets.token_bytes(32))
+
+
+def hash_keys() -> list[bytes]:
+    """Today's key, then the retired ones: hashes made under them are still in tickets, rows and certificates."""
+    given = settings().retired_hash_keys
+    named = [each.strip().encode() for each in given.get_secret_value().split(",")] if given else []
+    folder = settings().home / "keys" / "retired"
+    kept = [path.read_bytes() for path in sorted(folder.glob("*.key"), reverse=True)]
+    return [hash_key(), *(key for key in [*named, *kept] if key)]
+
+
+def rotate_hash_key() -> Path:
+    """Retire the home's key and make a new one; returns where the retired key lies. Raises KeyFileError where the key
+    comes from the environment, which only its owner can change."""
+    if settings().hash_key is not None:
+        raise KeyFileError(
+            "the key comes from DECIDUOUS_HASH_KEY: add it to DECIDUOUS_RETIRED_HASH_KEYS (a list with commas), then "
+            "set DECIDUOUS_HASH_KEY to a new one, in every process"
+        )
+    folder = make_folder(settings().home / "keys" / "retired")
+    retired = folder / f"{len(list(folder.iterdir())):04d}.key"
+    write_private(retired, hash_key())  # known as retired before it stops being today's
+    write_private(settings().home / "keys" / "hash.key", secrets.token_bytes(32))
+    return retired
 
 
 def signing_key() -> Ed25519PrivateKey:

@@ -1,5 +1,6 @@
 """Where the outside world is. Read once from DECIDUOUS_* environment variables."""
 
+import os
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -41,6 +42,8 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
     mlflow_database_url: str | None = Field(default=None, repr=False)
     """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""
+    mlflow_username: str | None = None
+    mlflow_password: SecretStr | None = None
     hash_key: SecretStr | None = Field(default=None, min_length=16)
     retired_hash_keys: SecretStr | None = None
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
@@ -55,5 +58,14 @@ class Settings(BaseSettings):
 @cache
 def settings() -> Settings:
     """The settings of this process. `settings.cache_clear()` reads the environment anew: what other
-    modules of this room cache is keyed by the values, so nothing else has to be reset."""
-    return Settings()
+    modules of this room cache is keyed by the values, so nothing else has to be reset.
+
+    A variable comes first, then a file of DECIDUOUS_SECRETS (a folder, a file per lower-case variable), then what
+    `deciduous up --production-like` wrote into the home."""
+    secrets = os.environ.get("DECIDUOUS_SECRETS")
+    return Settings(_env_file=served_file(Settings(_secrets_dir=secrets).home), _secrets_dir=secrets)
+
+
+def served_file(home: Path) -> Path:
+    """Addresses and secrets of the servers that run for this home."""
+    return home / "served.env"

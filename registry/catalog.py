@@ -54,16 +54,17 @@ def stream_names(session: Session) -> list[str]:
     return list(session.scalars(select(StreamRow.name).order_by(StreamRow.name)))
 
 
-def stream_epoch(session: Session, name: str) -> int:
-    return _stream_row(session, name).epoch
+def stream_epoch(session: Session, name: str, lock: bool = False) -> int:
+    """The stream's deletion epoch; with `lock` no ticket takes effect before this transaction ends."""
+    return _stream_row(session, name, lock).epoch
 
 
 def backbone_digest(session: Session, name: str) -> str:
     return _stream_row(session, name).backbone_digest or ""
 
 
-def _stream_row(session: Session, name: str) -> StreamRow:
-    row = session.get(StreamRow, name)
+def _stream_row(session: Session, name: str, lock: bool = False) -> StreamRow:
+    row = session.get(StreamRow, name, with_for_update=lock, populate_existing=lock)
     if row is None:
         raise UnknownIdError("stream", name, ", ".join(stream_names(session)))
     return row
@@ -182,6 +183,11 @@ def put_object(session: Session, stored: StoredObject) -> None:
     session.merge(
         ObjectRow(owner=stored.owner, kind=stored.kind, key=stored.key, sha256=stored.sha256, size=stored.size)
     )
+
+
+def put_objects(session: Session, stored: Iterable[StoredObject]) -> None:
+    for each in stored:
+        put_object(session, each)
 
 
 def find_object(session: Session, owner: str, kind: str) -> StoredObject | None:

@@ -16,6 +16,7 @@
     - PurgeError                the store kept what a purge must remove
     - SuppressedRecordError     the release gate found a path from a suppressed record
     - CertificateError
+    - TamperedLogError          the audit log of tickets was changed
 """
 
 
@@ -86,3 +87,7 @@ class SuppressedRecordError(TerminalError):
 
 class CertificateError(TerminalError):
     """A certificate does not verify."""
+
+
+class TamperedLogError(TerminalError):
+    """An entry of the audit log was changed, taken out or put in."""

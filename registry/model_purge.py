@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 DEFAULT_WORKSPACE = "default"
+PROXIED, PROXIED_FOLDER = "mlflow-artifacts", "mlflow"
 LOGGED_MODEL = "/models/m-"  # part of the address of MLflow's logged models
+KEPT = {"workspace", "name", "version", "creation_time"}
+TOMBSTONE = "Deleted_Internal"  # the stage by which MLflow hides a version and still counts it
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,13 @@ def delete_version_for_real(
     """Remove a model version, its aliases and tags, and those files of its run that no other version shares.
 
     A version that MLflow deleted before is found as well, for its row and tags are still there. A source outside of
-    its run (blobs that the catalog owns) is left alone. Purge the run afterwards, with `purge_run`."""
+    its run (blobs that the catalog owns) is left alone. Purge the run afterwards, with `purge_run`. The number of the
+    newest version stays taken, by a row that holds nothing else: MLflow would give it again."""
     tables = _Tables(connection)
     versions = tables["model_versions"]
     this = _all_equal(versions, name=model, version=version, workspace=workspace)
     row = connection.execute(select(versions).where(this)).mappings().one_or_none()
-    if row is None:
+    if row is None or _is_tombstone(row):
         raise UnknownIdError("model version", f"{model} version {version}")
     near = (versions.c.run_id == row["run_id"]) | (versions.c.storage_location == row["storage_location"])
     others = connection.execute(select(versions).where(near, ~this)).mappings()
@@ -48,9 +52,39 @@ def delete_version_for_real(
     shared = location in {_resolve(tables, other) for other in others}
     owned = location is not None and (str(row["run_id"]) in location or LOGGED_MODEL in location)
     purged = Purged(objects=_purge_files(s3, bucket, location) if location and owned and not shared else [])
-    for name in ("model_version_tags", "registered_model_aliases", "model_versions"):
+    for name in ("model_version_tags", "registered_model_aliases"):
         tables.delete(name, _all_equal(tables[name], name=model, version=version, workspace=workspace), purged)
+    _bury(tables, model, version, workspace, purged)
     return purged
+
+
+def _bury(tables: "_Tables", model: str, version: int, workspace: str, purged: Purged) -> None:
+    """Delete a version's row; that of the newest version is emptied instead, and older empty ones go."""
+    versions = tables["model_versions"]
+    numbers = tables.values(versions.c.version, _all_equal(versions, name=model, workspace=workspace))
+    for number in sorted(numbers):
+        this = _all_equal(versions, name=model, version=number, workspace=workspace)
+        if number == version == max(numbers):
+            emptied = {c.name: None for c in versions.columns if c.name not in KEPT} | {"current_stage": TOMBSTONE}
+            tables.connection.execute(versions.update().where(this).values(emptied))
+            purged.rows["model_versions"] = purged.rows.get("model_versions", 0) + 1
+        elif number == version or (number < max(numbers) and _is_tombstone(_row(tables, this))):
+            tables.delete("model_versions", this, purged)
+
+
+def _row(tables: "_Tables", this: ColumnElement[bool]) -> RowMapping:
+    return tables.connection.execute(select(tables["model_versions"]).where(this)).mappings().one()
+
+
+def _is_tombstone(row: RowMapping) -> bool:
+    return row["current_stage"] == TOMBSTONE and row["run_id"] is None
+
+
+def versions_of_run(connection: Connection, model: str, run_id: str, workspace: str = DEFAULT_WORKSPACE) -> list[int]:
+    """Versions of the model that rest on this run."""
+    tables = _Tables(connection)
+    versions = tables["model_versions"]
+    return tables.values(versions.c.version, _all_equal(versions, name=model, run_id=run_id, workspace=workspace))
 
 
 def purge_run(connection: Connection, s3: "S3Client", bucket: str, run_id: str) -> Purged:
@@ -80,10 +114,13 @@ def purge_model(connection: Connection, model: str, workspace: str = DEFAULT_WOR
     """Remove a registered model that has no version left. Raises StateError while it has one."""
     tables = _Tables(connection)
     versions = tables["model_versions"]
-    left = tables.values(versions.c.version, _all_equal(versions, name=model, workspace=workspace))
+    every = _all_equal(versions, name=model, workspace=workspace)
+    rows = connection.execute(select(versions).where(every)).mappings()
+    left = [row["version"] for row in rows if not _is_tombstone(row)]
     if left:
         raise StateError(f"model {model!r} still has versions {sorted(left)}; delete those first")
     purged = Purged()
+    tables.delete("model_versions", every, purged)
     for name in ("registered_model_tags", "registered_model_aliases", "registered_models"):
         tables.delete(name, _all_equal(tables[name], name=model, workspace=workspace), purged)
     return purged
@@ -155,6 +192,8 @@ def _resolve(tables: _Tables, version: RowMapping) -> str | None:
 def _purge_files(s3: "S3Client", bucket: str, location: str) -> list[tuple[str, str]]:
     parts = urlsplit(location)
     prefix = parts.path.strip("/")
+    if parts.scheme == PROXIED and prefix:  # the server is told --artifacts-destination s3://BUCKET/mlflow
+        return purge_prefix(s3, bucket, f"{PROXIED_FOLDER}/{prefix}/")
     if parts.scheme != "s3" or parts.netloc != bucket or not prefix:
         raise PurgeError(f"cannot purge {location!r}: it does not lie in bucket {bucket!r}; remove it where it is")
     return purge_prefix(s3, bucket, f"{prefix}/")

@@ -1,11 +1,11 @@
 """Runs, model versions and aliases in MLflow. The caller gives the client."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 
 from registry.errors import UnknownIdError
@@ -13,6 +13,7 @@ from registry.errors import UnknownIdError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 TAG_PREFIX = "deciduous."
 MODEL_FOLDER = "model"
@@ -85,6 +86,15 @@ def register_version(
 def list_versions(client: "MlflowClient", model: str) -> list[int]:
     """Versions of the model, oldest first; empty when nothing was registered."""
     return sorted(int(version.version) for version in client.search_model_versions(f"name = '{model}'"))
+
+
+def all_runs(client: "MlflowClient", experiment_id: str) -> "Iterator[Run]":
+    """Every run of an experiment, also failed ones and those that MLflow flagged as deleted."""
+    token = None
+    while token != "":
+        page = client.search_runs([experiment_id], run_view_type=ViewType.ALL, page_token=token)
+        yield from page
+        token = page.token or ""
 
 
 def set_alias(client: "MlflowClient", model: str, alias: str, version: int) -> None:

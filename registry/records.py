@@ -43,10 +43,12 @@ class VersionState(StrEnum):
 
 class TicketState(StrEnum):
     RECEIVED = "received"
+    VERIFIED = "verified"
     APPROVED = "approved"
     IN_PROGRESS = "in_progress"
     COMPLETE = "complete"
     EXCEPTION = "exception"
+    DENIED = "denied"
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,8 @@ class ShiftEvidence:
     statistic: float
     z_scores: dict[str, float]
     """Layer name -> mean z-score of the shard under the adapter's descriptor."""
+    novelty: float = 0.0
+    """Largest statistic that other deals of the same classes to two sides reach; 0 where old classes were compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,3 +186,7 @@ class Ticket:
     due_at: datetime
     records: int
     certificate_key: str | None = None
+    note: str = ""
+    """Why it is an exception or denied, and how to go on."""
+    lead: str | None = None
+    """The ticket under which its steps are noted."""

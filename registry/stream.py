@@ -4,6 +4,7 @@ import json
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -24,6 +25,17 @@ class Approval(StrEnum):
     NEVER = "never"
     ALWAYS = "always"
     ON_REGRESSION = "on-regression"
+
+
+class Runner(StrEnum):
+    THREAD = "thread"
+    DASK = "dask"
+    RAY = "ray"
+
+
+class WithoutWorker(StrEnum):
+    LOCAL = "local"
+    WAIT = "wait"
 
 
 class Columns(_Section):
@@ -55,6 +67,7 @@ class ShiftOptions(_Section):
     alpha: float = Field(0.01, gt=0, lt=1, description="share of batches without shift that may expand all the same")
     permutations: int = Field(999, ge=99)
     min_rows: int = Field(40, ge=4, description="a shifted batch with fewer labelled rows is held for a person")
+    new_classes: Literal["reuse", "expand"] = Field("reuse", description="what classes that no adapter has met ask for")
 
 
 class Gates(_Section):
@@ -68,6 +81,19 @@ class Gates(_Section):
 class Deletion(_Section):
     due_days: int = Field(30, ge=1)
     guarantee: str = Field("E0", pattern="^E0$")
+    approval: bool = Field(False, description="a named person approves each ticket before it takes effect")
+
+
+class TaskOptions(_Section):
+    """Where steps run; it shapes no artifact."""
+
+    runner: Runner = Field(Runner.THREAD, description="what trains several adapters at once; dask and ray are extras")
+    workers: int = Field(1, ge=1, le=64, description="adapters that the thread runner trains at once")
+    pool: str | None = Field("gpu", description="work pool that trains for a deployed stream; null trains in place")
+    without_worker: WithoutWorker = Field(
+        WithoutWorker.LOCAL, description="where the pool has no live worker: train in place, or wait for one"
+    )
+    wait_minutes: int = Field(120, ge=1, description="how long a suspended run waits for its training")
 
 
 class Stream(_Section):
@@ -87,6 +113,9 @@ class Stream(_Section):
     composition: str = Field("retrieve", pattern="^retrieve$")
     gates: Gates = Gates()
     deletion: Deletion = Deletion()
+    tasks: TaskOptions = TaskOptions()
+    owner: str | None = Field(None, description="who answers for the stream; shown on its deployments")
+    docs: str | None = Field(None, description="address of the stream's documentation; shown on its deployments")
 
     @field_validator("schedule")
     @classmethod

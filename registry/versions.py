@@ -51,6 +51,14 @@ def versions(session: Session, stream: str, *states: VersionState) -> list[Model
     return [_to_record(row) for row in session.scalars(query)]
 
 
+def registered_since(session: Session, stream: str, batch_ids: Iterable[str]) -> list[int]:
+    """Versions, erased ones apart, from the first that one of these batches led to: all that may rest on them."""
+    causes = [find_by_cause(session, stream, f"batch:{batch_id}") for batch_id in batch_ids]
+    firsts = [version.version for version in causes if version is not None]
+    known = versions(session, stream, VersionState.READY, VersionState.QUARANTINED)
+    return [version.version for version in known if firsts and version.version >= min(firsts)]
+
+
 def manifest_digest(session: Session, stream: str, version: int) -> str:
     return session.get_one(VersionRow, (stream, version)).manifest_sha256
 

@@ -8,7 +8,7 @@ import torch
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog
-from registry.records import Adapter, AdapterState, Shard, Verdict
+from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict
 from registry.stream import Stream
 from tasks import blobs
 from tasks.assembly import current_manifest, load_model
@@ -17,6 +17,7 @@ from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
 from tasks.narration import say
 from tasks.policies.promotion import adapter_earns_its_place
+from tasks.release import begin_work, check_epoch
 from tasks.retries import step
 from tasks.rows import held_out, trainable
 from tasks.shards import load_rows, row_signatures, statistics_of
@@ -35,7 +36,7 @@ def train_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
         serves=(shard.shard_id,),
         recipe={"kind": "trained", **stream.adapter.model_dump()},
     )
-    return fit_trained(stream, adapter)
+    return fit_trained(stream, adapter, begin_work(stream.name, adapter.shard_ids))
 
 
 @step("refresh-{adapter_id}")
@@ -45,7 +46,8 @@ def refresh_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
         adapter = adapter_rows.get_adapter(session, adapter_id)
     grown = tuple(dict.fromkeys((*adapter.shard_ids, shard.shard_id)))
     served = tuple(dict.fromkeys((*adapter.serves, shard.shard_id)))
-    return fit_trained(stream, replace(adapter, shard_ids=grown, serves=served))
+    epoch = begin_work(stream.name, {*grown, *served})
+    return fit_trained(stream, replace(adapter, shard_ids=grown, serves=served), epoch)
 
 
 @step("join-{adapter_id}-{shard.batch_id}")
@@ -53,29 +55,41 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     """Reuse: the weights stay, the shard's labels join the statistics under this adapter."""
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
+    epoch = begin_work(stream.name, [shard.shard_id])
     joined = replace(adapter, serves=tuple(dict.fromkeys((*adapter.serves, shard.shard_id))))
-    save_statistics(stream, joined, [shard], blobs.load_tensors(adapter.node, "weights"))
+    stored = store_statistics(stream, joined, [shard], blobs.load_tensors(adapter.node, "weights"))
     with database.transaction() as session:
+        check_epoch(session, stream.name, epoch, f"joining {shard.batch_name} to {adapter_id}")
+        catalog.put_objects(session, stored)
         adapter_rows.put_adapter(session, joined)
     return joined
 
 
-def fit_trained(stream: Stream, adapter: Adapter) -> Adapter:
-    """Train an adapter on its shards and fit everything that hangs on its weights."""
+def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None) -> Adapter:
+    """Train an adapter on its shards and fit everything that hangs on its weights; `epoch` as in fit_closed_forms."""
     shards = [shard for shard in load_in_order(adapter.shard_ids) if shard.rows]
-    return fit_closed_forms(stream, adapter, train(stream, adapter.node, shards).adapter)
+    return fit_closed_forms(stream, adapter, train(stream, adapter.node, shards, epoch=epoch).adapter, epoch)
 
 
-def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights) -> Adapter:
-    """Store weights, descriptor and statistics, then the adapter's row: the row never names a missing blob."""
+def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, epoch: int | None = None) -> Adapter:
+    """Store weights, descriptor and statistics, and name them all in one transaction with the adapter's row.
+
+    Raises StaleEpochError where a ticket took effect since `epoch`, at which the rows were read: nothing is named then.
+    None is for the deletion itself, which holds the stream.
+    """
     where = blobs.prefix(stream.name, adapter.group)
     with database.transaction() as session:
         shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
-    blobs.save_tensors(where, adapter.node, "weights", weights)
     own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
-    blobs.save_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own))
-    save_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], weights)
+    stored = [
+        blobs.store_tensors(where, adapter.node, "weights", weights),
+        blobs.store_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own)),
+        *store_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], weights),
+    ]
     with database.transaction() as session:
+        if epoch is not None:
+            check_epoch(session, stream.name, epoch, f"fitting {adapter.adapter_id}")
+        catalog.put_objects(session, stored)
         adapter_rows.put_adapter(session, adapter)
     return adapter
 
@@ -86,11 +100,13 @@ def descriptor_tensors(stream: Stream, shards: Sequence[Shard]) -> dict[str, tor
     return fitted.to_tensors()
 
 
-def save_statistics(stream: Stream, adapter: Adapter, shards: Sequence[Shard], weights: AdapterWeights) -> None:
+def store_statistics(
+    stream: Stream, adapter: Adapter, shards: Sequence[Shard], weights: AdapterWeights
+) -> list[StoredObject]:
+    """Write the shards' statistics under the adapter; the caller names them."""
     where = blobs.prefix(stream.name, adapter.group)
-    for shard in shards:
-        statistics = statistics_of(stream, load_rows(shard), weights)
-        blobs.save_tensors(where, adapter.node, f"statistics:{shard.shard_id}", statistics.to_tensors())
+    fitted = {shard.shard_id: statistics_of(stream, load_rows(shard), weights).to_tensors() for shard in shards}
+    return [blobs.store_tensors(where, adapter.node, f"statistics:{s}", tensors) for s, tensors in fitted.items()]
 
 
 @step("judge-{adapter_id}")

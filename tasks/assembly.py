@@ -1,7 +1,7 @@
 """A version's manifest: which blobs serve together; and the model that it describes."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -128,10 +128,33 @@ def _statistics(blob: dict[str, str], read: ReadTensors) -> ClassStatistics:
 
 
 def keys_in(manifest: Manifest) -> set[str]:
-    """Every blob that the manifest names."""
-    adapters = manifest["adapters"]
-    return (
-        {shard["statistics"]["key"] for shard in manifest["shards"]}
-        | {adapter[kind]["key"] for adapter in adapters for kind in ("weights", "descriptor")}
-        | {part["key"] for adapter in adapters for part in adapter["statistics"]}
-    )
+    """The key of every blob that the manifest names."""
+    return {blob["key"] for blob in _blobs_in(manifest)}
+
+
+def digests_in(manifest: Manifest) -> set[str]:
+    """The digest of every blob that the manifest names."""
+    return {blob["sha256"] for blob in _blobs_in(manifest)}
+
+
+def without(
+    manifest: Manifest, condemned: Collection[str], shard_ids: Collection[int] = (), adapter_ids: Collection[str] = ()
+) -> Manifest:
+    """The manifest without these blobs, shards and adapters; an adapter goes whole where its weights do."""
+
+    def stays(part: dict[str, Any]) -> bool:
+        return part["sha256"] not in condemned
+
+    shards = [s for s in manifest["shards"] if s["shard_id"] not in shard_ids and stays(s["statistics"])]
+    adapters = [
+        {**a, "statistics": [part for part in a["statistics"] if part["shard_id"] not in shard_ids and stays(part)]}
+        for a in manifest["adapters"]
+        if a["adapter_id"] not in adapter_ids and stays(a["weights"]) and stays(a["descriptor"])
+    ]
+    return {**manifest, "shards": shards, "adapters": [adapter for adapter in adapters if adapter["statistics"]]}
+
+
+def _blobs_in(manifest: Manifest) -> Iterator[dict[str, Any]]:
+    yield from (shard["statistics"] for shard in manifest["shards"])
+    for adapter in manifest["adapters"]:
+        yield from (adapter["weights"], adapter["descriptor"], *adapter["statistics"])

@@ -3,8 +3,8 @@
 from hashlib import sha256
 
 from infra import database
-from registry import catalog, tickets
-from registry.errors import SourceError
+from registry import catalog, suppression
+from registry.errors import SourceError, StaleEpochError
 from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
@@ -56,8 +56,9 @@ def read_batch(stream: Stream, uri: str, tag: str) -> Batch | None:
     """
     delivery, data = source.fetch(uri, tag)
     with database.transaction() as session:
+        epoch = catalog.stream_epoch(session, stream.name)
         digests, _ = catalog.known_deliveries(session, stream.name)
-        suppressed = tickets.suppressed(session, stream.name)
+        suppressed = suppression.suppressed(session, stream.name)
     if delivery.digest in digests:
         say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
         return None
@@ -66,7 +67,7 @@ def read_batch(stream: Stream, uri: str, tag: str) -> Batch | None:
         raise SourceError(
             f"object {uri} has no good row ({_reasons(reading) or 'it is empty'}); correct and deliver again"
         )
-    return _enter(stream, delivery, reading)
+    return _enter(stream, delivery, reading, epoch)
 
 
 def _seen(keyed: list[str]) -> set[str]:
@@ -79,17 +80,17 @@ def _reasons(reading: Reading) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reading.reasons.items()))
 
 
-def _enter(stream: Stream, delivery: Delivery, reading: Reading) -> Batch:
-    """Ledger, records and rows in one transaction; the rows' blobs are written before it commits."""
+def _enter(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> Batch:
+    """Ledger, records and rows in one transaction; the rows' blobs are written before it commits.
+
+    Raises StaleEpochError where a ticket took effect since the suppression list was read."""
     groups = sorted({row.group for row in reading.rows})
     parts = {group: [row for row in reading.rows if row.group == group] for group in groups}
     with database.transaction() as session:
-        batch = catalog.add_batch(
-            session,
-            _batch(stream, delivery, reading, parts, catalog.stream_epoch(session, stream.name)),
-            delivery,
-            reading.reasons,
-        )
+        current = catalog.stream_epoch(session, stream.name, lock=True)
+        if current != epoch:
+            raise StaleEpochError(f"reading {delivery.uri}", epoch, current)
+        batch = catalog.add_batch(session, _batch(stream, delivery, reading, parts, epoch), delivery, reading.reasons)
         for shard in batch.shards:
             catalog.add_records(session, [_record(row, shard) for row in parts[shard.group]])
             catalog.put_object(session, store_rows(stream, shard, parts[shard.group]))

@@ -36,6 +36,10 @@ def store(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
     return StoredObject(blob.key, blob.sha256, blob.size, kind, owner)
 
 
+def store_tensors(prefix: str, owner: str, kind: str, tensors: Tensors) -> StoredObject:
+    return store(prefix, owner, kind, artifacts.encode_tensors(tensors))
+
+
 def save_bytes(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
     stored = store(prefix, owner, kind, data)
     with database.transaction() as session:

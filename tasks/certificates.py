@@ -74,6 +74,10 @@ def render_markdown(content: Certificate) -> str:
         "certificate before this one": content["previous_certificate"],
     }
     lines += _table(("fact", "value"), facts.items())
+    if content["left"]:
+        lines += ["", "## What is left", "", *(f"* {each}" for each in content["left"])]
+    lines += ["", "## Who did what, and when", ""]
+    lines += _table(("what", "by", "at"), [(e["what"], e["by"], e["at"]) for e in content["history"]])
     lines += ["", "## What was rebuilt", ""]
     repairs = content["closure"]["repairs"]
     lines += _table(("adapter", "repair", "because"), [(r["adapter_id"], r["action"], r["reason"]) for r in repairs])
@@ -82,7 +86,8 @@ def render_markdown(content: Certificate) -> str:
     rows = [(node, each["artifacts"], "equal" if each["equal"] else "DIFFERENT") for node, each in compared]
     lines += _table(("what", "artifacts", "bytes"), rows)
     lines += ["", "## What was purged and swept", ""]
-    lines += _table(("store", "count"), [*content["purge"].items(), *content["sweep"]["by_store"].items()])
+    counts = [(name, count) for name, count in content["purge"].items() if isinstance(count, int)]
+    lines += _table(("store", "count"), [*counts, *content["sweep"]["by_store"].items()])
     lines += ["", "Check the signature: `deciduous verify CERTIFICATE.json --key ISSUER.pem`", ""]
     return "\n".join(lines)
 

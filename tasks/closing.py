@@ -1,19 +1,23 @@
-"""Sign what was done, and close the ticket: complete, or an exception that names what is left."""
+"""Sign what was done, and close the tickets: complete, or an exception that names what is left and how to go on."""
+
+from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from infra import database, keys
 from infra.files import write_private
 from infra.settings import settings
-from registry import catalog, tickets
+from registry import catalog, ticket_log, tickets
 from registry.records import Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
 from tasks import blobs
 from tasks.certificates import Certificate, digest, render_markdown, sign, verify
+from tasks.markers import escrow
 from tasks.narration import say
 from tasks.retries import step
-from tasks.saga import Detail, once
+from tasks.saga import Detail
+from tasks.tickets import AUTOMATIC
 
 SCOPE = (
     "The named records were removed from every store below; every artifact that they shaped was rebuilt from the "
@@ -23,76 +27,91 @@ SCOPE = (
 )
 
 
+NO_GUARANTEE = "none"
+
+
 @step("certify-{ticket.ticket_id}")
-def certify(stream: Stream, ticket: Ticket, rebuilt: Detail, compared: Detail, purged: Detail, swept: Detail) -> Detail:
-    """The signed certificate, chained to the one before; its bytes lie in S3 and beside the home."""
+def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details: Detail) -> Detail:
+    """The ticket's signed certificate, chained to the one before; its bytes lie in S3 and beside the home.
 
-    def work() -> Detail:
-        with database.transaction() as session:
-            logged = tickets.get_ticket(session, ticket.ticket_id).certificate_key
-            if logged is None:
-                content = _content(session, stream, ticket, rebuilt, compared, purged, swept)
-                certificate = sign(content, keys.signing_key())
-                stored = blobs.store(blobs.shared_prefix(stream.name), node, "certificate", certificate)
-                catalog.put_object(session, stored)
-                tickets.add_certificate(
-                    session, ticket.ticket_id, digest(certificate), content["previous_certificate"], stored.key
-                )
-        # read back: an interrupted run may have logged it before, and there is one certificate a ticket
-        certificate = blobs.load_bytes(node, "certificate")
-        content = verify(certificate)
-        path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
-        write_private(path, certificate)
-        write_private(path.with_suffix(".md"), render_markdown(content).encode())
-        stored = blobs.get(node, "certificate")
-        return {"key": stored.key, "sha256": stored.sha256, "path": str(path), "guarantee": content["guarantee"]}
+    `details` are what the steps recorded, by name; tickets that are worked together share them. The certificate, its
+    place in the chain and the step's note are one transaction: a repeated run finds all of them or none.
+    """
+    with database.transaction() as session:
+        noted = tickets.done_step(session, ticket.ticket_id, "certify")
+        if noted is None:
+            previous = tickets.last_certificate(session)
+            content = _content(session, stream, ticket, together, details, previous)
+            certificate = sign(content, keys.signing_key())
+            stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
+            catalog.put_object(session, stored)
+            tickets.add_certificate(session, ticket.ticket_id, digest(certificate), previous, stored.key)
+            noted = {"guarantee": content["guarantee"], "left": what_is_left(ticket.ticket_id, details)}
+            tickets.finish_step(session, ticket.ticket_id, "certify", noted, 0.0)
+    _write_beside_home(ticket)
+    return noted
 
-    node = f"ticket:{ticket.ticket_id}"
-    return once(ticket.ticket_id, "certify", work)
+
+def _write_beside_home(ticket: Ticket) -> None:
+    certificate = blobs.load_bytes(_node(ticket), "certificate")
+    path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
+    write_private(path, certificate)
+    write_private(path.with_suffix(".md"), render_markdown(verify(certificate)).encode())
+
+
+def _node(ticket: Ticket) -> str:
+    return f"ticket:{ticket.ticket_id}"
 
 
 def _content(
-    session: Session,
-    stream: Stream,
-    ticket: Ticket,
-    rebuilt: Detail,
-    compared: Detail,
-    purged: Detail,
-    swept: Detail,
+    session: Session, stream: Stream, ticket: Ticket, together: Sequence[Ticket], details: Detail, previous: str
 ) -> Certificate:
-    resolved = tickets.done_step(session, ticket.ticket_id, "resolve") or {}
+    resolved, ticket_id = details["resolve"], ticket.ticket_id
+    left = what_is_left(ticket_id, details)
     return {
-        "format": "deciduous-deletion-certificate/1",
-        "ticket": ticket.ticket_id,
+        "format": "deciduous-deletion-certificate/2",
+        "ticket": ticket_id,
         "stream": stream.name,
         "received_at": ticket.received_at.isoformat(),
         "due_at": ticket.due_at.isoformat(),
         "certified_at": now().isoformat(),
-        "guarantee": guarantee(resolved, rebuilt, compared, swept),
+        "history": [
+            {"what": event.kind, "by": event.by, "at": event.at.isoformat()}
+            for event in ticket_log.events_of(session, ticket_id)
+        ],
+        "log_digest": ticket_log.check(session)[1],
+        "guarantee": NO_GUARANTEE if left else "E0",
+        "left": left,
         "scope": SCOPE,
-        "records": resolved["records"],
-        "suppression_epoch": tickets.ticket_epoch(session, ticket.ticket_id),
-        "targets": [h for _, h in tickets.targets_of(session, ticket.ticket_id)],
+        "records": resolved["tickets"][ticket_id]["records"],
+        "suppression_epoch": tickets.ticket_epoch(session, ticket_id),
+        "targets": [keyed for _, keyed in tickets.targets_of(session, ticket_id)],
+        "worked_together": len(together),
         "closure": {"shards": resolved["shards"], "repairs": resolved["repairs"]},
         "artifacts": _before_and_after(session, resolved),
-        "rebuilt": rebuilt,
-        "comparison": compared["compared"],
-        "purge": purged,
-        "sweep": swept,
+        "rebuilt": details["rebuild"],
+        "comparison": details["compare"]["compared"],
+        "purge": details["purge"],
+        "sweep": {**details["sweep"], "markers": details["sweep"]["markers"][ticket_id]},
         "recipe_digest": stream.recipe_digest,
-        "previous_certificate": tickets.last_certificate(session),
+        "previous_certificate": previous,
     }
 
 
-def guarantee(resolved: Detail, rebuilt: Detail, compared: Detail, swept: Detail) -> str:
-    """E0 where every rebuilt artifact was compared and is byte-equal, and the sweep looked and found nothing.
-
-    Anything else is no guarantee: a node that was rebuilt and not compared, or records without a marker to look for.
-    """
-    kept = {f"adapter:{adapter}" for adapter, action in rebuilt["actions"].items() if action != "drop"}
-    equal = all(found["equal"] for found in compared["compared"].values())
-    looked = swept["markers"] > 0 or resolved["records"] == 0
-    return "E0" if equal and kept <= set(compared["compared"]) and looked and swept["hits"] == 0 else "none"
+def what_is_left(ticket_id: str, details: Detail) -> list[str]:
+    """Why the ticket is no E0: nothing where every rebuilt artifact was compared and is byte-equal, no store refused
+    anything, and the sweep looked and found nothing."""
+    actions, compared = details["rebuild"]["actions"], details["compare"]["compared"]
+    kept = {f"adapter:{adapter}" for adapter, action in actions.items() if action != "drop"}
+    different = sorted(node for node, found in compared.items() if not found["equal"])
+    left = [f"{node} differs from one made without the records" for node in different]
+    left += [f"{node} was rebuilt and not compared" for node in sorted(kept - set(compared))]
+    left += details["purge"]["refused"]
+    swept = details["sweep"]
+    left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]
+    if details["resolve"]["tickets"][ticket_id]["records"] and not swept["markers"][ticket_id]:
+        left.append("no marker of the records was there to look for")
+    return left
 
 
 def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str | None]]:
@@ -106,12 +125,18 @@ def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str 
 
 
 @step("close-{ticket.ticket_id}")
-def close(ticket: Ticket, certificate: Detail, swept: Detail) -> Ticket:
-    complete = certificate["guarantee"] == "E0"
-    state = TicketState.COMPLETE if complete else TicketState.EXCEPTION
-    note = "" if complete else f"the sweep found {swept['hits']} hits, or an artifact differs; see the certificate"
+def close(ticket: Ticket, certified: Detail) -> Ticket:
+    """Complete with E0; an exception otherwise. The bytes that the sweep looked for go with completion."""
+    left = certified["left"]
+    state = TicketState.EXCEPTION if left else TicketState.COMPLETE
+    note = "; ".join([*left, f"then: deciduous ticket reopen {ticket.ticket_id}"]) if left else ""
     with database.transaction() as session:
-        tickets.set_ticket_state(session, ticket.ticket_id, state, note)
         closed = tickets.get_ticket(session, ticket.ticket_id)
-    say(f"  ticket {ticket.ticket_id} is {state.value}, guarantee {certificate['guarantee']}: {certificate['path']}")
+        if closed.state == TicketState.IN_PROGRESS:
+            closed = tickets.set_ticket_state(session, ticket.ticket_id, state, note, AUTOMATIC)
+    if closed.state == TicketState.COMPLETE:
+        escrow(ticket.ticket_id).unlink(missing_ok=True)
+    say(f"  ticket {ticket.ticket_id} is {state.value}, guarantee {certified['guarantee']}")
+    for reason in left:
+        say(f"  LEFT: {reason}")
     return closed

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, suppression
 from registry.artifacts import encode_tensors
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
@@ -27,7 +27,7 @@ from tasks.rebuilding import block_evaluations
 from tasks.retries import step
 from tasks.rows import Row, held_out, trainable
 from tasks.saga import Detail, once
-from tasks.shards import REFERENCE_ROWS, load_rows
+from tasks.shards import REFERENCE_ROWS, as_reference, load_rows
 from tasks.training import train
 
 Tensors = Mapping[str, Tensor]
@@ -36,42 +36,51 @@ SHARDS_IN_MEMORY = 16
 """Encoded shards kept for the next adapter that serves them."""
 
 
-@step("compare-{ticket.ticket_id}")
-def compare(stream: Stream, ticket: Ticket, resolved: Detail, rebuilt: Detail) -> Detail:
-    """Compare every rebuilt artifact with one made from scratch: weights, descriptors, statistics, merges."""
+@step("compare-{together[0].ticket_id}")
+def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuilt: Detail) -> Detail:
+    """Compare every rebuilt artifact with one made from scratch: weights, descriptors, statistics, merges.
+
+    What was condemned and came out byte-equal is pardoned: it may serve. Nothing else lifts that.
+    """
 
     def work() -> Detail:
         with database.transaction() as session:
             touched = [shard for shard in catalog.shards(session, resolved["shards"]) if shard.labelled]
         actions = {adapter: action for adapter, action in rebuilt["actions"].items() if action != "drop"}
         before = block_evaluations(stream)
-        compared = compare_artifacts(stream, touched, actions)
+        compared, proven = compare_artifacts(stream, touched, actions)
+        with database.transaction() as session:
+            suppression.pardon(session, stream.name, proven)
         return {"compared": compared, "block_evaluations": block_evaluations(stream) - before}
 
-    detail = once(ticket.ticket_id, "compare", work)
+    detail = once(together, "compare", work)
     for node, found in detail["compared"].items():
         answer = "byte-equal" if found["equal"] else f"DIFFERS in {', '.join(found['different'])}"
         say(f"  {node} against one made without the records, from scratch: {answer} ({found['artifacts']} artifacts)")
     return detail
 
 
-def compare_artifacts(stream: Stream, touched: Sequence[Shard], actions: Mapping[str, str]) -> dict[str, Any]:
-    """Node -> how many artifacts were compared, which differ, and the digest of all digests on both sides.
+def compare_artifacts(
+    stream: Stream, touched: Sequence[Shard], actions: Mapping[str, str]
+) -> tuple[dict[str, Any], set[str]]:
+    """Node -> how many artifacts were compared, which differ, and the digest of all digests on both sides; beside it
+    the digests of the artifacts that came out of the inputs alone.
 
     `actions` names the repaired adapters in the order of their repair, parents before children.
     """
-    scratch = Scratch(stream, [adapter for adapter, action in actions.items() if action != "refit"])
-    compared = {shard.node: _compare(shard.node, dict(scratch.of_shard(shard))) for shard in touched}
+    scratch, proven = Scratch(stream, [adapter for adapter, action in actions.items() if action != "refit"]), set[str]()
+    compared = {shard.node: _compare(shard.node, dict(scratch.of_shard(shard)), proven) for shard in touched}
     for adapter_id, action in actions.items():
         with database.transaction() as session:
             adapter = adapter_rows.get_adapter(session, adapter_id)
         refit = [shard.shard_id for shard in touched] if action == "refit" else None
-        compared[adapter.node] = _compare(adapter.node, dict(scratch.of_adapter(adapter, refit)))
-    return compared
+        compared[adapter.node] = _compare(adapter.node, dict(scratch.of_adapter(adapter, refit)), proven)
+    return compared, proven
 
 
-def _compare(node: str, scratch: Mapping[str, Tensors]) -> dict[str, Any]:
+def _compare(node: str, scratch: Mapping[str, Tensors], proven: set[str]) -> dict[str, Any]:
     clean = {kind: sha256(encode_tensors(tensors)).hexdigest() for kind, tensors in scratch.items()}
+    proven |= set(clean.values())
     stored = {kind: sha256(blobs.load_bytes(node, kind)).hexdigest() for kind in clean if blobs.find(node, kind)}
     different = sorted(kind for kind in clean if stored.get(kind) != clean[kind])
     return {
@@ -99,8 +108,9 @@ class Scratch:
 
     def of_shard(self, shard: Shard) -> Iterator[tuple[str, Tensors]]:
         yield "statistics", self._statistics(shard, None)
-        states = [state for row, state in self._encoded(shard) if held_out([row])]
-        yield "reference", {"LND": signatures(self.backbone, states[:REFERENCE_ROWS], self.cut)}
+        kept = [(row, state) for row, state in self._encoded(shard) if held_out([row])][:REFERENCE_ROWS]
+        seen_LND = signatures(self.backbone, [state for _, state in kept], self.cut)
+        yield "reference", as_reference(seen_LND, [row for row, _ in kept])
 
     def of_adapter(self, adapter: Adapter, refit: Sequence[int] | None = None) -> Iterator[tuple[str, Tensors]]:
         """Everything of an adapter; with `refit` its statistics of these shards, which never shaped its weights."""

@@ -19,8 +19,9 @@ from tasks.learning.shift import mmd_test
 from tasks.narration import say
 from tasks.policies.merging import merge_candidates
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
+from tasks.release import begin_work
 from tasks.retries import step
-from tasks.shift import KNOWN, as_sample, reference_of
+from tasks.shift import KNOWN, reference_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,8 @@ class MergeOutcome:
     accuracy_before: float
     accuracy_after: float
     reason: str
+    epoch: int
+    """Deletion epoch at which the merge began; its version is refused where a ticket took effect since."""
 
 
 @step("propose-merges-{stream.name}")
@@ -39,10 +42,8 @@ def propose_merges(stream: Stream) -> list[tuple[str, str]]:
     with database.transaction() as session:
         known = adapter_rows.adapters(session, stream.name, KNOWN)
         depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
-    samples = {a.adapter_id: as_sample(reference_of(a)) for a in known}
-    distance = {
-        (a, b): mmd_test(samples[a], samples[b], permutations=1, seed=0).statistic for a, b in combinations(samples, 2)
-    }
+    seen = {a.adapter_id: reference_of(a).rows_ND for a in known}
+    distance = {(a, b): mmd_test(seen[a], seen[b], permutations=1, seed=0).statistic for a, b in combinations(seen, 2)}
     pairs = merge_candidates(known, distance, depth)
     for a, b in pairs:
         say(f"  {a} and {b}: MMD² {distance[a, b]:.4f}")
@@ -59,7 +60,9 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
-    merged = fit_closed_forms(stream, _merged(merged_id, parents), merged_weights(parents, _shares(parents)))
+    merged = _merged(merged_id, parents)
+    epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
+    merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe["shares"]), epoch)
     others = [a for a in serving if a.adapter_id not in parent_ids]
     before, after = (_scores(stream, chosen, parents) for chosen in (serving, [*others, merged]))
     together = total(list(after.values()))
@@ -73,7 +76,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
     was, now = (total(list(scores.values())).accuracy for scores in (before, after))
-    return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason)
+    return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
 
 
 def _merged(merged_id: str, parents: Sequence[Adapter]) -> Adapter:

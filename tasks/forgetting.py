@@ -1,89 +1,130 @@
-"""The first steps of a deletion: what the ticket reaches, and taking it out of service. Each is noted on the ticket."""
+"""The first steps of a deletion: which tickets, what they reach, and taking it out of service."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+from sqlalchemy.orm import Session
+
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage, tickets, versions
-from registry.records import AdapterState, Ticket, TicketState, VersionState
+from registry import catalog, lineage, suppression, tickets
+from registry.errors import StateError
+from registry.records import AdapterState, Shard, StoredObject, Ticket, TicketState
 from registry.stream import Stream
+from registry.tickets import WAITING
 from tasks.markers import keep_markers
 from tasks.narration import say
 from tasks.policies.forgetting import Plan, plan_repairs
-from tasks.promotion import withdraw_versions
+from tasks.promotion import mirror_aliases
 from tasks.retries import step
 from tasks.saga import Detail, once
-from tasks.tickets import count_records
+from tasks.tickets import AUTOMATIC, Targets, approve_ticket, find_records, withdraw
+
+SERVED = ("statistics", "weights", "descriptor")
+"""Kinds of blobs that a version's manifest names."""
 
 
 @step("begin-{ticket_id}")
-def begin(ticket_id: str) -> tuple[Ticket, Stream]:
+def begin(ticket_id: str) -> Stream:
+    """The ticket's stream. A ticket that came past `open_ticket` takes effect now, where its stream asks for no
+    approval; StateError where somebody has to approve it first, or denied it."""
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
-        if ticket.state != TicketState.COMPLETE:
-            tickets.set_ticket_state(session, ticket_id, TicketState.IN_PROGRESS)
-        return ticket, catalog.get_stream(session, ticket.stream)
+        stream = catalog.get_stream(session, ticket.stream)
+    if ticket.state == TicketState.DENIED:
+        raise StateError(f"ticket {ticket_id!r} was denied: {ticket.note}; open a new one")
+    if ticket.state in WAITING:
+        if stream.deletion.approval:
+            raise StateError(
+                f"ticket {ticket_id!r} waits for a person; approve it: deciduous ticket approve {ticket_id}"
+            )
+        approve_ticket(ticket_id, AUTOMATIC, "the stream asks for no approval")
+    return stream
 
 
-def make_plan(stream: str, targets: Sequence[tuple[str, str]]) -> tuple[Plan, dict[int, list[int]]]:
-    """The repairs that the targets ask for, and shard -> catalog keys of their records. Changes nothing."""
-    found = count_records(targets)
-    return plan_for(stream, {shard_id: len(keys) for shard_id, keys in found.items()}), found
-
-
-def plan_for(stream: str, leaving: Mapping[int, int]) -> Plan:
-    """The repairs of all that these shards shape when so many of their rows go."""
+@step("next-tickets-{stream.name}")
+def next_tickets(stream: Stream) -> list[Ticket]:
+    """The tickets to work now, as one batch: those that an interrupted run left, else all that are approved."""
     with database.transaction() as session:
-        closure = [adapter_rows.get_adapter(session, a) for a in lineage.closure(session, leaving)]
-        alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
-        shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
+        left = tickets.tickets(session, stream.name, TicketState.IN_PROGRESS)
+        if left:
+            return tickets.worked_with(session, left[0].lead or left[0].ticket_id)
+        approved = [ticket.ticket_id for ticket in tickets.tickets(session, stream.name, TicketState.APPROVED)]
+        return tickets.take_together(session, approved, AUTOMATIC) if approved else []
+
+
+def make_plan(stream: str, targets: Targets) -> tuple[Plan, dict[int, list[int]]]:
+    """The repairs that the targets ask for, and shard -> catalog keys of their records. Changes nothing."""
+    with database.transaction() as session:
+        found = find_records(session, targets)
+        return plan_for(session, stream, {shard_id: len(keys) for shard_id, keys in found.items()}), found
+
+
+def plan_for(session: Session, stream: str, leaving: Mapping[int, int]) -> Plan:
+    """The repairs of all that these shards shape when so many of their rows go."""
+    closure = [adapter_rows.get_adapter(session, a) for a in lineage.closure(session, leaving)]
+    alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
+    shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
     return plan_repairs(sorted(leaving), alive, {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards})
 
 
-@step("resolve-{ticket.ticket_id}")
-def resolve(stream: Stream, ticket: Ticket) -> Detail:
+@step("resolve-{together[0].ticket_id}")
+def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
     """Closure, plan, and the keys of every blob that is about to be replaced: before anything changes."""
 
     def work() -> Detail:
         with database.transaction() as session:
-            targets = tickets.targets_of(session, ticket.ticket_id)
-        plan, found = make_plan(stream.name, targets)
-        with database.transaction() as session:
-            touched = catalog.shards(session, found)
+            named = {t.ticket_id: tickets.targets_of(session, t.ticket_id) for t in together}
+            found = {ticket_id: find_records(session, targets) for ticket_id, targets in named.items()}
+            leaving = find_records(session, [target for targets in named.values() for target in targets])
+            plan = plan_for(session, stream.name, {shard_id: len(keys) for shard_id, keys in leaving.items()})
+            touched = catalog.shards(session, leaving)
             batch_ids = sorted({shard.batch_id for shard in touched})
             owners = [f"adapter:{repair.adapter_id}" for repair in plan.repairs]
             owners += [shard.node for shard in touched] + [f"batch:{batch_id}" for batch_id in batch_ids]
             objects = catalog.objects_of(session, owners)
-            tickets.set_records(session, ticket.ticket_id, sum(map(len, found.values())))
-        keep_markers(stream, ticket, touched, [key for keys in found.values() for key in keys])
+            digests = [stored.sha256 for stored in objects if _is_shaped(stored, plan, touched)]
+            suppression.condemn(session, stream.name, together[0].ticket_id, digests)
+            for ticket_id, reached in found.items():
+                tickets.set_records(session, ticket_id, sum(map(len, reached.values())))
+        for ticket_id, reached in found.items():
+            keep_markers(stream, ticket_id, touched, [key for keys in reached.values() for key in keys])
         return {
+            "tickets": {ticket_id: _counts(reached) for ticket_id, reached in found.items()},
             "shards": [shard.shard_id for shard in touched],
             "batches": batch_ids,
-            "records": sum(map(len, found.values())),
+            "records": sum(map(len, leaving.values())),
             "repairs": [asdict(repair) for repair in plan.repairs],
             "before": [asdict(stored) for stored in objects],
         }
 
-    detail = once(ticket.ticket_id, "resolve", work)
+    detail = once(together, "resolve", work)
     say(f"  closure: {detail['records']} records, shards {detail['shards']}, {len(detail['repairs'])} adapters")
     return detail
 
 
-@step("quarantine-{ticket.ticket_id}")
-def quarantine(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
-    """Stop serving every version that the shards shaped: those registered since the first of their batches."""
+def _counts(reached: Mapping[int, Sequence[int]]) -> Detail:
+    return {"records": sum(map(len, reached.values())), "shards": sorted(reached)}
+
+
+def _is_shaped(stored: StoredObject, plan: Plan, touched: Sequence[Shard]) -> bool:
+    """Whether the leaving records shaped what serves of this node: of a refitted adapter only statistics."""
+    actions = {f"adapter:{repair.adapter_id}": repair.action for repair in plan.repairs}
+    if actions.get(stored.owner) == "refit":
+        return stored.kind in {f"statistics:{shard.shard_id}" for shard in touched}
+    return stored.kind.partition(":")[0] in SERVED
+
+
+@step("quarantine-{together[0].ticket_id}")
+def quarantine(stream: Stream, together: Sequence[Ticket]) -> Detail:
+    """The versions that the tickets withdrew as they took effect; once more, for what came past `open_ticket`."""
 
     def work() -> Detail:
         with database.transaction() as session:
-            causes = [versions.find_by_cause(session, stream.name, f"batch:{b}") for b in resolved["batches"]]
-            # quarantined ones too: a run that broke off after the withdrawal has to find them again
-            known = versions.versions(session, stream.name, VersionState.READY, VersionState.QUARANTINED)
-        firsts = [version.version for version in causes if version is not None]
-        tainted = [version.version for version in known if firsts and version.version >= min(firsts)]
-        withdraw_versions(stream, tainted, f"ticket {ticket.ticket_id}")
+            tainted = sorted({version for ticket in together for version in withdraw(session, ticket)})
+        mirror_aliases(stream.name)
         return {"versions": tainted}
 
-    detail = once(ticket.ticket_id, "quarantine", work)
+    detail = once(together, "quarantine", work)
     say(f"  quarantined versions: {detail['versions'] or 'none'}; no alias names one of them")
     return detail

@@ -9,8 +9,17 @@ HELD_OUT_ONE_IN = 5
 
 def keyed_hash(kind: str, stream: str, value: str) -> str:
     """32 hex digits; without the key nobody can test a guess. `kind` keeps a record and a subject apart."""
+    return _hash(keys.hash_key(), kind, stream, value)
+
+
+def keyed_hashes(kind: str, stream: str, value: str) -> list[str]:
+    """The hashes under today's key and under every retired one: what was stored before a rotation is found by them."""
+    return [_hash(key, kind, stream, value) for key in keys.hash_keys()]
+
+
+def _hash(key: bytes, kind: str, stream: str, value: str) -> str:
     message = f"{kind}\x1f{stream}\x1f{value}".encode()
-    return blake2b(message, key=keys.hash_key()[:64], digest_size=16).hexdigest()
+    return blake2b(message, key=key[:64], digest_size=16).hexdigest()
 
 
 def catalog_key(keyed: str) -> int:

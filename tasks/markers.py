@@ -1,7 +1,7 @@
-"""Bytes by which deleted records can be recognised, held privately until the sweep has looked for them.
+"""Bytes by which deleted records can be recognised, held privately until a ticket is complete.
 
-They are the most concentrated copy of what a ticket deletes, so they lie in one file that only its owner may read, and
-the sweep ends by removing it.
+They are the most concentrated copy of what a ticket deletes, so they lie in one file that only its owner may read. It
+goes when the sweep has found nothing; a ticket that is an exception keeps it, for the sweep that is still to come.
 """
 
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from infra.files import write_private
 from infra.settings import settings
-from registry.records import Shard, Ticket
+from registry.records import Shard
 from registry.stream import Stream
 from tasks.identity import catalog_key
 from tasks.prefix_cache import states_of
@@ -21,13 +21,13 @@ WINDOW, SHORTEST = 48, 24
 """Bytes of an input that are looked for; shorter inputs say too little to tell one record from another."""
 
 
-def keep_markers(stream: Stream, ticket: Ticket, touched: Sequence[Shard], keys: Iterable[int]) -> None:
+def keep_markers(stream: Stream, ticket_id: str, touched: Sequence[Shard], keys: Iterable[int]) -> None:
     """Collect markers of the records before they go: keyed hash, a window of the input, a row of the hidden state."""
     wanted = set(keys)
     rows = [row for shard in touched for row in load_rows(shard) if catalog_key(row.record) in wanted]
     found = [marker.hex() for row in rows for marker in _markers(stream, row)]
-    if found or not escrow(ticket.ticket_id).exists():
-        write_private(escrow(ticket.ticket_id), json.dumps(found).encode())
+    if found or not escrow(ticket_id).exists():
+        write_private(escrow(ticket_id), json.dumps(found).encode())
 
 
 def load_markers(ticket_id: str) -> list[bytes]:

@@ -19,13 +19,16 @@ def describe_version(
 ) -> str:
     """A model card in Markdown: why this version exists, what it rests on, how good it is. No personal data."""
     overall = total(list(scores.values()))
+    measured = (
+        f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
+        f"the exact head alone {overall.exact_accuracy:.3f}."
+    )
     lines = [
         f"# {stream.name}",
         "",
         f"**Why:** {reason}",
         "",
-        f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
-        f"the exact head alone {overall.exact_accuracy:.3f}. Backbone `{stream.backbone}`, frozen; "
+        f"{measured if scores else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
         f"deletion epoch {manifest['epoch']}.",
         "",
         "| batch | group | rows | held-out accuracy | exact head |",

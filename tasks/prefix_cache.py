@@ -5,6 +5,7 @@ are those of the record alone (the backbone encodes batch-invariantly), so a del
 """
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from io import BytesIO
@@ -62,10 +63,16 @@ def purge(stream: Stream, records: Iterable[str]) -> int:
     forget_passes()
     for folder in _root(stream.name).glob("*"):
         for record in records:
-            path = folder / record[:2] / record
-            gone += path.exists()
-            path.unlink(missing_ok=True)
+            for path in (folder / record[:2]).glob(f"{record}*"):  # also what a killed process left half written
+                path.unlink(missing_ok=True)
+                gone += 1
     return gone
+
+
+def clear(stream_name: str) -> None:
+    """Remove every state of a stream; they are computed again where they are needed."""
+    forget_passes()
+    shutil.rmtree(_root(stream_name), ignore_errors=True)
 
 
 def _root(stream_name: str) -> Path:

@@ -1,6 +1,9 @@
 """Move the champion: through the gates, back to an earlier version, or away from what a ticket withdrew."""
 
+from collections.abc import Sequence
 from getpass import getuser
+
+from sqlalchemy.orm import Session
 
 from infra import database, tracking
 from registry import catalog, models, versions
@@ -83,17 +86,17 @@ def mirror_aliases(stream: str) -> None:
             models.set_alias(client, stream, alias, version)
 
 
-def withdraw_versions(stream: Stream, tainted: list[int], why: str) -> None:
-    """Quarantine versions: in one transaction no alias names them any more, then MLflow follows."""
-    with database.transaction() as session:
-        for version in tainted:
-            versions.set_state(session, stream.name, version, VersionState.QUARANTINED)
-        clean = [v.version for v in versions.versions(session, stream.name, VersionState.READY)]
-        for alias in (CHAMPION, CHALLENGER, PREVIOUS):
-            if versions.alias_of(session, stream.name, alias) in tainted:
-                fallback = clean[-1] if clean and alias == CHAMPION else None
-                versions.add_alias_event(session, stream.name, alias, fallback, "deciduous", why)
-    mirror_aliases(stream.name)
+def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:
+    """Quarantine versions in the caller's transaction: at its end no alias names one of them. Then mirror the aliases.
+
+    The newest clean version is champion meanwhile, or none."""
+    for version in tainted:
+        versions.set_state(session, stream, version, VersionState.QUARANTINED)
+    clean = [v.version for v in versions.versions(session, stream, VersionState.READY)]
+    for alias in (CHAMPION, CHALLENGER, PREVIOUS):
+        if versions.alias_of(session, stream, alias) in tainted:
+            fallback = clean[-1] if clean and alias == CHAMPION else None
+            versions.add_alias_event(session, stream, alias, fallback, "deciduous", why)
 
 
 def rollback_target(stream: str, version: int | None) -> int:

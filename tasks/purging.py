@@ -1,55 +1,113 @@
 """The last steps of a deletion: remove every copy of what was replaced, then look for what might be left."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pyarrow.parquet as pq
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, model_purge, row_sweep, tickets, versions
+from registry import artifacts, catalog, model_purge, models, row_sweep, tickets, versions
 from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import source
 from tasks.garbage import collect_garbage
-from tasks.identity import keyed_hash
-from tasks.markers import attributable, escrow, load_markers, texts_of
+from tasks.markers import attributable, load_markers, texts_of
 from tasks.narration import say
-from tasks.reading import read_table
+from tasks.reading import is_suppressed, read_table
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import load_rows
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-@step("purge-{ticket.ticket_id}")
-def purge(stream: Stream, ticket: Ticket, resolved: Detail, quarantined: Detail) -> Detail:
-    """Remove quarantined versions from MLflow and the catalog, dead blobs from S3, the rows from our source objects."""
+
+@step("purge-{together[0].ticket_id}")
+def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quarantined: Detail) -> Detail:
+    """Remove quarantined versions from MLflow and the catalog, dead blobs from S3, the rows from our source objects.
+
+    What a store refuses to give up (a legal hold, a retention date) is noted; the rest goes all the same.
+    """
 
     def work() -> Detail:
-        removed = [_purge_version(stream, version) for version in quarantined["versions"]]
-        with database.transaction() as session:
-            for version in quarantined["versions"]:
-                catalog.drop_objects(session, f"version:{stream.name}:{version}")
-                versions.set_state(session, stream.name, version, VersionState.ERASED)
-        gone = collect_garbage(stream.name)
-        rewritten = [_rewrite_source(stream, ticket, batch_id) for batch_id in resolved["batches"]]
+        refused: list[str] = []
+        removed = [_attempt(refused, _erase_version, stream, version) for version in quarantined["versions"]]
+        removed.append(_attempt(refused, _purge_orphans, stream))
+        removed.append(_attempt(refused, _purge_garbage, stream))
+        targets = _targets(together)
+        rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in resolved["batches"]]
         _compact()
         return {
-            "mlflow_versions": len(removed),
-            "mlflow_rows": sum(rows for rows, _ in removed),
-            "objects": len(gone) + sum(objects for _, objects in removed),
-            "source_objects_rewritten": sum(rewritten),
+            "mlflow_versions": len(quarantined["versions"]),
+            "mlflow_rows": sum(each[0] for each in removed if each),
+            "objects": sum(each[1] for each in removed if each),
+            "source_objects_rewritten": rewritten.count(True),
             "source_objects_left_to_owner": rewritten.count(False),
+            "refused": refused,
         }
 
-    detail = once(ticket.ticket_id, "purge", work)
+    detail = once(together, "purge", work)
     say(f"  purged {detail['objects']} object versions, {detail['mlflow_versions']} model versions")
+    for reason in detail["refused"]:
+        say(f"  REFUSED: {reason}")
     return detail
+
+
+def _attempt(refused: list[str], work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
+    """The work's answer; None, with the reason noted, where a store kept what should go."""
+    try:
+        return work(*args, **kwargs)
+    except PurgeError as error:
+        refused.append(str(error))
+        return None
+
+
+def _targets(together: Sequence[Ticket]) -> set[tuple[str, str]]:
+    with database.transaction() as session:
+        return set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
+
+
+def _erase_version(stream: Stream, version: int) -> tuple[int, int]:
+    """Remove a version from MLflow, then from the catalog, which keeps its number and state."""
+    rows, objects = _purge_version(stream, version)
+    with database.transaction() as session:
+        catalog.drop_objects(session, f"version:{stream.name}:{version}")
+        versions.set_state(session, stream.name, version, VersionState.ERASED)
+    return rows, objects
+
+
+def _purge_garbage(stream: Stream) -> tuple[int, int]:
+    return 0, len(collect_garbage(stream.name))
+
+
+def _purge_orphans(stream: Stream) -> tuple[int, int]:
+    """Remove runs that no version of the catalog names: a crash left them between MLflow and the catalog, and their
+    model folders may name what was deleted."""
+    client = tracking.prepare_tracking()
+    with database.transaction() as session:
+        named = {v.run_id for v in versions.versions(session, stream.name) if v.state != VersionState.ERASED}
+    experiment = tracking.experiment(client, stream.name)
+    found = [run.info.run_id for run in models.all_runs(client, experiment) if run.info.run_id not in named]
+    removed = [_purge_run(stream, run_id) for run_id in found]
+    return sum(rows for rows, _ in removed), sum(objects for _, objects in removed)
+
+
+def _purge_run(stream: Stream, run_id: str) -> tuple[int, int]:
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    with tracking.backend() as connection:
+        removed = [
+            model_purge.delete_version_for_real(connection, s3, bucket, stream.name, version)
+            for version in model_purge.versions_of_run(connection, stream.name, run_id)
+        ]
+        with suppress(UnknownIdError):
+            removed.append(model_purge.purge_run(connection, s3, bucket, run_id))
+    return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
 
 
 def _purge_version(stream: Stream, version: int) -> tuple[int, int]:
@@ -67,14 +125,13 @@ def _purge_version(stream: Stream, version: int) -> tuple[int, int]:
     return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
 
 
-def _rewrite_source(stream: Stream, ticket: Ticket, batch_id: str) -> bool:
+def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> bool:
     """Write a batch's source object without the targets, if it lies in our inbox bucket; its old versions go.
 
     An object elsewhere belongs to its owner: the suppression list keeps its rows out, and the certificate says so.
     """
     with database.transaction() as session:
         batch = catalog.get_batch(session, batch_id)
-        targets = set(tickets.targets_of(session, ticket.ticket_id))
     bucket, key = source.split_s3(batch.uri) if batch.uri.startswith("s3://") else ("", "")
     if bucket != settings().inbox_bucket or not key.endswith(".parquet"):
         return False
@@ -115,13 +172,15 @@ def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:
         catalog.add_delivery(session, stream.name, delivery, batch.batch_id)
 
 
-def _is_target(stream: Stream, fields: dict[str, Any], targets: set[tuple[str, str]]) -> bool:
+def _is_target(stream: Stream, fields: dict[str, Any], targets: Set[tuple[str, str]]) -> bool:
+    named = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
     columns = stream.columns
-    named = [("record", fields.get(columns.id)), ("subject", fields.get(columns.subject or columns.id))]
-    return any(
-        value is not None and (kind, keyed_hash(kind, stream.name, str(value).strip())) in targets
-        for kind, value in named
-    )
+    id_, subject = (fields.get(name) for name in (columns.id, columns.subject or columns.id))
+    return is_suppressed(stream, _name(id_), _name(subject), named)
+
+
+def _name(value: object) -> str | None:
+    return None if value is None else str(value).strip()
 
 
 def _compact() -> None:
@@ -131,23 +190,24 @@ def _compact() -> None:
     storage.compact()
 
 
-@step("sweep-{ticket.ticket_id}")
-def sweep(stream: Stream, ticket: Ticket) -> Detail:
-    """Search every store for the deleted records' bytes; afterwards the bytes to search for go as well."""
+@step("sweep-{together[0].ticket_id}")
+def sweep(stream: Stream, together: Sequence[Ticket]) -> Detail:
+    """Search every store for the deleted records' bytes."""
 
     def work() -> Detail:
-        markers = _markers_to_find(stream, ticket)
+        of_ticket = {ticket.ticket_id: _markers_to_find(stream, ticket, together) for ticket in together}
+        markers = sorted({marker for found in of_ticket.values() for marker in found})
         buckets = (settings().artifact_bucket, settings().inbox_bucket)
         hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
         for found in disk_sweep.sweep_files(_home_entries(), markers):
             store = f"home {found.path.relative_to(settings().home).parts[0]}"
             hits[store] = hits.get(store, 0) + 1
         hits |= _sweep_servers(markers)
-        return {"hits": sum(hits.values()), "by_store": hits, "markers": len(markers)}
+        looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
+        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for}
 
-    detail = once(ticket.ticket_id, "sweep", work)
-    escrow(ticket.ticket_id).unlink(missing_ok=True)  # after the note: a repeated sweep needs them
-    say(f"  swept for {detail['markers']} markers: {detail['hits']} hits")
+    detail = once(together, "sweep", work)
+    say(f"  swept for {sum(detail['markers'].values())} markers: {detail['hits']} hits")
     return detail
 
 
@@ -161,11 +221,11 @@ def _sweep_servers(markers: Sequence[bytes]) -> dict[str, int]:
     return found
 
 
-def _markers_to_find(stream: Stream, ticket: Ticket) -> list[bytes]:
-    """Bytes that only the deleted records had; the suppression list keeps the hashes that the ticket itself named."""
+def _markers_to_find(stream: Stream, ticket: Ticket, together: Sequence[Ticket]) -> list[bytes]:
+    """Bytes that only the deleted records had; the suppression list keeps the hashes that the tickets named."""
     with database.transaction() as session:
         shards = catalog.done_shards(session, stream.name)
-        named = {keyed.encode() for _, keyed in tickets.targets_of(session, ticket.ticket_id)}
+    named = {keyed.encode() for _, keyed in _targets(together)}
     retained = (row for shard in shards for row in load_rows(shard))
     return attributable([m for m in load_markers(ticket.ticket_id) if m not in named], retained)
 

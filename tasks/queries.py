@@ -9,12 +9,11 @@ from sqlalchemy.orm import Session
 from infra import database
 from registry import adapters, catalog, lineage, tickets, versions
 from registry.errors import UnknownIdError
-from registry.records import BatchState, TicketState
+from registry.records import BatchState
 
 Answer = dict[str, Any]
 
 KINDS = ("streams", "batches", "adapters", "versions", "decisions", "tickets", "aliases")
-OPEN = (TicketState.RECEIVED, TicketState.APPROVED, TicketState.IN_PROGRESS, TicketState.EXCEPTION)
 
 
 def status(stream: str | None = None) -> list[Answer]:
@@ -39,7 +38,7 @@ def _status_of(session: Session, name: str) -> Answer:
         "accuracy": versions.get_version(session, name, champion).accuracy if champion else None,
         "versions": versions.count_versions(session, name),
         "deletion_epoch": epoch,
-        "open_tickets": [t.ticket_id for t in tickets.tickets(session, name, *OPEN)],
+        "open_tickets": [t.ticket_id for t in tickets.tickets(session, name, *tickets.OPEN)],
     }
 
 

@@ -1,7 +1,7 @@
 """Turn an object's bytes into accepted rows and quarantined ones. Nothing is guessed: a bad row has a reason."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 
 from registry.errors import SourceError
 from registry.stream import Stream, TaskType
-from tasks.identity import is_held_out, keyed_hash, order_key, slice_of
+from tasks.identity import is_held_out, keyed_hash, keyed_hashes, order_key, slice_of
 from tasks.rows import Row
 
 MAX_INPUT_BYTES = 1_000_000
@@ -80,8 +80,8 @@ def read_rows(
     check_columns(table, stream, uri)
     raw = [_raw_row(fields, stream) for fields in table.to_pylist()]
     labelled = any(fields["label"] is not None for fields in raw)
-    kept = [(n, f) for n, f in enumerate(raw) if not _is_suppressed(f, suppressed)]
-    earlier = seen([f["record"] for _, f in kept if f["record"] is not None])
+    kept = [(n, f) for n, f in enumerate(raw) if not is_suppressed(stream, f["id"], f["subject"], suppressed)]
+    earlier = _seen_ids(stream, [f["id"] for _, f in kept if f["id"] is not None], seen)
     rows: dict[str, tuple[str, Row]] = {}
     bad: list[Quarantined] = []
     for n, fields in kept:
@@ -116,8 +116,20 @@ def _text(value: object) -> str | None:
     return text or None
 
 
-def _is_suppressed(fields: dict[str, Any], suppressed: dict[str, set[str]]) -> bool:
-    return fields["keyed_subject"] in suppressed["subject"] or fields["record"] in suppressed["record"]
+def is_suppressed(stream: Stream, id_: str | None, subject: str | None, suppressed: Mapping[str, set[str]]) -> bool:
+    """Whether a ticket names the record or its subject, by a hash under today's key or a retired one."""
+    named = (("record", id_), ("subject", subject))
+    return any(
+        value is not None and not suppressed[kind].isdisjoint(keyed_hashes(kind, stream.name, value))
+        for kind, value in named
+    )
+
+
+def _seen_ids(stream: Stream, ids: list[str], seen: Callable[[list[str]], set[str]]) -> set[str]:
+    """Those of the ids that earlier batches hold, whatever key they were hashed with."""
+    hashes = {id_: keyed_hashes("record", stream.name, id_) for id_ in ids}
+    known = seen([keyed for each in hashes.values() for keyed in each])
+    return {id_ for id_, each in hashes.items() if not known.isdisjoint(each)}
 
 
 def _fault(
@@ -129,7 +141,7 @@ def _fault(
         return f"missing {missing}"
     if fields["record"] in rows:
         return "duplicate id in this batch"
-    if fields["record"] in earlier:
+    if fields["id"] in earlier:
         return "id already taken in with an earlier batch"
     if labelled and fields["label"] is None:
         return "missing label"

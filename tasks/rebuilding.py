@@ -9,7 +9,7 @@ from registry import catalog, tickets
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import blobs, prefix_cache, shards
-from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, save_statistics
+from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, store_statistics
 from tasks.backbones import open_backbone
 from tasks.consolidation import merged_weights
 from tasks.forgetting import plan_for
@@ -24,19 +24,30 @@ from tasks.training import stages_of
 Targets = Collection[tuple[str, str]]
 
 
-@step("rebuild-{ticket.ticket_id}")
-def rebuild(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
-    """Drop the rows, solve the shards' closed forms again, repair adapters: parents before children."""
+@step("drop-{together[0].ticket_id}")
+def drop(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Detail:
+    """Drop the rows and solve the shards' closed forms again: from here on the exact head is clean."""
 
     def work() -> Detail:
         with database.transaction() as session:
-            targets = set(tickets.targets_of(session, ticket.ticket_id))
+            targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
             touched = catalog.shards(session, resolved["shards"])
-        before, done = block_evaluations(stream), dict[str, str]()
+        before = block_evaluations(stream)
         for shard in touched:
             drop_rows(stream, shard, targets)
         for batch_id in resolved["batches"]:
             drop_quarantined(stream, batch_id, targets)
+        return {"block_evaluations": block_evaluations(stream) - before}
+
+    return once(together, "drop", work)
+
+
+@step("rebuild-{together[0].ticket_id}")
+def rebuild(stream: Stream, together: Sequence[Ticket], resolved: Detail, dropped: Detail) -> Detail:
+    """Repair the adapters of the closure: parents before children."""
+
+    def work() -> Detail:
+        before, done = block_evaluations(stream), dict[str, str]()
         # asked again until nothing is left: a merge may have come in since the closure was resolved
         while repairs := _open_repairs(stream, resolved, done):
             for repair in repairs:
@@ -45,10 +56,10 @@ def rebuild(stream: Stream, ticket: Ticket, resolved: Detail) -> Detail:
         return {
             "rebuilt": sum(action in ("retrain", "replay") for action in done.values()),
             "actions": done,
-            "block_evaluations": block_evaluations(stream) - before,
+            "block_evaluations": dropped["block_evaluations"] + block_evaluations(stream) - before,
         }
 
-    return once(ticket.ticket_id, "rebuild", work)
+    return once(together, "rebuild", work)
 
 
 def block_evaluations(stream: Stream) -> int:
@@ -58,7 +69,8 @@ def block_evaluations(stream: Stream) -> int:
 
 
 def _open_repairs(stream: Stream, resolved: Detail, done: Mapping[str, str]) -> list[Repair]:
-    plan = plan_for(stream.name, dict.fromkeys(resolved["shards"], 0))
+    with database.transaction() as session:
+        plan = plan_for(session, stream.name, dict.fromkeys(resolved["shards"], 0))
     return [repair for repair in plan.repairs if repair.adapter_id not in done]
 
 
@@ -110,8 +122,10 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
         _replay(stream, adapter)
     else:
         weights = blobs.load_tensors(adapter.node, "weights")
-        save_statistics(stream, adapter, [s for s in load_in_order(adapter.serves) if s.shard_id in touched], weights)
+        refit = [shard for shard in load_in_order(adapter.serves) if shard.shard_id in touched]
+        stored = store_statistics(stream, adapter, refit, weights)
         with database.transaction() as session:
+            catalog.put_objects(session, stored)
             adapter_rows.put_adapter(session, adapter)
     return repair.action
 

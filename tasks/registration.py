@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from infra import database, tracking
 from registry import catalog, models, versions
-from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, VersionState
+from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
+from registry.versions import CHAMPION
 from tasks import blobs
 from tasks.assembly import Manifest, current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.model_card import describe_version, draw_figures
 from tasks.narration import say
 from tasks.packaging import packed_model
-from tasks.release import check_release
+from tasks.promotion import move_alias
+from tasks.release import check_release, clean_part
 from tasks.retries import step
+from tasks.saga import Detail
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +41,58 @@ def register_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) 
 
 
 @step("register-{cause}")
-def register_change(stream: Stream, cause: str, reason: str) -> ModelVersion | None:
-    """The version after a merge, a retirement or a deletion; None when no shard is left to answer from."""
-    manifest = current_manifest(stream)
+def register_change(stream: Stream, cause: str, reason: str, epoch: int) -> ModelVersion | None:
+    """The version after a merge or a retirement; None when no shard is left to answer from.
+
+    Raises StaleEpochError when a ticket took effect since `epoch`."""
+    manifest = current_manifest(stream, epoch=epoch)
     return register(stream, manifest, Change(cause, reason)) if manifest["shards"] else None
 
 
-def register(stream: Stream, manifest: Manifest, change: Change) -> ModelVersion:
+@step("register-ticket:{together[0].ticket_id}")
+def register_rebuilt(stream: Stream, together: Sequence[Ticket], compared: Detail) -> ModelVersion | None:
+    """The version without the tickets' records, promoted; None when no shard is left to answer from.
+
+    What a ticket that took effect meanwhile names is left out: it is worked next. Nothing is registered where an
+    artifact differs from one made without the records. No accuracy gate: what was withdrawn must not come back because
+    it was better.
+    """
+    if not all(found["equal"] for found in compared["compared"].values()):
+        return None
+    names = ", ".join(ticket.ticket_id for ticket in together)
+    change = Change(f"ticket:{together[0].ticket_id}", f"rebuilt without the records of {names}")
+    return _register_clean(stream, change, measured=True)
+
+
+@step("meanwhile-{together[0].ticket_id}")
+def serve_meanwhile(stream: Stream, together: Sequence[Ticket]) -> ModelVersion | None:
+    """Where the tickets left no clean version: the exact head, solved without the records, and the adapters that none
+    of them shaped. It is not measured first, for nothing serves until it does."""
+    with database.transaction() as session:
+        if versions.alias_of(session, stream.name, CHAMPION) is not None:
+            return None
+    change = Change(f"meanwhile:{together[0].ticket_id}", "serves while what a ticket reached is rebuilt")
+    return _register_clean(stream, change, measured=False)
+
+
+def _register_clean(stream: Stream, change: Change, measured: bool) -> ModelVersion | None:
+    manifest = clean_part(current_manifest(stream))
+    if not manifest["shards"]:
+        return None
+    version = register(stream, manifest, change, measured)
+    move_alias(stream.name, CHAMPION, version.version, "deciduous", change.reason)
+    say(f"  version {version.version} is champion: {change.reason}")
+    return version
+
+
+def register(stream: Stream, manifest: Manifest, change: Change, measured: bool = True) -> ModelVersion:
     with database.transaction() as session:
         known = versions.find_by_cause(session, stream.name, change.cause)
         check_release(session, manifest, f"the version for {change.cause}")
         shards = catalog.shards(session, [shard["shard_id"] for shard in manifest["shards"]])
     if known is not None and known.state == VersionState.READY:
         return known
+    shards = shards if measured else []
     scores = score_shards(stream, load_model(manifest), shards)
     number, run_id = _publish(stream, manifest, change, shards, scores)
     stored = blobs.store(
@@ -62,7 +105,7 @@ def register(stream: Stream, manifest: Manifest, change: Change) -> ModelVersion
         manifest_key=stored.key,
         epoch=manifest["epoch"],
         state=VersionState.READY,
-        accuracy=total(list(scores.values())).accuracy,
+        accuracy=total(list(scores.values())).accuracy if measured else None,
         reason=change.reason,
     )
     with database.transaction() as session:
@@ -70,21 +113,31 @@ def register(stream: Stream, manifest: Manifest, change: Change) -> ModelVersion
         versions.add_version(session, version, stored.sha256, change.cause)
         versions.add_accuracies(session, stream.name, number, _by_batch(shards, scores))
         catalog.put_object(session, stored)
-    say(f"  version {number} of {stream.name} registered, held-out accuracy {version.accuracy:.3f}")
+    accuracy = "not measured" if version.accuracy is None else f"held-out accuracy {version.accuracy:.3f}"
+    say(f"  version {number} of {stream.name} registered, {accuracy}")
     return version
 
 
 def _publish(
     stream: Stream, manifest: Manifest, change: Change, shards: Sequence[Shard], scores: dict[int, Score]
 ) -> tuple[int, str]:
-    """The MLflow run and version of this change; a run that a crash left behind is taken up, not doubled."""
+    """The MLflow run and version of this change; a run that a crash left behind is taken up, not doubled.
+
+    Only where it holds this very manifest: one that rests on records which a ticket dropped since is left to the purge.
+    """
     client = tracking.prepare_tracking()
     experiment = tracking.experiment(client, stream.name)
     card = describe_version(stream, manifest, change.reason, shards, scores)
-    tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"]}
-    left = client.search_runs(
-        [experiment], f"tags.`deciduous.cause` = '{change.cause}' and status = 'FINISHED'", max_results=1
-    )
+    digest = sha256(blobs.json_bytes(manifest)).hexdigest()
+    tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"], "manifest": digest}
+    same = f"tags.`deciduous.cause` = '{change.cause}' and tags.`deciduous.manifest` = '{digest}'"
+    with database.transaction() as session:
+        named = {version.run_id for version in versions.versions(session, stream.name)}
+    left = [
+        run
+        for run in client.search_runs([experiment], f"{same} and status = 'FINISHED'")
+        if run.info.run_id not in named
+    ]
     if left:
         run_id = left[0].info.run_id
     else:
@@ -96,7 +149,7 @@ def _publish(
                 params={"backbone": stream.backbone, "cut": manifest["cut"], "epoch": manifest["epoch"]},
                 metrics=_metrics(manifest, scores),
                 tags=tags,
-                figures=draw_figures(stream, change.decisions, shards, scores),
+                figures=draw_figures(stream, change.decisions, shards, scores) if scores else {},
                 texts={"README.md": card},
                 model_folder=folder,
             )
@@ -105,9 +158,9 @@ def _publish(
 
 def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
     overall = total(list(scores.values()))
+    accuracies = {"accuracy": overall.accuracy, "accuracy_exact_head": overall.exact_accuracy} if scores else {}
     return {
-        "accuracy": overall.accuracy,
-        "accuracy_exact_head": overall.exact_accuracy,
+        **accuracies,
         "held_out_rows": overall.rows,
         "adapters_serving": len(manifest["adapters"]),
         "shards": len(manifest["shards"]),

@@ -1,23 +1,28 @@
-"""The release gate: nothing that suppressed records shaped may be registered or promoted."""
+"""The release gate: nothing that suppressed records shaped may be registered or promoted.
+
+It asks twice, in two ways that fail apart: whether the lineage still leads from a suppressed record to the manifest,
+and whether the manifest names a blob that a ticket condemned. The second holds where the first has lost its trace: when
+the records are gone from the catalog and an artifact was not rebuilt.
+"""
+
+from collections.abc import Collection
 
 from sqlalchemy.orm import Session
 
-from registry import catalog, lineage, tickets
+from infra import database
+from registry import catalog, lineage, suppression
 from registry.errors import StaleEpochError, SuppressedRecordError
-from tasks.assembly import Manifest
+from tasks.assembly import Manifest, digests_in, without
 from tasks.identity import catalog_key
 
 
 def check_release(session: Session, manifest: Manifest, what: str) -> None:
-    """Raise when a ticket came in since the work began, or a suppressed record still stands behind the manifest.
+    """Raise when a ticket took effect since the work began, or what its records shaped is in the manifest.
 
-    The lineage query is the gate itself: from the suppression list to shards, from shards to whatever the manifest
-    serves. It has to be empty.
+    No ticket takes effect between this question and the end of the caller's transaction.
     """
     stream = manifest["stream"]["name"]
-    current = catalog.stream_epoch(session, stream)
-    if manifest["epoch"] != current:
-        raise StaleEpochError(what, manifest["epoch"], current)
+    check_epoch(session, stream, manifest["epoch"], what)
     tainted = tainted_shards(session, stream)
     served = {shard["shard_id"] for shard in manifest["shards"]}
     served |= {part["shard_id"] for adapter in manifest["adapters"] for part in adapter["statistics"]}
@@ -27,11 +32,48 @@ def check_release(session: Session, manifest: Manifest, what: str) -> None:
             f"{what} rests on records that a deletion ticket names (shards {sorted(served & tainted)}, adapters "
             f"{sorted(reached)}); finish the open tickets of stream {stream!r} first"
         )
+    condemned = suppression.condemned(session, stream, digests_in(manifest))
+    if condemned:
+        raise SuppressedRecordError(
+            f"{what} names {len(condemned)} blobs that deleted records shaped, the first {min(condemned)}; reopen the "
+            f"ticket of stream {stream!r} that is an exception, or promote a later version"
+        )
+
+
+def clean_part(manifest: Manifest) -> Manifest:
+    """What of the manifest the gate lets through now."""
+    stream = manifest["stream"]["name"]
+    with database.transaction() as session:
+        tainted = tainted_shards(session, stream)
+        reached = lineage.closure(session, tainted)
+        return without(manifest, suppression.condemned(session, stream, digests_in(manifest)), tainted, reached)
+
+
+def begin_work(stream: str, shard_ids: Collection[int]) -> int:
+    """The deletion epoch at which work on these shards begins: whoever stores its result gives it to `check_epoch`.
+
+    Raises SuppressedRecordError while a ticket has rows to drop from one of them."""
+    with database.transaction() as session:
+        epoch = catalog.stream_epoch(session, stream, lock=True)
+        tainted = tainted_shards(session, stream) & set(shard_ids)
+    if tainted:
+        raise SuppressedRecordError(
+            f"shards {sorted(tainted)} hold records that a deletion ticket names; finish the open tickets of stream "
+            f"{stream!r} first, then run the batch again"
+        )
+    return epoch
+
+
+def check_epoch(session: Session, stream: str, started: int, what: str) -> None:
+    """Raise StaleEpochError where a ticket took effect since; none does before the end of this transaction."""
+    current = catalog.stream_epoch(session, stream, lock=True)
+    if started != current:
+        raise StaleEpochError(what, started, current)
 
 
 def tainted_shards(session: Session, stream: str) -> set[int]:
     """Shards that still hold a suppressed record."""
-    targets = tickets.suppressed(session, stream)
+    targets = suppression.suppressed(session, stream)
     by_subject = lineage.records_of_subjects(session, sorted(map(catalog_key, targets["subject"])))
     by_record = lineage.records_by_key(session, sorted(map(catalog_key, targets["record"])))
     return {*by_subject, *by_record}

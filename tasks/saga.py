@@ -1,23 +1,28 @@
-"""A step of a deletion ticket runs once: what it recorded is returned when a run is repeated."""
+"""A step of a deletion runs once: what it recorded is returned when a run is repeated.
+
+Tickets that are worked together share their steps, noted under the first of them.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from infra import database
 from registry import tickets
+from registry.records import Ticket
 
 Detail = dict[str, Any]
 
 
-def once(ticket_id: str, name: str, work: Callable[[], Detail]) -> Detail:
-    """Run `work` unless the ticket's step is done; `work` itself is idempotent, for a crash before the note."""
+def once(together: Sequence[Ticket], name: str, work: Callable[[], Detail]) -> Detail:
+    """Run `work` unless the tickets' step is done; `work` itself is idempotent, for a crash before the note."""
+    lead = together[0].ticket_id
     with database.transaction() as session:
-        known = tickets.done_step(session, ticket_id, name)
+        known = tickets.done_step(session, lead, name)
     if known is not None:
         return known
     start = time.perf_counter()
     detail = work()
     with database.transaction() as session:
-        tickets.finish_step(session, ticket_id, name, detail, time.perf_counter() - start)
+        tickets.finish_step(session, lead, name, detail, time.perf_counter() - start)
     return detail

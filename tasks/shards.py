@@ -14,6 +14,7 @@ from tasks.backbones import cut_of, open_backbone
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.features import features, signatures
 from tasks.learning.heads import ClassStatistics, class_statistics
+from tasks.learning.tensors import text_to_tensor
 from tasks.prefix_cache import states_of
 from tasks.reading import Quarantined
 from tasks.rows import Row, from_parquet, held_out, to_parquet, trainable
@@ -43,7 +44,13 @@ def fit_shard(stream: Stream, shard: Shard) -> None:
     """Store the shard's class statistics under the frozen backbone and the signatures of its held-out rows."""
     where, rows = blobs.prefix(stream.name, shard.group), load_rows(shard)
     blobs.save_tensors(where, shard.node, "statistics", statistics_of(stream, rows, None).to_tensors())
-    blobs.save_tensors(where, shard.node, "reference", {"LND": row_signatures(stream, held_out(rows)[:REFERENCE_ROWS])})
+    kept = held_out(rows)[:REFERENCE_ROWS]
+    blobs.save_tensors(where, shard.node, "reference", as_reference(row_signatures(stream, kept), kept))
+
+
+def as_reference(signatures_LND: Tensor, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """What later batches are compared with: signatures of held-out rows and their labels, "" where there is none."""
+    return {"LND": signatures_LND, "labels": text_to_tensor([row.label or "" for row in rows])}
 
 
 def statistics_of(stream: Stream, rows: Sequence[Row], adapter: AdapterWeights | None) -> ClassStatistics:

@@ -1,39 +1,46 @@
-"""Open a deletion ticket: from names to keyed hashes, suppressed from that moment on."""
+"""Open, approve, extend and reopen deletion tickets: what people do to them. `flows.forget` works them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from secrets import token_hex
 
+from sqlalchemy.orm import Session
+
 from infra import database
-from registry import catalog, lineage, tickets
+from registry import catalog, lineage, tickets, versions
 from registry.records import Ticket, TicketState
 from registry.tables import now
-from tasks.identity import catalog_key, keyed_hash
+from tasks import prefix_cache
+from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
+from tasks.promotion import mirror_aliases, withdraw_versions
+
+AUTOMATIC = "deciduous"
+Targets = Sequence[tuple[str, str]]
 
 
 def resolve_targets(stream: str, subjects: Sequence[str], records: Sequence[str]) -> list[tuple[str, str]]:
     """(kind, keyed hash) of what is to be forgotten. Names stop here: nothing after this function sees one."""
-    hashed = [("subject", keyed_hash("subject", stream, s.strip())) for s in subjects if s.strip()]
-    return hashed + [("record", keyed_hash("record", stream, r.strip())) for r in records if r.strip()]
+    named = [("subject", name.strip()) for name in subjects] + [("record", name.strip()) for name in records]
+    return [(kind, keyed) for kind, name in named if name for keyed in keyed_hashes(kind, stream, name)]
 
 
-def count_records(targets: Sequence[tuple[str, str]]) -> dict[int, list[int]]:
+def find_records(session: Session, targets: Iterable[tuple[str, str]]) -> dict[int, list[int]]:
     """Shard id -> catalog keys of the records that the targets name."""
-    subjects = [catalog_key(h) for kind, h in targets if kind == "subject"]
-    records = [catalog_key(h) for kind, h in targets if kind == "record"]
-    with database.transaction() as session:
-        found = lineage.records_of_subjects(session, subjects)
-        for shard_id, keys in lineage.records_by_key(session, records).items():
-            found[shard_id] = sorted({*found.get(shard_id, []), *keys})
+    every = list(targets)
+    subjects = [catalog_key(h) for kind, h in every if kind == "subject"]
+    records = [catalog_key(h) for kind, h in every if kind == "record"]
+    found = lineage.records_of_subjects(session, subjects)
+    for shard_id, keys in lineage.records_by_key(session, records).items():
+        found[shard_id] = sorted({*found.get(shard_id, []), *keys})
     return found
 
 
-def open_ticket(stream: str, targets: Sequence[tuple[str, str]], opened_by: str) -> Ticket:
-    """Enter the ticket; from here on ingest drops its targets and the release gate refuses what they shaped."""
-    found = count_records(targets)
+def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
+    """Enter the ticket. Where the stream asks for no approval it takes effect at once."""
     with database.transaction() as session:
-        config = catalog.get_stream(session, stream)
-        received = now()
+        config, received = catalog.get_stream(session, stream), now()
+        found = find_records(session, targets)
         ticket = Ticket(
             ticket_id=f"t-{received:%Y%m%d}-{token_hex(4)}",
             stream=stream,
@@ -42,6 +49,82 @@ def open_ticket(stream: str, targets: Sequence[tuple[str, str]], opened_by: str)
             due_at=tickets.due_date(received, config.deletion.due_days),
             records=sum(map(len, found.values())),
         )
-        tickets.open_ticket(session, ticket, targets, opened_by)
+        ticket = tickets.open_ticket(session, ticket, targets, opened_by)
+        if not config.deletion.approval:
+            ticket = _approve(session, ticket.ticket_id, AUTOMATIC, "the stream asks for no approval")
+    mirror_aliases(stream)
     say(f"ticket {ticket.ticket_id}: {ticket.records} records in {len(found)} shards, due {ticket.due_at:%Y-%m-%d}")
     return ticket
+
+
+def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
+    """Let a ticket take effect: nothing that its records shaped serves from this moment on."""
+    with database.transaction() as session:
+        ticket = _approve(session, ticket_id, by, note)
+    mirror_aliases(ticket.stream)
+    say(f"ticket {ticket_id} approved by {by}")
+    return ticket
+
+
+def _approve(session: Session, ticket_id: str, by: str, note: str) -> Ticket:
+    """Suppress, raise the epoch and withdraw in one transaction: there is no moment between them."""
+    ticket = tickets.approve(session, ticket_id, by, note)
+    withdraw(session, ticket)
+    return ticket
+
+
+def withdraw(session: Session, ticket: Ticket) -> list[int]:
+    """Take every version that the ticket's records may have shaped out of service; returns them."""
+    found = find_records(session, tickets.targets_of(session, ticket.ticket_id))
+    batch_ids = {shard.batch_id for shard in catalog.shards(session, found)}
+    tainted = versions.registered_since(session, ticket.stream, batch_ids)
+    withdraw_versions(session, ticket.stream, tainted, f"ticket {ticket.ticket_id}")
+    return tainted
+
+
+def verify_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
+    """Note who checked the identity of the person that asks."""
+    with database.transaction() as session:
+        return tickets.verify_identity(session, ticket_id, by, note)
+
+
+def deny_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
+    with database.transaction() as session:
+        return tickets.deny(session, ticket_id, by, reason)
+
+
+def extend_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
+    with database.transaction() as session:
+        return tickets.extend(session, ticket_id, by, reason)
+
+
+def overdue_tickets(stream: str | None = None, moment: datetime | None = None) -> list[Ticket]:
+    with database.transaction() as session:
+        return tickets.overdue(session, moment or now(), stream)
+
+
+def read_ticket(ticket_id: str) -> Ticket:
+    with database.transaction() as session:
+        return tickets.get_ticket(session, ticket_id)
+
+
+def reopen_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
+    """Take an exception up again, from the first step that went wrong; `flows.forget` then works it.
+
+    Where an artifact differed, what the closure keeps of earlier training goes: the rebuild starts from the inputs.
+    """
+    with database.transaction() as session:
+        ticket = tickets.get_ticket(session, ticket_id)
+        lead = ticket.lead or ticket_id
+        compared = tickets.done_step(session, lead, "compare") or {"compared": {}}
+        rebuilt = tickets.done_step(session, lead, "rebuild") or {"actions": {}}
+        differs = not all(found["equal"] for found in compared["compared"].values())
+        redo = [*(("rebuild", "compare") if differs else ()), "purge", "sweep", "certify"]
+        tickets.reopen(session, ticket_id, by, reason, redo)
+        for adapter_id in rebuilt["actions"] if differs else ():
+            for stored in catalog.objects_of(session, [f"adapter:{adapter_id}"]):
+                if stored.kind.startswith("checkpoint:"):
+                    catalog.drop_object(session, stored.owner, stored.kind)
+    if differs:
+        prefix_cache.clear(ticket.stream)
+    return read_ticket(ticket_id)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
 
+from infra import database
+from registry import catalog
 from registry.records import Shard
 from registry.stream import Stream
 from tasks import blobs
@@ -13,6 +15,7 @@ from tasks.identity import seed_of
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
+from tasks.release import check_epoch
 from tasks.rows import Row, trainable
 from tasks.shards import load_rows
 from tasks.stopwatch import timing
@@ -46,11 +49,14 @@ def stages_of(stream: Stream, shards: Sequence[Shard]) -> Iterator[Stage]:
             yield Stage(tuple(so_far), seed_of("train", stream.name, name), ids)
 
 
-def train(stream: Stream, owner: str, shards: Sequence[Shard], *, from_scratch: bool = False) -> TrainState:
+def train(
+    stream: Stream, owner: str, shards: Sequence[Shard], *, epoch: int | None = None, from_scratch: bool = False
+) -> TrainState:
     """Train on the shards' rows; the same rows, names and recipe give the same bytes.
 
     Stages whose checkpoint `owner` already holds are not run again, so a killed run resumes and a deletion retrains
     from the last clean slice. `from_scratch` uses neither checkpoints nor cached states: the reference of a comparison.
+    Raises StaleEpochError at the next checkpoint where a ticket took effect since `epoch`.
     """
     state: TrainState | None = None
     for stage in stages_of(stream, shards):
@@ -62,7 +68,11 @@ def train(stream: Stream, owner: str, shards: Sequence[Shard], *, from_scratch: 
         state = _train_stage(stream, stage, state, from_scratch)
         if not from_scratch:
             where = blobs.prefix(stream.name, shards[0].group)
-            blobs.save_tensors(where, owner, kind, state.to_tensors())
+            stored = blobs.store_tensors(where, owner, kind, state.to_tensors())
+            with database.transaction() as session:
+                if epoch is not None:
+                    check_epoch(session, stream.name, epoch, f"training {owner}")
+                catalog.put_object(session, stored)
     assert state is not None, f"{owner} has no row to train on"
     return state
 

@@ -1,0 +1,16 @@
+"""Learning, merging and forgetting a stream do not overlap, in whatever process they run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from infra.locks import exclusive
+
+PATIENCE_SECONDS = 6 * 3600.0
+"""What one of them waits for another: a batch that trains on a CPU takes hours."""
+
+
+@contextmanager
+def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
+    """Hold the stream while the block runs. Raises HeldError, which names the holder, after `wait_seconds`."""
+    with exclusive(f"stream {stream}", wait_seconds):
+        yield
