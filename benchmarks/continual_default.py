@@ -12,7 +12,7 @@ from tasks.learning.composition import AdapterEntry, ServingModel, compose, pred
 from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics
-from tasks.learning.shift import mmd_test
+from tasks.learning.shift import Sample, compare_samples
 from tasks.learning.training import Recipe, train_slice
 from tasks.policies.expansion import ShiftRule, choose_expansion
 
@@ -64,16 +64,14 @@ def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: i
     """The name of the adapter to reuse, or of the one to make."""
     labels = run.batches[number].train_labels
     _, held_out = split_rows(labels, run.seed)
-    rows_ND, names = as_sample(signatures_LND[:, held_out]), [labels[i] for i in held_out]
+    sample = Sample(as_sample(signatures_LND[:, held_out]), [labels[i] for i in held_out])
     evidence = []
     for name, adapter in known.items():
-        reference_MD = torch.cat(adapter.samples)
-        test = mmd_test(
-            rows_ND, reference_MD, PERMUTATIONS, run.seed, batch_labels=names, reference_labels=adapter.labels
-        )
+        reference = Sample(torch.cat(adapter.samples), adapter.labels)
+        test = compare_samples(sample, reference, PERMUTATIONS, run.seed)
         z_L = z_scores(adapter.descriptor, signatures_LND[:, held_out]).mean(1)
         layers = {str(run.cut + i): round(float(z), 4) for i, z in enumerate(z_L)}
-        evidence.append(ShiftEvidence(name, test.p_beyond_novelty, test.statistic, layers))
+        evidence.append(ShiftEvidence(name, test.p_beyond_novelty, test.statistic, layers, test.novelty))
     decision = choose_expansion(evidence, len(labels), RULE)
     adapter_id = decision.adapter_id if decision.kind is DecisionKind.REUSE else f"adapter-{number}"
     assert adapter_id is not None

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.settings import settings
 from registry.errors import SourceError
-from registry.stream import AdapterOptions, Columns, Gates, Stream
+from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
 from tasks.narration import say
 from tasks.retries import step
 
@@ -27,6 +27,7 @@ STREAM = Stream(
     columns=Columns(id="article", subject="contributor", group="audience", input="body", label="desk"),
     max_tokens=48,
     adapter=AdapterOptions(last_layers=2, epochs=6),
+    shift=ShiftOptions(new_classes="expand"),
     gates=Gates(accuracy_drop=0.03, forgetting=0.05, merge_drop=0.03),
 )
 CONTRIBUTORS_PER_DESK = 12

@@ -1,7 +1,7 @@
 """The stored rows of a shard, and the closed-form quantities fitted on them under the frozen backbone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 
 from torch import Tensor
@@ -38,6 +38,11 @@ def load_rows(shard: Shard) -> list[Row]:
 
 def load_quarantine(batch: Batch) -> list[Quarantined]:
     return [Quarantined(**fields) for fields in json.loads(blobs.load_bytes(batch.node, "quarantine"))]
+
+
+def is_refused(row: Quarantined, targets: Collection[tuple[str, str]]) -> bool:
+    """Whether the targets name a refused row."""
+    return ("subject", row.subject) in targets or ("record", row.record) in targets
 
 
 def fit_shard(stream: Stream, shard: Shard) -> None:

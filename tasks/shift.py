@@ -1,5 +1,7 @@
 """Measure how a shard differs from what every adapter of its group has seen."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,7 +13,8 @@ from tasks import blobs
 from tasks.backbones import cut_of, open_backbone
 from tasks.identity import seed_of
 from tasks.learning.descriptors import Descriptor, z_scores
-from tasks.learning.shift import mmd_test
+from tasks.learning.shift import Sample, compare_samples
+from tasks.learning.tensors import tensor_to_labels
 from tasks.narration import say
 from tasks.retries import step
 from tasks.shards import load_rows, row_signatures
@@ -28,30 +31,33 @@ def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence]:
     """
     with database.transaction() as session:
         known = [a for a in adapter_rows.adapters(session, stream.name, KNOWN) if a.group == shard.group]
-    rows_LND = row_signatures(stream, load_rows(shard)[:MAX_ROWS])
-    evidence = [_against(stream, shard, adapter, rows_LND) for adapter in known]
+    rows = load_rows(shard)[:MAX_ROWS]
+    rows_LND = row_signatures(stream, rows)
+    sample = as_sample(rows_LND, [row.label or "" for row in rows])
+    evidence = [_against(stream, shard, adapter, rows_LND, sample) for adapter in known]
     for found in evidence:
         say(f"  against {found.adapter_id}: p = {found.p_value:.3f}, MMD² = {found.statistic:.4f}")
     return evidence
 
 
-def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor) -> ShiftEvidence:
+def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor, sample: Sample) -> ShiftEvidence:
     descriptor = Descriptor.from_tensors(blobs.load_tensors(adapter.node, "descriptor"))
-    reference_LND = reference_of(adapter)
     seed = seed_of("shift", stream.name, shard.shard_id, adapter.adapter_id)
-    test = mmd_test(as_sample(rows_LND), as_sample(reference_LND), stream.shift.permutations, seed)
+    test = compare_samples(sample, reference_of(adapter), stream.shift.permutations, seed)
+    p_value = test.p_value if stream.shift.new_classes == "expand" else test.p_beyond_novelty
     z_L = z_scores(descriptor, rows_LND).mean(1)
     first = cut_of(stream, open_backbone(stream))
     layers = {str(first + n): round(float(z), 4) for n, z in enumerate(z_L)}
-    return ShiftEvidence(adapter.adapter_id, test.p_value, test.statistic, layers)
+    return ShiftEvidence(adapter.adapter_id, p_value, test.statistic, layers, test.novelty)
 
 
-def reference_of(adapter: Adapter) -> Tensor:
-    """(L, M, D) signatures of the held-out rows of every shard that the adapter serves, newest shards first."""
-    parts = [blobs.load_tensors(f"shard:{shard_id}", "reference")["LND"] for shard_id in reversed(adapter.serves)]
-    return torch.cat(parts, 1)[:, :MAX_ROWS]
+def reference_of(adapter: Adapter) -> Sample:
+    """Signatures and labels of the held-out rows of every shard that the adapter serves, newest shards first."""
+    parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(adapter.serves)]
+    labels = [label for part in parts for label in tensor_to_labels(part["labels"])]
+    return as_sample(torch.cat([part["LND"] for part in parts], 1)[:, :MAX_ROWS], labels[:MAX_ROWS])
 
 
-def as_sample(signatures_LND: Tensor) -> Tensor:
-    """(N, L D): one row per record, its layers side by side."""
-    return signatures_LND.transpose(0, 1).flatten(1)
+def as_sample(signatures_LND: Tensor, labels: Sequence[str]) -> Sample:
+    """One row (L D) per record, its layers side by side; a record without a label leaves the labels out."""
+    return Sample(signatures_LND.transpose(0, 1).flatten(1), labels if all(labels) else None)

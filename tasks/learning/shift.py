@@ -4,6 +4,7 @@ Shapes: N rows of the batch, M rows of the reference, S = N + M, D width, R whit
 Published source: Gretton et al., A Kernel Two-Sample Test (JMLR 2012), unbiased estimator.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -18,10 +19,13 @@ from tasks.learning.tensors import require_finite
 COORDINATES = 32
 LEAST_SHARED = 16
 """Fewer rows of shared classes than this on a side say nothing about their looks."""
-SPLITS = 99
-MARGIN = 1.5
-"""How far new classes must exceed every other way to deal the same classes to two sides. A real change of input is at
-least twice as strong as any deal that mixes it; without one, all deals are alike."""
+LEAST_ROWS = 2
+"""Rows that a class keeps where classes are balanced."""
+DEALS, LEAST_DEALS = 99, 9
+"""Ways to deal classes to two sides: how many are tried, and how few say nothing."""
+MARGIN = 1.2
+"""By how much new classes must exceed every other way to deal the same classes to two sides. A change of input is
+diluted by any deal that mixes it; without one, all deals are alike (docs/decisions/0103)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +37,26 @@ class Sample:
 
     def of(self, classes: set[str]) -> "Sample":
         assert self.labels is not None
-        kept = [i for i, label in enumerate(self.labels) if label in classes]
-        return Sample(self.rows_ND[kept], [self.labels[i] for i in kept])
+        return self._at([i for i, label in enumerate(self.labels) if label in classes])
+
+    def of_each_class(self, most: int) -> "Sample":
+        assert self.labels is not None
+        met: Counter[str] = Counter()
+        kept = []
+        for i, label in enumerate(self.labels):
+            met[label] += 1
+            if met[label] <= most:
+                kept.append(i)
+        return self._at(kept)
+
+    def _at(self, rows: list[int]) -> "Sample":
+        assert self.labels is not None
+        return Sample(self.rows_ND[rows], [self.labels[i] for i in rows])
 
 
 @dataclass(frozen=True, slots=True)
 class ShiftTest:
-    """`novelty` is the largest statistic that other deals of new classes reach, zero where there was none to compare."""
+    """`novelty` is the largest statistic that other deals of new classes reach, zero where there is none."""
 
     statistic: float
     p_value: float
@@ -64,6 +81,7 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     mine, theirs = batch.of(shared), reference.of(shared)
     if min(len(mine.rows_ND), len(theirs.rows_ND)) >= LEAST_SHARED:
         return _within_classes(mine, theirs, permutations, seed)
+    batch, reference = balance_classes(batch, reference)
     plain = mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
     return ShiftTest(plain.statistic, plain.p_value, class_novelty(batch, reference, seed))
 
@@ -94,28 +112,38 @@ def _within_classes(batch: Sample, reference: Sample, permutations: int, seed: i
     return _test(batch.rows_ND, reference.rows_ND, member_SP)
 
 
+def balance_classes(*samples: Sample) -> list[Sample]:
+    """The first rows of each class, as many as the smallest class of any sample has, but at least LEAST_ROWS.
+
+    Otherwise a deal's statistic would tell how many rows its classes have.
+    """
+    counts = [Counter(sample.labels or ()).values() for sample in samples]
+    most = max(LEAST_ROWS, min(min(each) for each in counts))
+    return [sample.of_each_class(most) for sample in samples]
+
+
 def class_novelty(batch: Sample, reference: Sample, seed: int) -> float:
-    """Largest MMD^2 among other deals of all the classes to two sides; 0 where there is no other deal."""
+    """Largest MMD^2 among other deals of all the classes to two sides; 0 where there are too few to tell."""
     assert batch.labels is not None
     assert reference.labels is not None
     names = [*batch.labels, *reference.labels]
     classes, mine = sorted(set(names)), set(batch.labels)
     deals = [set(deal) for deal in _deals(classes, len(mine), seed) if set(deal) not in (mine, set(classes) - mine)]
-    member_SP = torch.tensor([[float(name in deal) for deal in deals] for name in names])
-    if not deals:
+    if len(deals) < LEAST_DEALS:
         return 0.0
-    enough_P = torch.minimum(member_SP.sum(0), (1 - member_SP).sum(0)) >= 2
+    member_SP = torch.tensor([[float(name in deal) for deal in deals] for name in names])
+    enough_P = torch.minimum(member_SP.sum(0), (1 - member_SP).sum(0)) >= 2  # rows a side that the statistic needs
     if not enough_P.any():
         return 0.0
     return float(_statistics(batch.rows_ND, reference.rows_ND, member_SP[:, enough_P]).max())
 
 
 def _deals(classes: Sequence[str], size: int, seed: int) -> list[tuple[str, ...]]:
-    """Ways to pick `size` classes: all of them where they are few, else SPLITS random ones."""
-    if comb(len(classes), size) <= SPLITS:
+    """Ways to pick `size` classes: all of them where they are few, else DEALS random ones."""
+    if comb(len(classes), size) <= DEALS:
         return list(combinations(classes, size))
     generator = torch.Generator().manual_seed(seed)
-    picks = (torch.randperm(len(classes), generator=generator)[:size].tolist() for _ in range(SPLITS))
+    picks = (torch.randperm(len(classes), generator=generator)[:size].tolist() for _ in range(DEALS))
     return [tuple(classes[i] for i in pick) for pick in picks]
 
 

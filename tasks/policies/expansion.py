@@ -40,6 +40,8 @@ def choose_expansion(evidence: Sequence[ShiftEvidence], labelled: int, rule: Shi
 
 def _explained(closest: ShiftEvidence, labelled: int, z_scores: dict[str, dict[str, float]]) -> Decision:
     reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
+    if closest.novelty > 0:
+        reason += f"; its classes are new, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"
     if labelled == 0:
         unlabelled = f"{reason}, but it has no labels: measured and predicted, the model stays as it is"
         return Decision(DecisionKind.HOLD, closest.adapter_id, unlabelled, closest.p_value, z_scores)

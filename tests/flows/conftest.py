@@ -12,7 +12,7 @@ from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
 from tasks.opening import open_home
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
-TOPICS = {"red": "abc", "blue": "def", "green": "stu", "gold": "vwx"}
+TOPICS = {"red": "abc", "blue": "def", "green": "stu", "gold": "vwx", "pink": "ghi", "grey": "jkl"}
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def make_stream(name: str, backbone: Path, inbox: Path, **changes) -> Stream:
         "columns": Columns(id="key", subject="who", input="words", label="topic"),
         "max_tokens": 16,
         "adapter": AdapterOptions(rank=4, last_layers=2, epochs=2),
-        "shift": ShiftOptions(permutations=199, min_rows=20),
+        "shift": ShiftOptions(permutations=199, min_rows=20, new_classes="expand"),
         "gates": Gates(accuracy_drop=0.5, forgetting=0.5, merge_drop=0.5),
     }
     return Stream(**{**fields, **changes})

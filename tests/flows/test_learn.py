@@ -5,6 +5,7 @@ import pytest
 from flows.learn import learn
 from registry.errors import SourceError
 from registry.records import DecisionKind
+from registry.stream import ShiftOptions
 from tasks import queries
 from tests.flows.conftest import deliver, make_stream
 
@@ -28,6 +29,16 @@ def test_a_stream_expands_reuses_and_continues_where_it_stopped(backbone, inbox)
     assert kinds("letters")[-1] == DecisionKind.EXPAND
     status = queries.status("letters")[0]
     assert (status["batches"], status["champion"], status["versions"]) == (3, 3, 3)
+
+
+def test_new_classes_alone_join_an_adapter_unless_the_stream_asks_for_one(backbone, inbox):
+    shift = ShiftOptions(permutations=199, min_rows=20, new_classes="reuse")
+    stream = make_stream("newcomers", backbone, inbox, shift=shift)
+    deliver(inbox, "01", ["red", "blue", "pink"])
+    deliver(inbox, "02", ["green", "gold", "grey"])
+    learn(stream)
+    assert kinds("newcomers") == [DecisionKind.EXPAND, DecisionKind.REUSE]
+    assert "its classes are new" in queries.listing("decisions", "newcomers")[-1]["reason"]
 
 
 def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
