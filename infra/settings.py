@@ -49,6 +49,12 @@ class Settings(BaseSettings):
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
     threads: int = Field(default=2, ge=1)
+    state_cache_bytes: int = Field(default=20 << 30, ge=0)
+    """Hidden states of the frozen prefix, all streams together; the least recently used go first."""
+    device_flops: float | None = Field(default=None, gt=0)
+    """FLOP/s of the device, for the choice to keep hidden states or compute them again; None for a usual value."""
+    disk_bandwidth: float = Field(default=1e9, gt=0)
+    """Bytes/s that the home's disk reads, for the same choice."""
     blob_cache_bytes: int = Field(default=4 << 30, ge=0)
     """Local copies of tensors from the artifact bucket; the least recently used go first."""
     notify: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")

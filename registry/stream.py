@@ -70,6 +70,17 @@ class ShiftOptions(_Section):
     new_classes: Literal["reuse", "expand"] = Field("reuse", description="what classes that no adapter has met ask for")
 
 
+class CacheOptions(_Section):
+    """How the frozen prefix's hidden states are kept on local disk."""
+
+    dtype: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32", description="float32 is exact; the others take a half or a quarter of the disk and round"
+    )
+    policy: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto compares the disk with the device and logs which won"
+    )
+
+
 class Gates(_Section):
     accuracy_drop: float = Field(0.01, ge=0, le=1, description="largest loss on all held-out rows against the champion")
     forgetting: float = Field(0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion")
@@ -112,6 +123,7 @@ class Stream(_Section):
     shift: ShiftOptions = ShiftOptions()
     composition: str = Field("retrieve", pattern="^retrieve$")
     gates: Gates = Gates()
+    cache: CacheOptions = CacheOptions()
     deletion: Deletion = Deletion()
     tasks: TaskOptions = TaskOptions()
     owner: str | None = Field(None, description="who answers for the stream; shown on its deployments")
@@ -130,6 +142,8 @@ class Stream(_Section):
         shaping = self.model_dump(
             mode="json", include={"name", "task", "backbone", "max_tokens", "adapter", "composition"}
         )
+        if self.cache.dtype != "float32":
+            shaping["states"] = self.cache.dtype
         return sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 

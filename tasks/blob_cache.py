@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from threading import get_ident
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,13 +15,14 @@ from torch import Tensor
 from infra import storage
 from infra.settings import settings
 from registry import artifacts
+from tasks import disk_cache
 
 
 def read_tensors(key: str, sha256: str) -> dict[str, Tensor]:
     """The blob's tensors, from the local file where there is one; TamperedBlobError when S3's bytes are not those."""
     path = _path(sha256)
     if not _holds(path, sha256):
-        _write(path, artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256))
+        disk_cache.write_whole(path, artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256))
     else:
         os.utime(path)
     return load_file(path)
@@ -48,14 +48,8 @@ def retain(digests: Iterable[str]) -> int:
 
 
 def trim() -> None:
-    """Drop the least recently used copies until the rest fits, and what killed processes left behind."""
-    files = sorted(((path.stat(), path) for path in _root().glob("*/*")), key=lambda each: each[0].st_mtime)
-    excess = sum(stat.st_size for stat, _ in files) - settings().blob_cache_bytes
-    for stat, path in files:
-        if excess <= 0:
-            return
-        path.unlink(missing_ok=True)
-        excess -= stat.st_size
+    """Drop the least recently used copies until the rest fits the limit."""
+    disk_cache.trim(_root().glob("*/*"), settings().blob_cache_bytes)
 
 
 def _root() -> Path:
@@ -71,10 +65,3 @@ def _holds(path: Path, sha256: str) -> bool:
         return False
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}-{get_ident()}")
-    partial.write_bytes(data)
-    partial.replace(path)

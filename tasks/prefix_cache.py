@@ -1,46 +1,82 @@
 """Hidden states at the cut, one file per record: computed once, read by every later step, purged by record.
 
-A file is raw float32; its name is the record's keyed hash under a folder named by what the states depend on. States
-are those of the record alone (the backbone encodes batch-invariantly), so a deletion removes files and stales none.
+A file holds unpadded rows; its name is the record's keyed hash under a folder named by what the states depend on.
+States are those of the record alone (the backbone encodes batch-invariantly), so a deletion removes files and stales
+none.
 """
 
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from infra.settings import settings
 from registry.stream import Stream, TaskType
+from tasks import disk_cache
 from tasks.backbones import cut_of, open_backbone
+from tasks.learning.stored_states import BYTES_PER_VALUE, pack, rounded, unpack
+from tasks.narration import say
+from tasks.policies.caching import CachePlan, cache_or_recompute
 from tasks.rows import Row
 from tasks.stopwatch import timing
 from tasks.suffix_memory import forget_passes
 
 CHUNK = 64
+CPU_FLOPS, CUDA_FLOPS = 50e9, 400e12  # per thread, per device: usual values, a setting overrules
 
 
 def states_of(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
     """Per row the states entering the cut, (T, D) float32; encodes what the cache does not hold."""
-    encode_missing(stream, rows)
-    width = open_backbone(stream).width
-    return [torch.from_numpy(np.fromfile(_file(stream, row.record), np.float32)).view(-1, width) for row in rows]
+    found = [_read(stream, row.record) for row in rows]
+    missing = [n for n, state_TD in enumerate(found) if state_TD is None]
+    for n, state_TD in zip(missing, _encode_and_keep(stream, [rows[n] for n in missing]), strict=True):
+        found[n] = state_TD
+    return [state_TD for state_TD in found if state_TD is not None]
 
 
 def encode_missing(stream: Stream, rows: Sequence[Row]) -> int:
-    """Run the frozen prefix for rows that the cache does not hold; returns how many."""
-    missing = [row for row in rows if not _file(stream, row.record).exists()]
-    for start in range(0, len(missing), CHUNK):
-        chunk = missing[start : start + CHUNK]
-        for row, state_TD in zip(chunk, encode(stream, chunk), strict=True):
-            _write(_file(stream, row.record), state_TD)
+    """Run the frozen prefix for rows that the cache does not hold; returns how many. None where nothing is cached."""
+    missing = [row for row in rows if not _file(stream, row.record).exists()] if plan_of(stream).cached else []
+    for _ in _encode_and_keep(stream, missing):
+        pass
     return len(missing)
+
+
+def plan_of(stream: Stream) -> CachePlan:
+    """Whether this process keeps the stream's states, and why; said once."""
+    backbone = open_backbone(stream)
+    width, dtype = BYTES_PER_VALUE[stream.cache.dtype], stream.cache.dtype
+    flops = settings().device_flops or (
+        CUDA_FLOPS if backbone.device.type == "cuda" else CPU_FLOPS * settings().threads
+    )
+    shape = (backbone.width, cut_of(stream, backbone), width)
+    return _plan(stream.name, dtype, stream.cache.policy, *shape, flops, settings().disk_bandwidth)
+
+
+@cache
+def _plan(stream: str, dtype: str, *question: Any) -> CachePlan:
+    plan = cache_or_recompute(*question)
+    say(f"{stream}: hidden states are {f'kept as {dtype}' if plan.cached else 'not kept'}, {plan.reason}")
+    return plan
+
+
+def _encode_and_keep(stream: Stream, rows: Sequence[Row]) -> Iterator[Tensor]:
+    keep = bool(rows) and plan_of(stream).cached
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        for row, state_TD in zip(chunk, encode(stream, chunk), strict=True):
+            if keep:
+                disk_cache.write_whole(_file(stream, row.record), pack(state_TD, stream.cache.dtype))
+            yield state_TD
+    if keep:
+        disk_cache.trim(_root(stream.name).parent.rglob("*"), settings().state_cache_bytes)
 
 
 def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
@@ -52,9 +88,9 @@ def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
 def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
     """The states of raw inputs: UTF-8 text, or image files."""
     backbone = open_backbone(stream)
-    if stream.task == TaskType.IMAGE:
-        return backbone.encode([Image.open(BytesIO(i)).convert("RGB") for i in inputs], cut_of(stream, backbone))
-    return backbone.encode([i.decode() for i in inputs], cut_of(stream, backbone))
+    images = stream.task == TaskType.IMAGE
+    raw: Any = [Image.open(BytesIO(i)).convert("RGB") if images else i.decode() for i in inputs]
+    return [rounded(state_TD, stream.cache.dtype) for state_TD in backbone.encode(raw, cut_of(stream, backbone))]
 
 
 def purge(stream: Stream, records: Iterable[str]) -> int:
@@ -81,12 +117,16 @@ def _root(stream_name: str) -> Path:
 
 def _file(stream: Stream, record: str) -> Path:
     backbone = open_backbone(stream)
-    key = sha256(f"{backbone.digest}\x1f{cut_of(stream, backbone)}\x1ffloat32".encode()).hexdigest()[:16]
+    key = sha256(f"{backbone.digest}\x1f{cut_of(stream, backbone)}\x1f{stream.cache.dtype}".encode()).hexdigest()[:16]
     return _root(stream.name) / key / record[:2] / record
 
 
-def _write(path: Path, state_TD: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    state_TD.contiguous().numpy().astype(np.float32).tofile(partial)
-    partial.replace(path)
+def _read(stream: Stream, record: str) -> Tensor | None:
+    """The states that the cache holds; None where it holds none, also because room was made for others."""
+    path = _file(stream, record)
+    try:
+        data = path.read_bytes()
+        os.utime(path)
+    except FileNotFoundError:
+        return None
+    return unpack(data, stream.cache.dtype, open_backbone(stream).width)

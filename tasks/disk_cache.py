@@ -1,0 +1,27 @@
+"""What the caches on the local disk share: whole files or none, and a limit that the oldest make room for."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from threading import get_ident
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that other processes see whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def trim(paths: Iterable[Path], limit: int) -> int:
+    """Delete the least recently used files until the rest fits the limit in bytes; returns how many went."""
+    files = sorted(((path.stat(), path) for path in paths if path.is_file()), key=lambda each: each[0].st_mtime)
+    excess, gone = sum(stat.st_size for stat, _ in files) - limit, 0
+    for stat, path in files:
+        if excess <= 0:
+            break
+        path.unlink(missing_ok=True)
+        excess -= stat.st_size
+        gone += 1
+    return gone
