@@ -10,10 +10,11 @@ from tasks.closing import certify, close
 from tasks.comparison import compare
 from tasks.exclusion import alone
 from tasks.forgetting import begin, next_tickets, quarantine, resolve
-from tasks.purging import purge, sweep
+from tasks.purging import purge
 from tasks.rebuilding import drop, rebuild
 from tasks.registration import register_rebuilt, serve_meanwhile
 from tasks.reports import report_ticket
+from tasks.sweeping import sweep
 from tasks.tickets import read_ticket
 
 
@@ -43,7 +44,7 @@ def work(stream: Stream, together: Sequence[Ticket]) -> None:
     compared = compare(stream, together, resolved, rebuilt)
     register_rebuilt(stream, together, compared)
     purged = purge(stream, together, resolved, quarantined)
-    swept = sweep(stream, together)
+    swept = sweep(stream, together, resolved, quarantined)
     details = {"resolve": resolved, "rebuild": rebuilt, "compare": compared, "purge": purged, "sweep": swept}
     for ticket in together:
         certified = certify(stream, ticket, together, details)

@@ -15,6 +15,8 @@ from registry.errors import CertificateError
 
 Certificate = dict[str, Any]
 
+BEGINNING = "0" * 64
+
 
 def sign(content: Certificate, key: Ed25519PrivateKey) -> bytes:
     """The certificate's bytes: the content, the public key and the signature over both."""
@@ -51,6 +53,30 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         ) from None
     content: Certificate = body
     return content
+
+
+def verify_chain(certificates: Iterable[bytes], trusted_key: str | None = None) -> list[Certificate]:
+    """The contents in the order of the chain, from the first certificate of a home to its newest.
+
+    Raises CertificateError where a signature fails, or one of them was taken out, put in or moved. Certificates cut off
+    at the end show by comparison with the issuer's newest digest.
+    """
+    following: dict[str, tuple[str, Certificate]] = {}
+    for each in certificates:
+        content = verify(each, trusted_key)
+        if content["previous_certificate"] in following:
+            raise CertificateError(f"two certificates follow the same one; the second is {content['ticket']}")
+        following[content["previous_certificate"]] = digest(each), content
+    chain, head = [], BEGINNING
+    while head in following:
+        head, content = following.pop(head)
+        chain.append(content)
+    if following:
+        lost = ", ".join(sorted(content["ticket"] for _, content in following.values()))
+        raise CertificateError(
+            f"the chain breaks after {len(chain)} certificates: one before {lost} is missing or changed"
+        )
+    return chain
 
 
 def render_markdown(content: Certificate) -> str:

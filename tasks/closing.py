@@ -1,6 +1,7 @@
 """Sign what was done, and close the tickets: complete, or an exception that names what is left and how to go on."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
@@ -44,7 +45,9 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
             content = _content(session, stream, ticket, together, details, previous)
             certificate = sign(content, keys.signing_key())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
-            catalog.put_object(session, stored)
+            # the newest by its kind, and each by its digest: the chain needs those before a reopening too
+            kept = replace(stored, kind=f"certificate:{stored.sha256[:16]}")
+            catalog.put_objects(session, [stored, kept])
             tickets.add_certificate(session, ticket.ticket_id, digest(certificate), previous, stored.key)
             noted = {"guarantee": content["guarantee"], "left": what_is_left(ticket.ticket_id, details)}
             tickets.finish_step(session, ticket.ticket_id, "certify", noted, 0.0)
@@ -55,6 +58,8 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
 def _write_beside_home(ticket: Ticket) -> None:
     certificate = blobs.load_bytes(_node(ticket), "certificate")
     path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
+    if path.exists() and path.read_bytes() != certificate:
+        path.replace(path.with_stem(f"{ticket.ticket_id}-{digest(path.read_bytes())[:16]}"))
     write_private(path, certificate)
     write_private(path.with_suffix(".md"), render_markdown(verify(certificate)).encode())
 

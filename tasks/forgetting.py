@@ -18,6 +18,7 @@ from tasks.policies.forgetting import Plan, plan_repairs
 from tasks.promotion import mirror_aliases
 from tasks.retries import step
 from tasks.saga import Detail, once
+from tasks.shards import is_refused, load_quarantine
 from tasks.tickets import AUTOMATIC, Targets, approve_ticket, find_records, withdraw
 
 SERVED = ("statistics", "weights", "descriptor")
@@ -73,13 +74,14 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
     """Closure, plan, and the keys of every blob that is about to be replaced: before anything changes."""
 
     def work() -> Detail:
+        refused = _batches_that_refused(stream, together)
         with database.transaction() as session:
             named = {t.ticket_id: tickets.targets_of(session, t.ticket_id) for t in together}
             found = {ticket_id: find_records(session, targets) for ticket_id, targets in named.items()}
             leaving = find_records(session, [target for targets in named.values() for target in targets])
             plan = plan_for(session, stream.name, {shard_id: len(keys) for shard_id, keys in leaving.items()})
             touched = catalog.shards(session, leaving)
-            batch_ids = sorted({shard.batch_id for shard in touched})
+            batch_ids = sorted({shard.batch_id for shard in touched} | refused)
             owners = [f"adapter:{repair.adapter_id}" for repair in plan.repairs]
             owners += [shard.node for shard in touched] + [f"batch:{batch_id}" for batch_id in batch_ids]
             objects = catalog.objects_of(session, owners)
@@ -101,6 +103,14 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
     detail = once(together, "resolve", work)
     say(f"  closure: {detail['records']} records, shards {detail['shards']}, {len(detail['repairs'])} adapters")
     return detail
+
+
+def _batches_that_refused(stream: Stream, together: Sequence[Ticket]) -> set[str]:
+    """Batches whose list of refused rows names a target: such a row is no record, but it lies in the source object."""
+    with database.transaction() as session:
+        targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
+        batches = [batch for batch in catalog.batches(session, stream.name) if batch.quarantined]
+    return {batch.batch_id for batch in batches if any(is_refused(row, targets) for row in load_quarantine(batch))}
 
 
 def _counts(reached: Mapping[int, Sequence[int]]) -> Detail:

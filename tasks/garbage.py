@@ -1,6 +1,7 @@
 """Blobs that nothing live names: neither a node of the catalog nor a version that could serve."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from infra import database, storage
 from infra.settings import settings
@@ -8,12 +9,17 @@ from registry import artifacts, catalog, versions
 from registry.records import VersionState
 from tasks import blobs
 from tasks.assembly import keys_in, load_json
+from tasks.exclusion import alone
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
     keys: tuple[str, ...]
     size: int
+    """Bytes of all their versions."""
+    references: int
+    """How often the catalog and the manifests of READY versions name a blob that stays."""
+    live: int
 
 
 def find_garbage(stream: str) -> Garbage:
@@ -23,14 +29,39 @@ def find_garbage(stream: str) -> Garbage:
         ready = versions.versions(session, stream, VersionState.READY)
         manifests = [(v.manifest_key, versions.manifest_digest(session, stream, v.version)) for v in ready]
         owned = catalog.all_keys(session, blobs.stream_prefix(stream))
-    live = owned | {key for key, _ in manifests}
-    live |= {key for manifest in manifests for key in keys_in(load_json(*manifest))}
+    named = [owned, {key for key, _ in manifests}, *(keys_in(load_json(*manifest)) for manifest in manifests)]
+    live = set().union(*named)
     stored = artifacts.list_versions(storage.s3(), bucket, blobs.stream_prefix(stream))
-    stored_keys = {version.key: version.size for version in stored}
-    dead = sorted(set(stored_keys) - live)
-    return Garbage(tuple(dead), sum(stored_keys[key] for key in dead))
+    dead = {version.key for version in stored} - live
+    size = sum(version.size for version in stored if version.key in dead)
+    return Garbage(tuple(sorted(dead)), size, sum(map(len, named)), len(live))
 
 
 def collect_garbage(stream: str) -> list[tuple[str, str]]:
-    """Remove every version of every dead blob; returns (key, version) pairs."""
+    """Remove every version of every dead blob; returns (key, version) pairs. The caller holds the stream: a blob is
+    written before it is named."""
     return blobs.purge(find_garbage(stream).keys)
+
+
+def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
+    """Remove dead blobs and uploads that were never completed, and say what that was. Raises HeldError while another
+    process works on the stream."""
+    if dry_run:
+        found, uploads = find_garbage(stream), _unfinished(stream)
+    else:
+        with alone(stream, wait_seconds=0):
+            found, uploads = find_garbage(stream), _unfinished(stream)
+            blobs.purge(found.keys)
+            artifacts.abort_uploads(storage.s3(), settings().artifact_bucket, uploads)
+    return {
+        "stream": stream,
+        "live_blobs": found.live,
+        "references": found.references,
+        "dead_blobs": len(found.keys),
+        "dead_bytes": found.size,
+        "unfinished_uploads": len(uploads),
+    }
+
+
+def _unfinished(stream: str) -> list[artifacts.Upload]:
+    return artifacts.list_uploads(storage.s3(), settings().artifact_bucket, blobs.stream_prefix(stream))

@@ -3,26 +3,20 @@
 from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from hashlib import sha256
-from io import BytesIO
-from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
-import pyarrow.parquet as pq
-
-from infra import database, disk_sweep, storage, tracking
+from infra import database, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, model_purge, models, row_sweep, tickets, versions
+from registry import artifacts, catalog, model_purge, models, tickets, versions
 from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, Delivery, Ticket, VersionState
 from registry.stream import Stream
-from tasks import source
+from tasks import blobs, source
 from tasks.garbage import collect_garbage
-from tasks.markers import attributable, load_markers, texts_of
 from tasks.narration import say
-from tasks.reading import is_suppressed, read_table
+from tasks.reading import as_text, is_suppressed, read_table
 from tasks.retries import step
 from tasks.saga import Detail, once
-from tasks.shards import load_rows
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,7 +34,7 @@ def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         removed = [_attempt(refused, _erase_version, stream, version) for version in quarantined["versions"]]
         removed.append(_attempt(refused, _purge_orphans, stream))
         removed.append(_attempt(refused, _purge_garbage, stream))
-        targets = _targets(together)
+        targets = targets_of(together)
         rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in resolved["batches"]]
         _compact()
         return {
@@ -68,7 +62,7 @@ def _attempt(refused: list[str], work: Callable[P, R], *args: P.args, **kwargs: 
         return None
 
 
-def _targets(together: Sequence[Ticket]) -> set[tuple[str, str]]:
+def targets_of(together: Sequence[Ticket]) -> set[tuple[str, str]]:
     with database.transaction() as session:
         return set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
 
@@ -83,7 +77,11 @@ def _erase_version(stream: Stream, version: int) -> tuple[int, int]:
 
 
 def _purge_garbage(stream: Stream) -> tuple[int, int]:
-    return 0, len(collect_garbage(stream.name))
+    """Dead blobs, and uploads that never ended: no listing of versions shows their parts, no sweep can read them."""
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    uploads = artifacts.list_uploads(s3, bucket, blobs.stream_prefix(stream.name))
+    artifacts.abort_uploads(s3, bucket, uploads)
+    return 0, len(uploads) + len(collect_garbage(stream.name))
 
 
 def _purge_orphans(stream: Stream) -> tuple[int, int]:
@@ -133,15 +131,12 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
     with database.transaction() as session:
         batch = catalog.get_batch(session, batch_id)
     bucket, key = source.split_s3(batch.uri) if batch.uri.startswith("s3://") else ("", "")
-    if bucket != settings().inbox_bucket or not key.endswith(".parquet"):
+    if bucket != settings().inbox_bucket:
         return False
     _, data = source.fetch(batch.uri, "")
-    table = read_table(data, batch.uri)
-    left = table.filter([not _is_target(stream, fields, targets) for fields in table.to_pylist()])
-    if left.num_rows < table.num_rows:
-        sink = BytesIO()
-        pq.write_table(left, sink)
-        data = sink.getvalue()
+    named = named_rows(stream, data, batch.uri, targets)
+    if any(named):
+        data = source.without_rows(data, batch.uri, named)
         # known before it lies there: a crash in between must not make the rest of the batch a new batch
         _know(stream, batch, data, "")
         storage.s3().put_object(Bucket=bucket, Key=key, Body=data)
@@ -172,15 +167,13 @@ def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:
         catalog.add_delivery(session, stream.name, delivery, batch.batch_id)
 
 
-def _is_target(stream: Stream, fields: dict[str, Any], targets: Set[tuple[str, str]]) -> bool:
-    named = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
-    columns = stream.columns
-    id_, subject = (fields.get(name) for name in (columns.id, columns.subject or columns.id))
-    return is_suppressed(stream, _name(id_), _name(subject), named)
-
-
-def _name(value: object) -> str | None:
-    return None if value is None else str(value).strip()
+def named_rows(stream: Stream, data: bytes, uri: str, targets: Set[tuple[str, str]]) -> list[bool]:
+    """Per row of a source object, whether the targets name it."""
+    suppressed = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
+    id_column, subject_column = stream.columns.id, stream.columns.subject or stream.columns.id
+    rows = read_table(data, uri).to_pylist()
+    named = ((as_text(row.get(id_column)), as_text(row.get(subject_column))) for row in rows)
+    return [is_suppressed(stream, id_, subject, suppressed) for id_, subject in named]
 
 
 def _compact() -> None:
@@ -188,47 +181,3 @@ def _compact() -> None:
     database.compact()
     tracking.compact()
     storage.compact()
-
-
-@step("sweep-{together[0].ticket_id}")
-def sweep(stream: Stream, together: Sequence[Ticket]) -> Detail:
-    """Search every store for the deleted records' bytes."""
-
-    def work() -> Detail:
-        of_ticket = {ticket.ticket_id: _markers_to_find(stream, ticket, together) for ticket in together}
-        markers = sorted({marker for found in of_ticket.values() for marker in found})
-        buckets = (settings().artifact_bucket, settings().inbox_bucket)
-        hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
-        for found in disk_sweep.sweep_files(_home_entries(), markers):
-            store = f"home {found.path.relative_to(settings().home).parts[0]}"
-            hits[store] = hits.get(store, 0) + 1
-        hits |= _sweep_servers(markers)
-        looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
-        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for}
-
-    detail = once(together, "sweep", work)
-    say(f"  swept for {sum(detail['markers'].values())} markers: {detail['hits']} hits")
-    return detail
-
-
-def _sweep_servers(markers: Sequence[bytes]) -> dict[str, int]:
-    """Search the rows of databases that are no file of the home; a hidden state is never in a row."""
-    found = {}
-    for name, engine in (("catalog", database.engine()), ("mlflow", tracking.backend_engine())):
-        if engine.dialect.name != "sqlite":
-            with engine.connect() as connection:
-                found[f"database {name}"] = len(row_sweep.sweep_rows(connection, texts_of(markers)))
-    return found
-
-
-def _markers_to_find(stream: Stream, ticket: Ticket, together: Sequence[Ticket]) -> list[bytes]:
-    """Bytes that only the deleted records had; the suppression list keeps the hashes that the tickets named."""
-    with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
-    named = {keyed.encode() for _, keyed in _targets(together)}
-    retained = (row for shard in shards for row in load_rows(shard))
-    return attributable([m for m in load_markers(ticket.ticket_id) if m not in named], retained)
-
-
-def _home_entries() -> list[Path]:
-    return [entry for entry in settings().home.iterdir() if entry.name not in ("escrow", "keys")]

@@ -96,21 +96,21 @@ def read_rows(
 
 def _raw_row(fields: dict[str, Any], stream: Stream) -> dict[str, Any]:
     columns = stream.columns
-    id_ = _text(fields.get(columns.id))
-    subject = _text(fields.get(columns.subject)) if columns.subject else id_
+    id_ = as_text(fields.get(columns.id))
+    subject = as_text(fields.get(columns.subject)) if columns.subject else id_
     return {
         "id": id_,
         "subject": subject,
         "record": None if id_ is None else keyed_hash("record", stream.name, id_),
         "keyed_subject": None if subject is None else keyed_hash("subject", stream.name, subject),
-        "group": _text(fields.get(columns.group)) if columns.group else DEFAULT_GROUP,
-        "label": _text(fields.get(columns.label)) if columns.label else None,
-        "time": _text(fields.get(columns.time)) if columns.time else None,
+        "group": as_text(fields.get(columns.group)) if columns.group else DEFAULT_GROUP,
+        "label": as_text(fields.get(columns.label)) if columns.label else None,
+        "time": as_text(fields.get(columns.time)) if columns.time else None,
         "input": fields.get(columns.input),
     }
 
 
-def _text(value: object) -> str | None:
+def as_text(value: object) -> str | None:
     """A value as text; blank means missing."""
     text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124  (NaN differs from itself)
     return text or None

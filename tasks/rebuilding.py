@@ -95,7 +95,7 @@ def drop_quarantined(stream: Stream, batch_id: str, targets: Targets) -> None:
     with database.transaction() as session:
         batch = catalog.get_batch(session, batch_id)
     listed = shards.load_quarantine(batch)
-    left = [q for q in listed if ("subject", q.subject) not in targets and ("record", q.record) not in targets]
+    left = [row for row in listed if not shards.is_refused(row, targets)]
     with database.transaction() as session:
         catalog.put_object(session, shards.store_quarantine(stream, batch, left))
 

@@ -1,11 +1,14 @@
 """The objects of a stream's source, in S3 or on a local disk."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pyarrow.csv
+import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import storage
@@ -30,6 +33,19 @@ def fetch(uri: str, tag: str) -> tuple[Delivery, bytes]:
     else:
         data = _read_local(Path(uri))
     return Delivery(uri=uri, digest=sha256(data).hexdigest(), size=len(data), tag=tag), data
+
+
+def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
+    """The object without the rows marked True, in its own format."""
+    if uri.endswith(".jsonl"):
+        lines = [line for line in data.splitlines(keepends=True) if line.strip()]
+        return b"".join(line for line, goes in zip(lines, gone, strict=True) if not goes)
+    sink, left = BytesIO(), [not goes for goes in gone]
+    if uri.endswith(".parquet"):
+        pq.write_table(pq.read_table(BytesIO(data)).filter(left), sink)
+    else:
+        pyarrow.csv.write_csv(pyarrow.csv.read_csv(BytesIO(data)).filter(left), sink)
+    return sink.getvalue()
 
 
 def split_s3(uri: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from infra import database
 from registry import catalog, lineage, tickets, versions
 from registry.records import Ticket, TicketState
 from registry.tables import now
-from tasks import prefix_cache
+from tasks import prefix_cache, suppression_journal
 from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
 from tasks.promotion import mirror_aliases, withdraw_versions
@@ -70,6 +70,7 @@ def _approve(session: Session, ticket_id: str, by: str, note: str) -> Ticket:
     """Suppress, raise the epoch and withdraw in one transaction: there is no moment between them."""
     ticket = tickets.approve(session, ticket_id, by, note)
     withdraw(session, ticket)
+    suppression_journal.note(ticket, tickets.targets_of(session, ticket_id))
     return ticket
 
 

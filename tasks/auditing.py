@@ -1,0 +1,28 @@
+"""Check what a home keeps about its deletions: the ticket log, and the chain of certificates with its signatures."""
+
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from infra import database, keys
+from registry import catalog, ticket_log, tickets
+from registry.errors import CertificateError
+from tasks import blobs
+from tasks.certificates import verify_chain
+
+
+def audit() -> dict[str, Any]:
+    """Lengths and heads of both chains. Raises TamperedLogError or CertificateError naming what does not follow."""
+    with database.transaction() as session:
+        entries, head = ticket_log.check(session)
+        logged = tickets.certificates(session)
+        owners = sorted({f"ticket:{ticket_id}" for ticket_id, _ in logged})
+        stored = {each.sha256: each for each in catalog.objects_of(session, owners)}
+    missing = [ticket_id for ticket_id, sha256 in logged if sha256 not in stored]
+    if missing:
+        raise CertificateError(f"the store has no certificate of {', '.join(missing)}, which the log names")
+    certificates = [blobs.read(stored[sha256].key, sha256) for _, sha256 in logged]
+    issuer = keys.signing_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    chain = verify_chain(certificates, issuer)
+    newest = logged[-1][1] if logged else None
+    return {"log_entries": entries, "log_digest": head, "certificates": len(chain), "newest_certificate": newest}

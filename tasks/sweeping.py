@@ -1,0 +1,110 @@
+"""Look for what a deletion might have left: the records' bytes in every store, and what should be gone by name.
+
+Bytes are the stronger question where they lie bare; what is compressed (a source object) or derived (weights) is asked
+for by name: rows, digests, versions.
+"""
+
+from collections.abc import Iterator, Sequence, Set
+from pathlib import Path
+
+from infra import database, disk_sweep, storage, tracking
+from infra.settings import settings
+from registry import artifacts, catalog, models, row_sweep, versions
+from registry.records import Ticket, VersionState
+from registry.stream import Stream
+from tasks import blobs, source
+from tasks.markers import attributable, load_markers, texts_of
+from tasks.narration import say
+from tasks.purging import named_rows, targets_of
+from tasks.retries import step
+from tasks.saga import Detail, once
+from tasks.shards import load_rows
+from tasks.tickets import find_records
+
+
+@step("sweep-{together[0].ticket_id}")
+def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quarantined: Detail) -> Detail:
+    """Search every store; what is found makes the tickets exceptions."""
+
+    def work() -> Detail:
+        targets = targets_of(together)
+        of_ticket = {ticket.ticket_id: _markers_to_find(stream, ticket, targets) for ticket in together}
+        markers = sorted({marker for found in of_ticket.values() for marker in found})
+        hits = {
+            **_sweep_bytes(markers),
+            "records in the catalog": _count_records(targets),
+            "rows of source objects": sum(_named_in_source(stream, targets, each) for each in resolved["batches"]),
+            "replaced blobs": len(_kept_blobs(stream, resolved)),
+            "withdrawn versions": len(_kept_versions(stream, quarantined["versions"])),
+        }
+        looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
+        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for}
+
+    detail = once(together, "sweep", work)
+    say(f"  swept for {sum(detail['markers'].values())} markers: {detail['hits']} hits")
+    return detail
+
+
+def _sweep_bytes(markers: Sequence[bytes]) -> dict[str, int]:
+    buckets = (settings().artifact_bucket, settings().inbox_bucket)
+    hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
+    for found in disk_sweep.sweep_files(_home_entries(), markers):
+        store = f"home {found.path.relative_to(settings().home).parts[0]}"
+        hits[store] = hits.get(store, 0) + 1
+    # databases that are no file of the home, row by row; a hidden state is never in a row
+    for name, engine in (("catalog", database.engine()), ("mlflow", tracking.backend_engine())):
+        if engine.dialect.name != "sqlite":
+            with engine.connect() as connection:
+                hits[f"database {name}"] = len(row_sweep.sweep_rows(connection, texts_of(markers)))
+    return hits
+
+
+def _home_entries() -> list[Path]:
+    return [entry for entry in settings().home.iterdir() if entry.name not in ("escrow", "keys")]
+
+
+def _markers_to_find(stream: Stream, ticket: Ticket, targets: Set[tuple[str, str]]) -> list[bytes]:
+    """Bytes that only the deleted records had; the suppression list keeps the hashes that the tickets named."""
+    with database.transaction() as session:
+        shards = catalog.done_shards(session, stream.name)
+    named = {keyed.encode() for _, keyed in targets}
+    retained = (row for shard in shards for row in load_rows(shard))
+    return attributable([m for m in load_markers(ticket.ticket_id) if m not in named], retained)
+
+
+def _count_records(targets: Set[tuple[str, str]]) -> int:
+    with database.transaction() as session:
+        return sum(map(len, find_records(session, targets).values()))
+
+
+def _named_in_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> int:
+    """Rows that the targets name in any version of a batch's source object, where it lies in our inbox."""
+    with database.transaction() as session:
+        uri = catalog.get_batch(session, batch_id).uri
+    bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
+    if bucket != settings().inbox_bucket:
+        return 0
+    return sum(sum(named_rows(stream, data, uri, targets)) for data in _every_version(bucket, key))
+
+
+def _every_version(bucket: str, key: str) -> Iterator[bytes]:
+    for version in artifacts.list_versions(storage.s3(), bucket, key):
+        if version.key == key and not version.is_delete_marker:
+            yield storage.s3().get_object(Bucket=bucket, Key=key, VersionId=version.version_id)["Body"].read()
+
+
+def _kept_blobs(stream: Stream, resolved: Detail) -> set[str]:
+    """Keys of blobs that the deletion replaced and nothing owns any more, but the store still holds."""
+    before = {stored["key"] for stored in resolved["before"]}
+    with database.transaction() as session:
+        dead = before - catalog.owned_keys(session, before)
+    listed = artifacts.list_versions(storage.s3(), settings().artifact_bucket, blobs.stream_prefix(stream.name))
+    return dead & {version.key for version in listed}
+
+
+def _kept_versions(stream: Stream, withdrawn: Sequence[int]) -> set[int]:
+    """Withdrawn versions that the catalog does not call erased, or that MLflow still lists."""
+    client = tracking.prepare_tracking()
+    with database.transaction() as session:
+        erased = {v.version for v in versions.versions(session, stream.name, VersionState.ERASED)}
+    return (set(withdrawn) - erased) | (set(withdrawn) & set(models.list_versions(client, stream.name)))
