@@ -2,12 +2,15 @@
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from types import ModuleType
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -15,6 +18,10 @@ from rich.table import Table
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+StreamName = Annotated[str, typer.Argument(help="Name of a stream, as `deciduous status` lists it.")]
 
 _COLOURS = {"+": "green", "=": "cyan", "~": "yellow", "?": "magenta"}
 _RUN_LOGGERS = ("prefect.flow_runs", "prefect.task_runs", "deciduous")
@@ -67,6 +74,25 @@ def narrated(quiet: bool = False) -> Iterator[None]:
             logger.removeHandler(handler)
 
 
+@contextmanager
+def acting(quiet: bool = False, server: bool = False) -> Iterator[ModuleType]:
+    """The actions, with Prefect told about this home before it is imported, and their log lines shown.
+
+    `server`: the verb makes sense on a server that goes on running only. Raises StateError where there is none."""
+    from infra.orchestration import prepare_prefect, without_heartbeat  # noqa: PLC0415
+    from registry.errors import StateError  # noqa: PLC0415
+
+    # Prefect's tracebacks stay in the run's log: here an error ends as one message
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    prepare_prefect()
+    if server and not os.environ.get("PREFECT_API_URL"):
+        raise StateError("no Prefect server: start one with `deciduous up`, or name yours in PREFECT_API_URL")
+    with narrated(quiet=quiet), without_heartbeat():
+        from flows import actions  # noqa: PLC0415
+
+        yield actions
+
+
 def show_error(error: Exception) -> None:
     errors.print(f"[bold red]error:[/] {escape(str(error))}")
 
@@ -111,6 +137,15 @@ def show_record(record: Mapping[str, Any]) -> None:
     for name, value in record.items():
         table.add_row(name.replace("_", " "), escape(_cell(value)))
     console.print(table)
+
+
+def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
+    """A line each, with its remedy below where there is one."""
+    marks = {"ok": "[green]ok[/]     ", "warning": "[yellow]warning[/]", "error": "[red]error[/]  "}
+    for finding in findings:
+        console.print(f"{marks[finding['health']]}  {finding['part']:8}  {escape(finding['found'])}", soft_wrap=True)
+        if finding["remedy"]:
+            console.print(f"{' ' * 19}[dim]-> {escape(finding['remedy'])}[/]", soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

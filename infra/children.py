@@ -35,8 +35,8 @@ def this_process() -> Child:
     return known(os.getpid())
 
 
-def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Child:
-    """Start a detached process in a session of its own; it writes to `log` (mode 600)."""
+def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str], user: str | None = None) -> Child:
+    """Start a detached process in a session of its own; it writes to `log` (mode 600). Root may name another user."""
     make_folder(log.parent)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -47,6 +47,9 @@ def spawn(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> 
             stderr=subprocess.STDOUT,
             env=environment,
             start_new_session=True,
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
         )
     finally:
         os.close(descriptor)

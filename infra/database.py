@@ -62,17 +62,35 @@ def migrate() -> None:
     """Bring the catalog to the newest revision. Safe when several processes start at once.
 
     Raises SchemaError when the catalog is newer than this code."""
-    config = alembic_config()
+    with replacing() as connection:
+        bring(connection, "head")
+
+
+@contextmanager
+def replacing(dry_run: bool = False) -> Iterator[Connection]:
+    """One transaction for changes of the tables themselves, one process at a time; a dry run is rolled back."""
     # SQLite alters a table by replacing it, which its foreign keys would forbid
     migrating = open_engine(settings().database_url, foreign_keys=False, pooled=False)
     try:
-        with migrating.begin() as connection:
+        with migrating.connect() as connection, connection.begin() as whole:
             if connection.dialect.name == "postgresql":
                 connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            yield connection
+            if dry_run:
+                whole.rollback()
     except OperationalError as error:
         raise unreachable(error) from error
+
+
+def bring(connection: Connection, revision: str) -> None:
+    """Move the tables up or down to a revision, within the caller's transaction."""
+    config = alembic_config()
+    config.attributes["connection"] = connection
+    current = MigrationContext.configure(connection).get_current_revision()
+    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]  # newest first
+    is_down = revision in known and current in known and known.index(revision) > known.index(current)
+    try:
+        (command.downgrade if is_down else command.upgrade)(config, revision)
     except CommandError as error:
         raise SchemaError(f"the catalog is newer than this code ({error}); update it or restore a backup") from error
 

@@ -33,6 +33,8 @@ def mlflow_environment() -> dict[str, str]:
     access, secret = storage.keys()
     wanted = {
         "MLFLOW_TRACKING_URI": config.mlflow_tracking_uri,
+        "MLFLOW_TRACKING_USERNAME": config.mlflow_username,
+        "MLFLOW_TRACKING_PASSWORD": config.mlflow_password.get_secret_value() if config.mlflow_password else None,
         "MLFLOW_S3_ENDPOINT_URL": storage.s3().meta.endpoint_url,
         "MLFLOW_BOTO_CLIENT_ADDRESSING_STYLE": "path",
         "AWS_ACCESS_KEY_ID": access,
@@ -42,6 +44,7 @@ def mlflow_environment() -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     }
     return {name: value for name, value in wanted.items() if value is not None}

@@ -1,15 +1,21 @@
 """What Prefect has to know before it is imported, and flows without the second that its heartbeat costs."""
 
+import json
 import os
 import sys
+import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
+from typing import Any
 
 from infra.environment import prefect_environment
+from infra.errors import UnreachableError
 from infra.files import make_folder
 from infra.services import find_service
 from infra.settings import settings
+from infra.workers import PoolType, job_template
 
 PREFECT = "prefect"
 
@@ -60,3 +66,32 @@ def without_heartbeat() -> Iterator[None]:
 
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
+
+
+def call_api(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """What a Prefect server answers, without importing Prefect. Raises UnreachableError."""
+    headers = {"Content-Type": "application/json"}
+    if login := os.environ.get("PREFECT_API_AUTH_STRING"):
+        headers["Authorization"] = f"Basic {b64encode(login.encode()).decode()}"
+    content = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(f"{api}{path}", content, headers), timeout=30) as answer:
+            return json.load(answer)
+    except OSError as error:
+        raise UnreachableError("Prefect", api, f"{error}; check PREFECT_API_URL and PREFECT_API_AUTH_STRING") from error
+
+
+def pool_names(api: str) -> set[str]:
+    return {pool["name"] for pool in call_api(api, "/work_pools/filter", {})}
+
+
+def ensure_pool(api: str, pool: str) -> None:
+    """Make a pool of processes where there is none; one that is there keeps its template."""
+    if pool not in pool_names(api):
+        template = job_template(PoolType.PROCESS, pool)
+        call_api(api, "/work_pools/", {"name": pool, "type": "process", "base_job_template": template})
+
+
+def online_workers(api: str, pool: str) -> list[str]:
+    known = call_api(api, f"/work_pools/{pool}/workers/filter", {})
+    return [worker["name"] for worker in known if worker["status"] == "ONLINE"]

@@ -11,7 +11,7 @@ from urllib.error import HTTPError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import seaweed, storage
-from infra.children import Child, end, spawn, tail
+from infra.children import end, spawn, tail
 from infra.environment import mlflow_environment, prefect_environment
 from infra.errors import StartError
 from infra.files import locked
@@ -55,7 +55,7 @@ def up(say: Callable[[str], None] = lambda _: None) -> list[ServiceStatus]:
         try:
             for service in started:
                 say(f"waiting for {service.name} at {service.url}")
-                _wait_until_healthy(service)
+                wait_until_healthy(service)
         except StartError:
             for service in started:
                 end(service.child, STOP_SECONDS)
@@ -70,7 +70,8 @@ def down() -> list[str]:
     """End what `up` started, and S3 when no other process uses it; returns the names of what ended."""
     home = settings().home
     with locked(home / "stack.lock"):
-        ended = [service.name for service in load_services(home) if end(service.child, STOP_SECONDS)]
+        # in reverse: workers before the servers that they talk to, databases last
+        ended = [service.name for service in reversed(load_services(home)) if end(service.child, STOP_SECONDS)]
         forget_services(home)
         s3 = seaweed.find(home)
         seaweed.release(home)
@@ -84,7 +85,7 @@ def stack_status() -> list[ServiceStatus]:
     config = settings()
     found = {service.name: service for service in load_services(config.home)}
     answer = [_s3_status()]
-    for name in (PREFECT, MLFLOW):
+    for name in dict.fromkeys((PREFECT, MLFLOW, *found)):
         service = found.get(name)
         if service is not None:
             alive = service.child.is_alive()
@@ -110,8 +111,8 @@ def _start_prefect() -> Service:
         "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_SERVER_API_PORT": str(port),
     }
-    child = _spawn(PREFECT, ["prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)], environment)
-    return Service(PREFECT, child, url, f"{url}/api/health")
+    command = python_module(["prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)])
+    return Service(PREFECT, spawn(command, log_file(PREFECT), environment), url, f"{url}/api/health")
 
 
 def _start_mlflow() -> Service:
@@ -119,18 +120,24 @@ def _start_mlflow() -> Service:
     url = f"http://{LOOPBACK}:{port}"
     location = f"s3://{settings().artifact_bucket}/mlflow"
     store = ["--backend-store-uri", settings().mlflow_tracking_uri, "--default-artifact-root", location]
-    command = ["mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1", *store]
+    command = python_module(["mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1", *store])
     environment = {**os.environ, **mlflow_environment()}
     environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes and 2 GB for jobs we lack
     del environment["MLFLOW_TRACKING_URI"]
-    return Service(MLFLOW, _spawn(MLFLOW, command, environment), url, f"{url}/health")
+    return Service(MLFLOW, spawn(command, log_file(MLFLOW), environment), url, f"{url}/health")
 
 
-def _spawn(name: str, module: Sequence[str], environment: dict[str, str]) -> Child:
-    return spawn([sys.executable, "-m", *module], _log(name), environment)
+def python_module(command: Sequence[str]) -> list[str]:
+    """A program of this Python's environment, whatever the PATH says."""
+    return [sys.executable, "-m", *command]
 
 
-def _wait_until_healthy(service: Service) -> None:
+def log_file(name: str) -> Path:
+    return settings().home / "logs" / f"{name}.log"
+
+
+def wait_until_healthy(service: Service) -> None:
+    """Raises StartError with the end of its log."""
     waiting = Retrying(
         stop=stop_after_delay(START_SECONDS),
         wait=wait_fixed(0.1),
@@ -139,7 +146,7 @@ def _wait_until_healthy(service: Service) -> None:
     )
     state = waiting(lambda: _state(service))
     if state != "up":
-        log = _log(service.name)
+        log = log_file(service.name)
         raise StartError(f"{service.name} at {service.url} {state}; the end of {log}:\n{tail(log)}")
 
 
@@ -168,14 +175,7 @@ def _elsewhere(name: str) -> str:
 
 
 def _s3_status() -> ServiceStatus:
-    given = settings().s3_endpoint
-    if given is not None:
-        return ServiceStatus(S3, given, None, _answers(given))
-    server = seaweed.find(settings().home)
-    if server is None:
-        return ServiceStatus(S3, "", None, False)
-    return ServiceStatus(S3, server.endpoint, server.child.pid, True)
-
-
-def _log(name: str) -> Path:
-    return settings().home / "logs" / f"{name}.log"
+    given, server = settings().s3_endpoint, seaweed.find(settings().home)
+    if server is not None and storage.is_own():
+        return ServiceStatus(S3, server.endpoint, server.child.pid, True)
+    return ServiceStatus(S3, given or "", None, given is not None and _answers(given))

@@ -79,9 +79,13 @@ def lifecycle_command(bucket: str) -> str:
 def compact() -> int | None:
     """After a purge: make the embedded S3 drop deleted bytes from its disk, and say how many. None where the S3 is
     not ours: what its disks keep is its provider's promise."""
-    if settings().s3_endpoint is not None:
-        return None
-    return compaction.compact(settings().home)
+    return compaction.compact(settings().home) if is_own() else None
+
+
+def is_own() -> bool:
+    """Whether the S3 is this home's SeaweedFS, also where the settings name it by its address."""
+    given, server = settings().s3_endpoint, seaweed.find(settings().home)
+    return given is None or (server is not None and server.endpoint == given)
 
 
 def unreachable(error: Exception) -> UnreachableError:

@@ -29,11 +29,12 @@ def prepare_tracking() -> MlflowClient:
 
 
 def experiment(client: MlflowClient, stream: str) -> str:
-    """Id of the stream's experiment, made on first use; its artifacts lie in the artifact bucket under mlflow/."""
+    """Id of the stream's experiment, made on first use. Its artifacts lie in the artifact bucket under mlflow/: an
+    MLflow server has to be told so, and passes them through where it serves artifacts itself."""
     found = client.get_experiment_by_name(stream)
     if found is not None:
         return str(found.experiment_id)
-    location = f"s3://{settings().artifact_bucket}/mlflow"
+    location = None if has_server() else f"s3://{settings().artifact_bucket}/mlflow"
     try:
         return str(client.create_experiment(stream, artifact_location=location))
     except MlflowException:
@@ -41,6 +42,10 @@ def experiment(client: MlflowClient, stream: str) -> str:
         if made is None:
             raise
         return str(made.experiment_id)
+
+
+def has_server() -> bool:
+    return settings().mlflow_tracking_uri.startswith(("http:", "https:"))
 
 
 @contextmanager

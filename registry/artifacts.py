@@ -160,11 +160,26 @@ def list_versions(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectV
     return found
 
 
+def list_current(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVersion]:
+    """The version that a reader gets of every object whose key starts with `prefix`."""
+    with _named(s3, bucket, prefix):
+        pages = s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
+        rows = [row for page in pages for row in page.get("Versions", []) if row["IsLatest"]]
+    return [ObjectVersion(row["Key"], row["VersionId"], row["Size"], False) for row in rows]
+
+
 def list_uploads(s3: "S3Client", bucket: str, prefix: str = "") -> list[Upload]:
     """Unfinished multipart uploads whose key starts with `prefix`."""
     with _named(s3, bucket, prefix):
         pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         return [Upload(row["Key"], row["UploadId"]) for page in pages for row in page.get("Uploads", [])]
+
+
+def abort_uploads(s3: "S3Client", bucket: str, uploads: Sequence[Upload]) -> None:
+    """End uploads that were never completed; objects of the same keys stay."""
+    for upload in uploads:
+        with _named(s3, bucket, upload.key):
+            s3.abort_multipart_upload(Bucket=bucket, Key=upload.key, UploadId=upload.upload_id)
 
 
 def purge_keys(s3: "S3Client", bucket: str, keys: Sequence[str]) -> list[tuple[str, str]]:
@@ -175,9 +190,7 @@ def purge_keys(s3: "S3Client", bucket: str, keys: Sequence[str]) -> list[tuple[s
     gone = []
     for key in dict.fromkeys(keys):
         uploads = [upload for upload in list_uploads(s3, bucket, key) if upload.key == key]
-        for upload in uploads:
-            with _named(s3, bucket, key):
-                s3.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload.upload_id)
+        abort_uploads(s3, bucket, uploads)
         versions = _versions_of(s3, bucket, key)
         for start in range(0, len(versions), DELETE_LIMIT):
             _delete(s3, bucket, versions[start : start + DELETE_LIMIT])

@@ -18,6 +18,11 @@ def stream_of(name: str) -> Stream:
         return catalog.get_stream(session, name)
 
 
+def stream_names() -> list[str]:
+    with database.transaction() as session:
+        return catalog.stream_names(session)
+
+
 def served_shards(stream: str) -> list[Shard]:
     with database.transaction() as session:
         return catalog.done_shards(session, stream)

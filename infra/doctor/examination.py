@@ -62,8 +62,8 @@ def _home() -> Iterator[Finding]:
     if not os.access(home, os.W_OK):
         yield bad("home", f"{home} cannot be written", "give its rights to the user who runs deciduous")
     mode = stat.S_IMODE(home.stat().st_mode)
-    if mode & 0o077:
-        yield poor("home", f"{home} can be entered by other users (mode {mode:o})", f"chmod 700 {home}")
+    if mode & 0o066:  # passing through is what a PostgreSQL of the home needs
+        yield poor("home", f"{home} can be read by other users (mode {mode:o})", f"chmod 700 {home}")
     free = shutil.disk_usage(home).free / 2**30
     note = good if free >= FREE_GIB else poor
     yield note("home", f"{home}, {free:.1f} GiB free")

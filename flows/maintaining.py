@@ -1,0 +1,80 @@
+"""Verbs of the one who keeps it running: look at everything, bring it up to date."""
+
+# ruff: noqa: PLC0415
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows import console
+from flows.console import DryRun, Json, StreamName, acting
+
+
+def doctor(json: Json = False) -> None:
+    """What is there, does it fit, what would break and what to do; exit code 1 on an error. Example: deciduous doctor
+
+    Writes one probe object to each bucket and removes it; changes nothing else."""
+    from infra.doctor.examination import examine
+
+    with console.errors.status("looking"):
+        findings = [asdict(finding) for finding in examine()]
+    console.show_json(findings) if json else console.show_findings(findings)
+    if any(finding["health"] == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+def migrate(dry_run: DryRun = False) -> None:
+    """Bring the catalog's tables and both buckets to what this code needs. Example: deciduous migrate --dry-run
+
+    Every run brings the tables up to date; a bucket of yours is changed by this verb alone."""
+    from infra import database, storage
+
+    current, newest = database.revisions()
+    console.console.print(f"catalog: {current or 'no tables'} -> {newest}")
+    for bucket in storage.buckets():
+        console.console.print(f"bucket {bucket}: {storage.missing_in(bucket) or 'as it should be'}", soft_wrap=True)
+    if not dry_run:
+        database.migrate()
+        storage.prepare_buckets()
+        console.console.print("done")
+
+
+def gc(stream: StreamName | None = None, dry_run: DryRun = False, json: Json = False) -> None:
+    """Remove blobs that nothing live names and uploads that never ended. Example: deciduous gc mail --dry-run"""
+    with acting(quiet=json):
+        from tasks import garbage, opening
+
+        opening.open_home()
+        names = [stream] if stream else opening.stream_names()
+        results = [garbage.clean_up(name, dry_run) for name in names]
+    console.show_json(results) if json else console.show_rows("streams", results)
+
+
+def backup(folder: Annotated[Path, typer.Argument(help="New folder for the backup.")], json: Json = False) -> None:
+    """Write down catalog, MLflow and the objects' versions; no record is in it. Example: deciduous backup b/monday"""
+    with acting(quiet=json):
+        from tasks import backup, opening
+
+        opening.open_home()
+        result = backup.back_up(folder)
+    console.show_json(result) if json else console.show_record(result)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="Folder that `deciduous backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Also where the catalog holds streams.")] = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Bring a backup back; tickets since then stay in force. Example: deciduous restore b/monday --replace"""
+    with acting(quiet=json):
+        from tasks import opening, restoring
+
+        opening.open_home()
+        result = restoring.restore(folder, replace, dry_run)
+    console.show_json(result) if json else console.show_record(result)
+
+
+VERBS = (doctor, migrate, gc, backup, restore)

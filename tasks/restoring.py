@@ -1,0 +1,124 @@
+"""Bring a backup back without bringing back what was to be forgotten since: nothing is visible before that is done."""
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from infra import database, storage, tracking
+from infra.settings import settings
+from registry import artifacts, catalog, dump, tickets, versions
+from registry.errors import StateError
+from registry.records import Ticket, TicketState, VersionState
+from tasks import suppression_journal
+from tasks.assembly import keys_in, load_json
+from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
+from tasks.blobs import stream_prefix
+from tasks.exclusion import alone
+from tasks.promotion import mirror_aliases, withdraw_versions
+from tasks.tickets import withdraw
+
+BY = "deciduous restore"
+NOT_YET = (TicketState.RECEIVED, TicketState.VERIFIED)
+
+
+def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
+    """Replace the catalog and MLflow's tables by a backup's, then bring every ticket that took effect since into force
+    and withdraw the versions that it or a missing blob taints: one transaction, so that nobody reads a state between.
+
+    Raises StateError when the catalog is not empty and `replace` was not asked for."""
+    index = read_index(folder)
+    with ExitStack() as held:
+        with database.transaction() as session:
+            present = catalog.stream_names(session)
+        if present and not replace:
+            raise StateError(f"the catalog holds {', '.join(present)}; --replace puts the backup in its place")
+        for stream in present:
+            held.enter_context(alone(stream, wait_seconds=0))
+        brought_back = [] if dry_run else _bring_back(folder)
+        if not dry_run:
+            _restore_mlflow(folder)
+        with database.replacing(dry_run) as connection:
+            database.bring(connection, index["revision"])
+            rows = dump.load_rows(connection, read_lines(folder, CATALOG))
+            database.bring(connection, "head")
+            report = _make_safe(connection)
+        if not dry_run:
+            for stream in report["streams"]:
+                mirror_aliases(stream)
+    return {"made_at": index["made_at"], "rows": rows, "objects_brought_back": len(brought_back), **report}
+
+
+def _make_safe(connection: Connection) -> dict[str, Any]:
+    """Replay suppressions and withdraw what must not serve, in the transaction of the restored tables."""
+    with Session(connection) as session:
+        streams = catalog.stream_names(session)
+        replayed = [_replay(session, *each) for each in suppression_journal.noted() if each[0].stream in streams]
+        incomplete = {stream: _withdraw_incomplete(session, stream) for stream in streams}
+        champions = {stream: versions.alias_of(session, stream, versions.CHAMPION) for stream in streams}
+        session.commit()  # of the session alone: the caller's transaction goes on
+    return {
+        "streams": streams,
+        "tickets_replayed": [ticket_id for ticket_id in replayed if ticket_id],
+        "versions_withdrawn_for_missing_blobs": {stream: found for stream, found in incomplete.items() if found},
+        "champions": champions,
+    }
+
+
+def _replay(session: Session, ticket: Ticket, targets: Sequence[tuple[str, str]]) -> str | None:
+    """Bring a ticket into force that the backup does not know, or knows as one that waits; its id, None otherwise."""
+    known = {each.ticket_id: each for each in tickets.tickets(session, ticket.stream)}.get(ticket.ticket_id)
+    if known is not None and known.state not in NOT_YET:
+        return None
+    if known is None:
+        tickets.open_ticket(session, ticket, targets, BY)
+    tickets.approve(session, ticket.ticket_id, BY, "took effect after the backup was made")
+    withdraw(session, tickets.get_ticket(session, ticket.ticket_id))
+    return ticket.ticket_id
+
+
+def _withdraw_incomplete(session: Session, stream: str) -> list[int]:
+    """Take versions out of service that name a blob which is gone: a ticket purged it since."""
+    here = _keys(settings().artifact_bucket, stream_prefix(stream))
+    incomplete = []
+    for version in versions.versions(session, stream, VersionState.READY):
+        digest = versions.manifest_digest(session, stream, version.version)
+        if version.manifest_key not in here or not keys_in(load_json(version.manifest_key, digest)) <= here:
+            incomplete.append(version.version)
+    withdraw_versions(session, stream, incomplete, "the backup names blobs that were purged since")
+    return incomplete
+
+
+def _restore_mlflow(folder: Path) -> None:
+    tracking.prepare_tracking()  # an empty database gets its tables
+    with tracking.backend() as connection:
+        dump.load_rows(connection, _without_aliases(read_lines(folder, MLFLOW)))
+
+
+def _without_aliases(lines: Iterable[str]) -> Iterable[str]:
+    """MLflow serves by alias: the catalog sets them again once it knows what may serve."""
+    return (line for line in lines if not line.startswith('["registered_model_aliases"'))
+
+
+def _bring_back(folder: Path) -> list[str]:
+    """Make the versions current again that a plain delete hid since; what was purged stays purged."""
+    s3, back = storage.s3(), []
+    listed = [json.loads(line) for line in read_lines(folder, OBJECTS)]
+    for bucket in dict.fromkeys(bucket for bucket, _, _ in listed):
+        here = _keys(bucket)
+        kept = {(version.key, version.version_id) for version in artifacts.list_versions(s3, bucket)}
+        for key, version_id in [(key, version) for of, key, version in listed if of == bucket and key not in here]:
+            if (key, version_id) in kept:
+                s3.copy_object(
+                    Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": key, "VersionId": version_id}
+                )
+                back.append(key)
+    return back
+
+
+def _keys(bucket: str, prefix: str = "") -> set[str]:
+    return {version.key for version in artifacts.list_current(storage.s3(), bucket, prefix)}

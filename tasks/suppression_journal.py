@@ -1,0 +1,44 @@
+"""A note in S3 of every ticket that took effect: what a restored catalog would otherwise not know.
+
+It holds keyed hashes, as the suppression list does, and outlives every backup that is older than the ticket."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from infra import storage
+from infra.settings import settings
+from registry import artifacts
+from registry.records import Ticket, TicketState
+
+PREFIX = "tickets/"
+Journaled = tuple[Ticket, list[tuple[str, str]]]
+
+
+def note(ticket: Ticket, targets: Sequence[tuple[str, str]]) -> None:
+    """Write the note before the ticket's transaction commits; one that is there is replaced by the same."""
+    content = artifacts.canonical_json({"ticket": _plain(ticket), "targets": sorted(targets)})
+    key = f"{PREFIX}{ticket.stream}/{ticket.ticket_id}.json"
+    storage.s3().put_object(Bucket=settings().artifact_bucket, Key=key, Body=content)
+
+
+def noted() -> list[Journaled]:
+    """Every ticket that ever took effect, oldest first."""
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    keys = [version.key for version in artifacts.list_current(s3, bucket, PREFIX)]
+    found = [_native(json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())) for key in keys]
+    return sorted(found, key=lambda each: (each[0].received_at, each[0].ticket_id))
+
+
+def _plain(ticket: Ticket) -> dict[str, Any]:
+    moments = {"received_at": ticket.received_at.isoformat(), "due_at": ticket.due_at.isoformat()}
+    return {**asdict(ticket), **moments}
+
+
+def _native(content: dict[str, Any]) -> Journaled:
+    fields = content["ticket"]
+    moments = {name: datetime.fromisoformat(fields[name]) for name in ("received_at", "due_at")}
+    state = TicketState(fields["state"])
+    return Ticket(**{**fields, **moments, "state": state}), [(kind, keyed) for kind, keyed in content["targets"]]
