@@ -66,10 +66,61 @@ def case(num: int, label: str, targets: Sequence[str], device: torch.device) -> 
     )
 
 
+def peft_gradients(model: Any, tokens_NT: Tensor, num: int) -> tuple[Tensor, ...]:
+    """PEFT trains one adapter at a time: mixed names are for inference only. Every adapter takes its own records."""
+    layers = adapted(model).values()
+    for k, own_XT in enumerate(tokens_NT.chunk(num)):
+        model.set_adapter(f"a{k}")
+        model.zero_grad()
+        with torch.enable_grad():
+            model(input_ids=own_XT).last_hidden_state.pow(
+                3
+            ).sum().backward()  # squares sum to a constant behind a LayerNorm
+        for layer in layers:
+            layer.taken.append((layer.lora_A[f"a{k}"].weight.grad, layer.lora_B[f"a{k}"].weight.grad))
+    taken = [zip(*layer.taken, strict=True) for layer in layers]
+    gradients = tuple(torch.stack(each) for pairs in taken for each in pairs)
+    for layer in layers:
+        layer.taken.clear()
+    return gradients
+
+
+def our_gradients(model: Any, minibatch: dict[str, Route], tokens_NT: Tensor, slot_N: Tensor, scale_K: Tensor) -> Any:
+    model.zero_grad()
+    with torch.enable_grad():
+        our_forward(model, minibatch, tokens_NT, slot_N, scale_K).pow(
+            3
+        ).sum().backward()  # squares sum to a constant behind a LayerNorm
+    return tuple(p.grad for m in model.modules() if isinstance(m, BankedLinear) for p in (m.A_KRD, m.B_KOR))
+
+
+def training_case(num: int, label: str, targets: Sequence[str], device: torch.device) -> Case:
+    """Forward and backward of `num` adapters, each on four records of its own."""
+    tokens_NT = torch.randint(1000, 2000, (4 * num, 16), device=device)
+    slot_N, scale_K = torch.arange(4 * num, device=device) // 4, torch.full((num,), ALPHA / RANK, device=device)
+    peft_model = add_adapters(new_m6(device=device), num, targets)
+    for layer in adapted(peft_model).values():
+        layer.taken = []
+    minibatch: dict[str, Route] = {}
+    ours, perturbed = (banked_copy(peft_model, num, minibatch, bump) for bump in (1.0, 1.001))
+    for module in (*ours.modules(), *perturbed.modules()):
+        if isinstance(module, BankedLinear):
+            module.A_KRD, module.B_KOR = nn.Parameter(module.A_KRD), nn.Parameter(module.B_KOR)
+    return Case(
+        f"M6 {label}, forward and backward, {4 * num} x 16 tokens, K={num}",
+        partial(peft_gradients, peft_model, tokens_NT, num),
+        partial(our_gradients, ours, minibatch, tokens_NT, slot_N, scale_K),
+        partial(our_gradients, perturbed, minibatch, tokens_NT, slot_N, scale_K),
+        tolerance=1e-4,  # gradients of PEFT are summed in another order
+    )
+
+
 def cases(device: torch.device) -> Iterator[Case]:
     for num in (64, 16, 4, 1):
         yield case(num, "all linear layers", ALL_LINEAR, device)
         yield case(num, "query and value", QV, device)
+    for num in (16, 4):
+        yield training_case(num, "query and value", QV, device)
 
 
 if __name__ == "__main__":

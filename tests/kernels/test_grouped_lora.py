@@ -149,6 +149,41 @@ def test_number_of_operations_does_not_depend_on_that_of_adapters(absent):
     assert sum(computing.values()) == (7 if absent else 5)  # gather, product, scale, gather, product
 
 
+@pytest.mark.parametrize("relu", [False, True])
+def test_number_of_operations_of_a_backward_does_not_depend_on_that_of_adapters(relu):
+    def ops(slots):
+        t = draw(64, 2, 8, 8, 4, slots, torch.float32, grad=True)
+        output = run(t, torch.arange(64) % slots, scales(slots, torch.float32), relu)
+        with CountOps() as counted:
+            torch.autograd.grad(output, list(t.values()), torch.ones_like(output), allow_unused=True)
+        return counted.ops
+
+    assert ops(2) == ops(16) == ops(64)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    slots=st.lists(st.integers(-1, 6), min_size=1, max_size=12), rank=st.sampled_from([1, 2, 3, 5, 8, 16]),
+    num_in=st.integers(1, 9), tokens=st.integers(1, 5), seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_gradients_of_any_mix_of_slots_match_the_definition(slots, rank, num_in, tokens, seed):
+    """Slots that no record uses get a gradient of exactly 0; ranks are odd as well as even."""
+    torch.manual_seed(seed)
+    t = draw(len(slots), tokens, num_in, 4, rank, 7, grad=True)
+    slot, scale = torch.tensor(slots), scales(7)
+    upstream = torch.randn(len(slots), 4, tokens, dtype=torch.float64).mT  # not contiguous
+    found, expected = (
+        torch.autograd.grad(
+            f(t, slot, scale, True), list(t.values()), upstream, allow_unused=True, materialize_grads=True
+        )
+        for f in (run, define)
+    )
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+    unused = [k for k in range(7) if k not in slots]
+    assert not found[1][unused].any()
+
+
 def test_route_all_pairs_every_record_with_every_slot():
     assert route_all(2, 3, scales(2)).slot_N.tolist() == [0, 0, 0, 1, 1, 1]
 
