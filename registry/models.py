@@ -1,11 +1,13 @@
 """Runs, model versions and aliases in MLflow. The caller gives the client."""
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Metric, Param, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 
 from registry.errors import UnknownIdError
@@ -16,9 +18,26 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAG_PREFIX = "deciduous."
+NOTE = "mlflow.note.content"
+"""The tag that MLflow shows as a run's description."""
 MODEL_FOLDER = "model"
+ABOUT = """One version for each change of the stream `{model}`: a batch, a merge, a deletion.
+
+`champion` answers, `challenger` waits for a person, `previous` is where `deciduous rollback {model}` goes. Who moved an
+alias, when and why: `deciduous ls aliases --stream {model}`."""
 BATCH_LIMIT = 1000  # metrics that MLflow takes in one call
 PARAM_LIMIT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """What a run rests on, as its page lists it. Put no name of a record or a person in it."""
+
+    name: str
+    digest: str
+    """Up to 36 characters."""
+    source: str
+    profile: Mapping[str, int]
 
 
 def log_run(
@@ -29,6 +48,7 @@ def log_run(
     params: Mapping[str, object] | None = None,
     metrics: Mapping[str, float | Sequence[float]] | None = None,
     tags: Mapping[str, object] | None = None,
+    inputs: "Sequence[DataSet]" = (),
     figures: "Mapping[str, Figure] | None" = None,
     texts: Mapping[str, str] | None = None,
     model_folder: Path | None = None,
@@ -45,6 +65,8 @@ def log_run(
         chosen = [Param(key, str(value)) for key, value in (params or {}).items()]
         for start in range(0, len(chosen), PARAM_LIMIT):
             client.log_batch(run_id, params=chosen[start : start + PARAM_LIMIT])
+        if inputs:
+            client.log_inputs(run_id, list(map(_input, inputs)))
         for file, figure in (figures or {}).items():
             client.log_figure(run_id, figure, file)
         for file, text in (texts or {}).items():
@@ -72,7 +94,7 @@ def register_version(
 ) -> int:
     """Register the run's model as the next version; the same run and source give the same version again."""
     try:
-        client.create_registered_model(model)
+        client.create_registered_model(model, description=ABOUT.format(model=model))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -122,10 +144,21 @@ def get_alias(client: "MlflowClient", model: str, alias: str) -> int:
     return version
 
 
+def note_alias(client: "MlflowClient", model: str, alias: str, version: int, note: str) -> None:
+    """Say on the version's page who gave it the alias: MLflow keeps no history of its own."""
+    client.set_model_version_tag(model, str(version), f"{TAG_PREFIX}{alias}", note)
+
+
 def drop_alias(client: "MlflowClient", model: str, alias: str) -> None:
     """Remove the alias; nothing happens when it is not there."""
     if find_alias(client, model, alias) is not None:
         client.delete_registered_model_alias(model, alias)
+
+
+def _input(data: DataSet) -> DatasetInput:
+    profile = json.dumps(dict(data.profile))
+    described = Dataset(data.name, data.digest, "deciduous", json.dumps({"uri": data.source}), profile=profile)
+    return DatasetInput(described, [InputTag("mlflow.data.context", "fit")])
 
 
 def _metrics(values: Mapping[str, float | Sequence[float]]) -> list[Metric]:

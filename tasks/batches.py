@@ -9,6 +9,7 @@ from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
 from tasks.backbones import open_backbone
+from tasks.exclusion import taking_in
 from tasks.identity import catalog_key
 from tasks.narration import say
 from tasks.prefix_cache import encode_missing
@@ -55,6 +56,12 @@ def read_batch(stream: Stream, uri: str, tag: str) -> Batch | None:
     Raises SourceError when the object cannot be read or has no good row; nothing of it is kept then.
     """
     delivery, data = source.fetch(uri, tag)
+    with taking_in(stream.name):
+        return _take_in(stream, delivery, data)
+
+
+def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
+    uri = delivery.uri
     with database.transaction() as session:
         epoch = catalog.stream_epoch(session, stream.name)
         digests, _ = catalog.known_deliveries(session, stream.name)

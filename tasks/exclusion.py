@@ -14,3 +14,10 @@ def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]
     """Hold the stream while the block runs. Raises HeldError, which names the holder, after `wait_seconds`."""
     with exclusive(f"stream {stream}", wait_seconds):
         yield
+
+
+@contextmanager
+def taking_in(stream: str) -> Iterator[None]:
+    """Hold the stream's ledger while one object is looked up, read and entered: two workers never take the same."""
+    with exclusive(f"ledger {stream}", PATIENCE_SECONDS):
+        yield

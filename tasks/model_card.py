@@ -6,18 +6,20 @@ from itertools import accumulate
 from matplotlib.figure import Figure
 
 from infra import database
-from registry import catalog, versions
+from registry import adapters, catalog, models, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Decision, DecisionKind, Shard
 from registry.stream import Stream
+from tasks import links
 from tasks.assembly import Manifest
 from tasks.evaluation import Score, total
 
 
 def describe_version(
-    stream: Stream, manifest: Manifest, reason: str, shards: Sequence[Shard], scores: dict[int, Score]
+    stream: Stream, manifest: Manifest, cause: str, reason: str, shards: Sequence[Shard], scores: dict[int, Score]
 ) -> str:
     """A model card in Markdown: why this version exists, what it rests on, how good it is. No personal data."""
+    run = links.prefect_run()
     overall = total(list(scores.values()))
     measured = (
         f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
@@ -28,6 +30,9 @@ def describe_version(
         "",
         f"**Why:** {reason}",
         "",
+        f"**From:** `{cause}` (`deciduous describe {cause.partition(':')[2]}`)"
+        + (f", registered by the Prefect run {run}" if run else ""),
+        "",
         f"{measured if scores else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
         f"deletion epoch {manifest['epoch']}.",
         "",
@@ -35,9 +40,7 @@ def describe_version(
         "| --- | --- | ---: | ---: | ---: |",
         *[_line(shard, scores[shard.shard_id]) for shard in shards],
         "",
-        "| serving adapter | group | shards it serves |",
-        "| --- | --- | --- |",
-        *[_adapter_line(adapter) for adapter in manifest["adapters"]],
+        *_lineage(manifest),
         "",
         f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
     ]
@@ -48,9 +51,39 @@ def _line(shard: Shard, score: Score) -> str:
     return f"| {shard.batch_name} | {shard.group} | {shard.rows} | {score.accuracy:.3f} | {score.exact_accuracy:.3f} |"
 
 
-def _adapter_line(adapter: dict[str, object]) -> str:
-    served = ", ".join(str(part["shard_id"]) for part in adapter["statistics"])  # type: ignore[attr-defined]
-    return f"| {adapter['adapter_id']} | {adapter['group']} | {served} |"
+def _lineage(manifest: Manifest) -> list[str]:
+    """Which records shaped each serving adapter, by batch: what a deletion from one of them reaches."""
+    if not manifest["adapters"]:
+        return ["No adapter serves: the exact head answers alone."]
+    with database.transaction() as session:
+        serving = [adapters.get_adapter(session, adapter["adapter_id"]) for adapter in manifest["adapters"]]
+        known = catalog.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
+    names = {shard.shard_id: shard.batch_name for shard in known}
+    lines = ["| serving adapter | group | trained on | merged from | serves |", "| --- | --- | --- | --- | --- |"]
+    for each in serving:
+        trained, served = ([names[i] for i in ids if i in names] for ids in (each.shard_ids, each.serves))
+        cells = [
+            each.adapter_id,
+            each.group,
+            *(", ".join(found) or "-" for found in (trained, each.parent_ids, served)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def data_sets(manifest: Manifest, shards: Sequence[Shard]) -> list[models.DataSet]:
+    """The shards that a version rests on, as MLflow lists inputs: counts and digests, no name of a record."""
+    digests = {shard["shard_id"]: shard["statistics"]["sha256"][:16] for shard in manifest["shards"]}
+    return [
+        models.DataSet(
+            name=f"{shard.batch_name}/{shard.group}",
+            digest=digests[shard.shard_id],
+            source=f"catalog:batch/{shard.batch_id}/shard/{shard.shard_id}",
+            profile={"rows": shard.rows, "held_out": shard.held_out, "labelled": shard.labelled},
+        )
+        for shard in shards
+        if shard.shard_id in digests
+    ]
 
 
 def draw_figures(

@@ -78,12 +78,17 @@ def mirror_aliases(stream: str) -> None:
     """Bring MLflow's aliases in line with the catalog's history."""
     client = tracking.prepare_tracking()
     with database.transaction() as session:
+        last = {event.alias: event for event in versions.alias_history(session, stream)}
         wanted = {alias: versions.alias_of(session, stream, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
+        notes = {
+            alias: f"since {event.at:%Y-%m-%d %H:%M} UTC by {event.by}: {event.reason}" for alias, event in last.items()
+        }
     for alias, version in wanted.items():
         if version is None:
             models.drop_alias(client, stream, alias)
         elif models.find_alias(client, stream, alias) != version:
             models.set_alias(client, stream, alias, version)
+            models.note_alias(client, stream, alias, version, notes[alias])
 
 
 def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:

@@ -12,7 +12,7 @@ from registry.versions import CHAMPION
 from tasks import blobs
 from tasks.assembly import Manifest, current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
-from tasks.model_card import describe_version, draw_figures
+from tasks.model_card import data_sets, describe_version, draw_figures
 from tasks.narration import say
 from tasks.packaging import packed_model
 from tasks.promotion import move_alias
@@ -127,7 +127,7 @@ def _publish(
     """
     client = tracking.prepare_tracking()
     experiment = tracking.experiment(client, stream.name)
-    card = describe_version(stream, manifest, change.reason, shards, scores)
+    card = describe_version(stream, manifest, change.cause, change.reason, shards, scores)
     digest = sha256(blobs.json_bytes(manifest)).hexdigest()
     tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"], "manifest": digest}
     same = f"tags.`deciduous.cause` = '{change.cause}' and tags.`deciduous.manifest` = '{digest}'"
@@ -148,7 +148,8 @@ def _publish(
                 change.cause.replace(":", "-"),
                 params={"backbone": stream.backbone, "cut": manifest["cut"], "epoch": manifest["epoch"]},
                 metrics=_metrics(manifest, scores),
-                tags=tags,
+                tags={**tags, models.NOTE: card},
+                inputs=data_sets(manifest, shards),
                 figures=draw_figures(stream, change.decisions, shards, scores) if scores else {},
                 texts={"README.md": card},
                 model_folder=folder,

@@ -9,6 +9,7 @@ from registry import catalog, tickets, versions
 from registry.records import Batch, Decision, Ticket, Verdict
 from registry.stream import Stream
 from registry.versions import CHAMPION
+from tasks import links
 from tasks.consolidation import MergeOutcome
 from tasks.retries import step
 
@@ -32,7 +33,7 @@ def report_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision], pr
     verdict = promotion.reason if promotion else "the model stays as it is"
     lines += [
         "",
-        f"**Champion:** version {champion}. {verdict}",
+        f"**Champion:** version {champion and links.mlflow_version(stream.name, champion)}. {verdict}",
         "",
         "| batch | accuracy | exact head | held-out rows |",
     ]

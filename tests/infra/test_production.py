@@ -1,5 +1,6 @@
 """PostgreSQL under the catalog and under an MLflow server: the same code, the same guarantees."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -17,8 +18,12 @@ from infra.errors import UnreachableError
 from infra.ports import free_ports
 from registry import model_purge, models
 from registry.artifacts import list_versions
+from registry.catalog import batches, save_stream
 from registry.row_sweep import sweep_rows
-from tests.infra import test_locks
+from registry.versions import find_by_cause
+from registry.versions import versions as known_versions
+from tests.flows.conftest import deliver, make_stream
+from tests.infra import sharing, test_locks
 from tests.infra.postgres import cluster, find_binaries
 from tests.registry import test_migrations
 
@@ -122,3 +127,61 @@ def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
         assert sweep_rows(connection, [marker, run_id]) == []
     assert list_versions(s3, "deciduous", f"mlflow/{run_id}") == []
     assert models.find_alias(client, marker, "champion") is None
+
+
+def share(work, arguments):
+    """What eight processes answer that work at the same time, each with its own arguments."""
+    ours = {name: value for name, value in os.environ.items() if name.startswith(("DECIDUOUS_", "PREFECT_"))}
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["tests.infra.sharing"])
+    answers = forks.Queue()
+    workers = [forks.Process(target=work, args=(ours, *each, answers)) for each in arguments]
+    for worker in workers:
+        worker.start()
+    found = [answers.get() for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0] * 8
+    return found
+
+
+@pytest.fixture
+def ledger(catalog, s3, tmp_path):
+    """A stream of forty objects, and one that differs from another in its name alone."""
+    assert catalog is not None
+    assert s3 is not None
+    database.migrate()
+    for number in range(40):
+        deliver(tmp_path, f"batch-{number:02}", ["red", "blue"], rows=6)
+    (tmp_path / "copy.jsonl").write_bytes((tmp_path / "batch-07.jsonl").read_bytes())
+    stream = make_stream(f"shared-{uuid.uuid4().hex[:8]}", tmp_path, tmp_path)
+    with database.transaction() as session:
+        save_stream(session, stream, "digest")
+    return stream
+
+
+def test_eight_workers_on_one_ledger_lose_and_double_nothing(ledger):
+    entered = [batch_id for answer in share(sharing.take_in_everything, [(ledger,)] * 8) for batch_id in answer]
+    assert len(entered) == len(set(entered)) == 40
+    with database.transaction() as session:
+        found = batches(session, ledger.name)
+        records = session.execute(text("select count(*), count(distinct key) from record")).one()
+    assert [batch.ordinal for batch in found] == list(range(40))
+    assert {batch.batch_id for batch in found} == set(entered)
+    assert {(batch.rows, batch.quarantined) for batch in found} == {(6, 0)}
+    assert tuple(records) == (240, 240)
+
+
+def test_two_hundred_concurrent_registrations_lose_and_double_nothing(ledger, server, tmp_path):
+    assert server is not None
+    causes = [f"batch:{number}" for number in range(200)]
+    (tmp_path / "scratch").mkdir()
+    parts = [causes[start::4] for start in range(4)]  # each cause is tried by two of the eight
+    scratch = str(tmp_path / "scratch")
+    made = share(sharing.register_everything, [(ledger.name, part, scratch) for part in (*parts, *parts)])
+    assert sorted(number for answer in made for number in answer) == list(range(1, 201))
+    client = tracking.prepare_tracking()
+    assert models.list_versions(client, ledger.name) == list(range(1, 201))
+    with database.transaction() as session:
+        assert sorted(v.version for v in known_versions(session, ledger.name)) == list(range(1, 201))
+        assert len({find_by_cause(session, ledger.name, cause).version for cause in causes}) == 200
