@@ -14,7 +14,7 @@ from benchmarks.continual_default import run_default
 from benchmarks.continual_published import run_mos, run_sema
 from benchmarks.continual_stream import Meter, Run, load_stream
 from benchmarks.continual_tuned import run_joint, run_sequential
-from tasks.learning.adapters import AdapterSpec
+from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import load_backbone
 from tasks.learning.metrics import continual_metrics
 from tasks.learning.training import Recipe
@@ -45,8 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
 def run_method(data: str, folder: str, method: str, seed: int) -> dict[str, object]:
     """The figures of one run; accuracies are fractions."""
     backbone = load_backbone(folder)
-    # two thirds of the depth: adapters in the last quarter gain next to nothing (docs/decisions/0100)
-    spec = AdapterSpec(rank=16, last_layers=max(1, round(backbone.num_blocks * 2 / 3)))
+    spec = AdapterSpec(rank=16, last_layers=default_layers(backbone.num_blocks))
     cut = 0 if method == "sema" else backbone.num_blocks - spec.last_layers
     run = Run(backbone, load_stream(data), seed, Meter(backbone), cut)
     if method in ("default", "probe"):

@@ -8,27 +8,38 @@ from torch import Tensor
 from benchmarks.continual_stream import Run, split_rows
 from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
-from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict
+from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, answer_visits, compose, predict
 from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics
 from tasks.learning.shift import Sample, compare_samples
 from tasks.learning.training import Recipe, train_slice
 from tasks.policies.expansion import ShiftRule, choose_expansion
+from tasks.policies.promotion import adapter_earns_its_place
 
 GROUP = "all"
 RULE = ShiftRule(alpha=0.01, min_rows=1, refresh_drop=1.0)  # the benchmark never refreshes: its shards are whole
 PERMUTATIONS = 499
 
 
+@dataclass(frozen=True)
+class Met:
+    """A batch as one adapter, or the frozen backbone, sees it; held-out rows shape neither `training` nor weights."""
+
+    everything: ClassStatistics
+    training: ClassStatistics
+    held_NF: Tensor
+    held_labels: list[str]
+
+
 @dataclass
 class Known:
-    """An adapter so far: what it is made of and what it has met."""
+    """An adapter so far: what it is made of, and the batches it has met, under it and under the frozen backbone."""
 
     weights: AdapterWeights
     descriptor: Descriptor
-    statistics: list[ClassStatistics] = field(default_factory=list)
-    frozen: list[ClassStatistics] = field(default_factory=list)
+    met: list[Met] = field(default_factory=list)
+    frozen: list[Met] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
 
@@ -36,28 +47,62 @@ class Known:
 def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool = True) -> None:
     """Take in every batch; without adapters this is the frozen probe, the exact head alone."""
     known: dict[str, Known] = {}
-    frozen: list[ClassStatistics] = []
+    frozen: list[Met] = []
     for number, batch in enumerate(run.batches):
         states = run.train_states(number)
         with run.meter.measure("train"):
             suffix = run_suffix(run.backbone, states, run.cut)
-            frozen.append(class_statistics(suffix.features_NF, batch.train_labels))
+            frozen.append(_meet(suffix.features_NF, batch.train_labels, run.seed))
             if use_adapters:
                 name = _decide(run, known, suffix.signatures_LND, number)
                 if name not in known:
                     known[name] = _expand(run, states, suffix.signatures_LND, number, spec, recipe)
                 _join(run, known[name], states, suffix.signatures_LND, frozen[-1], number)
+            serving = {name: k for name, k in known.items() if _earns_its_place(run, spec, k, frozen)}
+        if use_adapters:
+            run.decisions[-1]["serving"] = list(serving)
         entries = tuple(
-            AdapterEntry(name, GROUP, k.weights, k.descriptor, tuple(k.statistics), tuple(k.frozen))
-            for name, k in known.items()
+            AdapterEntry(
+                name,
+                GROUP,
+                k.weights,
+                k.descriptor,
+                tuple(met.everything for met in k.met),
+                tuple(met.everything for met in k.frozen),
+            )
+            for name, k in serving.items()
         )
+        waiting = tuple(KnownLook(name, GROUP, k.descriptor) for name, k in known.items() if name not in serving)
         tests = run.test_states(number)
         with run.meter.measure("inference"):
-            composed = compose(ServingModel(run.cut, spec, {GROUP: tuple(frozen)}, entries), {GROUP})
+            statistics = tuple(met.everything for met in frozen)
+            composed = compose(ServingModel(run.cut, spec, {GROUP: statistics}, entries, waiting), {GROUP})
             run.record([predict(run.backbone, composed, rows).labels for rows in tests])
     blocks = range(run.cut, run.backbone.num_blocks)
     run.adapters_by_layer = {str(block): len(known) for block in blocks} if known else {}
     run.trainable_parameters = sum(t.numel() for k in known.values() for t in k.weights.values())
+
+
+def _meet(features_NF: Tensor, labels: list[str], seed: int) -> Met:
+    train, held_out = split_rows(labels, seed)
+    training = class_statistics(features_NF[train], [labels[i] for i in train])
+    held_labels = [labels[i] for i in held_out]
+    return Met(class_statistics(features_NF, labels), training, features_NF[held_out], held_labels)
+
+
+def _earns_its_place(run: Run, spec: AdapterSpec, known: Known, frozen: list[Met]) -> bool:
+    """Does the adapter beat the exact head on held-out rows of its shards, with heads that never met those rows?"""
+    mine, theirs = (tuple(met.training for met in part) for part in (known.met, known.frozen))
+    entry = AdapterEntry("judged", GROUP, known.weights, known.descriptor, mine, theirs)
+    statistics = {GROUP: tuple(met.training for met in frozen)}
+    composed = compose(ServingModel(run.cut, spec, statistics, (entry,)), {GROUP})
+    features_NF, adapted_NF = (torch.cat([met.held_NF for met in part]) for part in (known.frozen, known.met))
+    labels = [label for met in known.frozen for label in met.held_labels]
+    everyone = torch.ones(1, len(labels))
+    with_it = answer_visits(composed, features_NF, everyone, adapted_NF).labels
+    without = answer_visits(composed.alone(), features_NF, everyone[:0], adapted_NF[:0]).labels
+    right = [sum(a == b for a, b in zip(answers, labels, strict=True)) / len(labels) for answers in (with_it, without)]
+    return adapter_earns_its_place(right[0], right[1], len(labels)).passed
 
 
 def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: int) -> str:
@@ -90,13 +135,11 @@ def _expand(
     return Known(state.adapter, fit_descriptor(signatures_LND[:, train], signatures_LND[:, held_out]))
 
 
-def _join(
-    run: Run, adapter: Known, states: list[Tensor], signatures_LND: Tensor, frozen: ClassStatistics, number: int
-) -> None:
+def _join(run: Run, adapter: Known, states: list[Tensor], signatures_LND: Tensor, frozen: Met, number: int) -> None:
     """The batch becomes a shard that the adapter serves: its statistics join, exact under deletion."""
     labels = run.batches[number].train_labels
     adapted = run_suffix(run.backbone, states, run.cut, adapter.weights)
-    adapter.statistics.append(class_statistics(adapted.features_NF, labels))
+    adapter.met.append(_meet(adapted.features_NF, labels, run.seed))
     adapter.frozen.append(frozen)
     _, held_out = split_rows(labels, run.seed)
     adapter.samples.append(as_sample(signatures_LND[:, held_out]))

@@ -54,7 +54,9 @@ class Columns(_Section):
 class AdapterOptions(_Section):
     method: str = Field("bottleneck", pattern="^bottleneck$")
     rank: int = Field(16, ge=1, le=1024)
-    last_layers: int = Field(3, ge=1, description="adapters sit in this many of the last blocks")
+    last_layers: int | None = Field(
+        None, ge=1, description="adapters sit in this many of the last blocks; two thirds of the depth where absent"
+    )
     epochs: int = Field(3, ge=1, le=1000)
     learning_rate: float = Field(5e-3, gt=0)
     slices: int = Field(

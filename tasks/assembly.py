@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -12,10 +13,10 @@ from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.stream import Stream
 from tasks import blob_cache, blobs
-from tasks.backbones import cut_of, open_backbone
+from tasks.backbones import adapter_spec, cut_of, open_backbone
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.banks import AdapterBank
-from tasks.learning.composition import AdapterEntry, ServingModel
+from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel
 from tasks.learning.descriptors import Descriptor
 from tasks.learning.heads import ClassStatistics
 
@@ -34,20 +35,30 @@ def current_manifest(
 ) -> Manifest:
     """What would serve now: every shard that changed the model, and the serving adapters or those given.
 
-    `epoch` is the deletion epoch at which the work began; the release gate compares it with the stream's.
+    Candidates beside them only wait: their looks are known. A merged adapter stands for its parents. `epoch` is the
+    deletion epoch at which the work began; the release gate compares it with the stream's.
     """
     with database.transaction() as session:
         shards = catalog.done_shards(session, stream.name)
         shards += [shard for shard in extra_shards if shard not in shards]
         if adapters is None:
             adapters = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        objects = catalog.objects_of(session, [*[s.node for s in shards], *[a.node for a in adapters]])
+        named = {name for adapter in adapters for name in (adapter.adapter_id, *adapter.parent_ids)}
+        candidates = adapter_rows.adapters(session, stream.name, [AdapterState.CANDIDATE])
+        waiting = [candidate for candidate in candidates if candidate.adapter_id not in named]
+        nodes = [shard.node for shard in shards] + [adapter.node for adapter in (*adapters, *waiting)]
+        objects = catalog.objects_of(session, nodes)
         epoch = catalog.stream_epoch(session, stream.name) if epoch is None else epoch
-    return build_manifest(stream, epoch, shards, adapters, objects)
+    return build_manifest(stream, epoch, shards, adapters, waiting, objects)
 
 
 def build_manifest(
-    stream: Stream, epoch: int, shards: Sequence[Shard], adapters: Sequence[Adapter], objects: Sequence[StoredObject]
+    stream: Stream,
+    epoch: int,
+    shards: Sequence[Shard],
+    adapters: Sequence[Adapter],
+    waiting: Sequence[Adapter],
+    objects: Sequence[StoredObject],
 ) -> Manifest:
     backbone = open_backbone(stream)
     blob = {(o.owner, o.kind): {"key": o.key, "sha256": o.sha256} for o in objects}
@@ -57,11 +68,7 @@ def build_manifest(
         "backbone_digest": backbone.digest,
         "epoch": epoch,
         "cut": cut_of(stream, backbone),
-        "spec": {
-            "method": stream.adapter.method,
-            "rank": stream.adapter.rank,
-            "last_layers": stream.adapter.last_layers,
-        },
+        "spec": asdict(adapter_spec(stream)),
         "shards": [
             {"shard_id": s.shard_id, "batch_id": s.batch_id, "group": s.group, "statistics": blob[s.node, "statistics"]}
             for s in shards
@@ -80,6 +87,11 @@ def build_manifest(
                 ],
             }
             for a in adapters
+        ],
+        "waiting": [
+            {"adapter_id": a.adapter_id, "group": a.group, "descriptor": blob[a.node, "descriptor"]}
+            for a in waiting
+            if (a.node, "descriptor") in blob
         ],
     }
 
@@ -104,6 +116,10 @@ def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) 
         spec=AdapterSpec(**manifest["spec"]),
         frozen={group: tuple(parts) for group, parts in frozen.items()},
         adapters=tuple(_entry(adapter, bank, of_shard, read) for adapter in manifest["adapters"]),
+        waiting=tuple(
+            KnownLook(look["adapter_id"], look["group"], _descriptor(look["descriptor"], read))
+            for look in manifest["waiting"]
+        ),
         loaded=bank,
     )
     blob_cache.trim()
@@ -117,7 +133,7 @@ def _entry(
         adapter_id=adapter["adapter_id"],
         group=adapter["group"],
         weights=bank.read(adapter["adapter_id"]),
-        descriptor=Descriptor.from_tensors(read(adapter["descriptor"]["key"], adapter["descriptor"]["sha256"])),
+        descriptor=_descriptor(adapter["descriptor"], read),
         statistics=tuple(_statistics(part, read) for part in adapter["statistics"]),
         frozen=tuple(of_shard[part["shard_id"]] for part in adapter["statistics"] if part["shard_id"] in of_shard),
     )
@@ -125,6 +141,10 @@ def _entry(
 
 def _statistics(blob: dict[str, str], read: ReadTensors) -> ClassStatistics:
     return ClassStatistics.from_tensors(read(blob["key"], blob["sha256"]))
+
+
+def _descriptor(blob: dict[str, str], read: ReadTensors) -> Descriptor:
+    return Descriptor.from_tensors(read(blob["key"], blob["sha256"]))
 
 
 def keys_in(manifest: Manifest) -> set[str]:
@@ -151,10 +171,13 @@ def without(
         for a in manifest["adapters"]
         if a["adapter_id"] not in adapter_ids and stays(a["weights"]) and stays(a["descriptor"])
     ]
-    return {**manifest, "shards": shards, "adapters": [adapter for adapter in adapters if adapter["statistics"]]}
+    waiting = [w for w in manifest["waiting"] if w["adapter_id"] not in adapter_ids and stays(w["descriptor"])]
+    adapters = [adapter for adapter in adapters if adapter["statistics"]]
+    return {**manifest, "shards": shards, "adapters": adapters, "waiting": waiting}
 
 
 def _blobs_in(manifest: Manifest) -> Iterator[dict[str, Any]]:
     yield from (shard["statistics"] for shard in manifest["shards"])
     for adapter in manifest["adapters"]:
         yield from (adapter["weights"], adapter["descriptor"], *adapter["statistics"])
+    yield from (look["descriptor"] for look in manifest["waiting"])

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from infra.settings import settings
 from registry.errors import StateError, UnsupportedBackboneError
 from registry.stream import Stream
-from tasks.learning.adapters import AdapterSpec
+from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import Backbone, load_backbone
 
 
@@ -20,18 +20,19 @@ def open_backbone(stream: Stream) -> Backbone:
     return _open(stream.backbone, stream.max_tokens)
 
 
+def adapter_spec(stream: Stream) -> AdapterSpec:
+    """Where the stream's adapters sit; two thirds of the depth where the stream names no number of layers."""
+    depth, layers = open_backbone(stream).num_blocks, stream.adapter.last_layers
+    if layers is not None and layers > depth:
+        raise StateError(
+            f"stream {stream.name!r} asks for adapter.last_layers {layers}, {stream.backbone!r} has {depth} blocks"
+        )
+    return AdapterSpec(stream.adapter.method, stream.adapter.rank, layers or default_layers(depth))
+
+
 def cut_of(stream: Stream, backbone: Backbone) -> int:
     """The block whose input the prefix cache keeps: everything before it is frozen for ever."""
-    if stream.adapter.last_layers > backbone.num_blocks:
-        raise StateError(
-            f"stream {stream.name!r} asks for adapter.last_layers {stream.adapter.last_layers}, "
-            f"{stream.backbone!r} has {backbone.num_blocks} blocks"
-        )
-    return backbone.num_blocks - stream.adapter.last_layers
-
-
-def adapter_spec(stream: Stream) -> AdapterSpec:
-    return AdapterSpec(stream.adapter.method, stream.adapter.rank, stream.adapter.last_layers)
+    return backbone.num_blocks - adapter_spec(stream).last_layers
 
 
 @cache

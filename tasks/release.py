@@ -26,7 +26,8 @@ def check_release(session: Session, manifest: Manifest, what: str) -> None:
     tainted = tainted_shards(session, stream)
     served = {shard["shard_id"] for shard in manifest["shards"]}
     served |= {part["shard_id"] for adapter in manifest["adapters"] for part in adapter["statistics"]}
-    reached = set(lineage.closure(session, tainted)) & {adapter["adapter_id"] for adapter in manifest["adapters"]}
+    named = {adapter["adapter_id"] for adapter in (*manifest["adapters"], *manifest["waiting"])}
+    reached = set(lineage.closure(session, tainted)) & named
     if served & tainted or reached:
         raise SuppressedRecordError(
             f"{what} rests on records that a deletion ticket names (shards {sorted(served & tainted)}, adapters "

@@ -23,6 +23,11 @@ class AdapterSpec:
     last_layers: int = 3
 
 
+def default_layers(depth: int) -> int:
+    """Two thirds of the depth: adapters in the last quarter gain next to nothing (docs/decisions/0101)."""
+    return max(1, round(depth * 2 / 3))
+
+
 def new_adapter(backbone: Backbone, spec: AdapterSpec, seed: int) -> AdapterWeights:
     """Weights for the last layers: down Kaiming-uniform (a = sqrt 5), up and biases zero, so an exact no-op."""
     if spec.method != "bottleneck":

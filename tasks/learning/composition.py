@@ -49,6 +49,16 @@ class AdapterEntry:
 
 
 @dataclass(frozen=True)
+class KnownLook:
+    """What an adapter that does not serve has met. Records that look like it are left to the exact head; without it
+    they would visit the least unlike of the others."""
+
+    adapter_id: str
+    group: str
+    descriptor: Descriptor
+
+
+@dataclass(frozen=True)
 class ServingModel:
     """All that a stream serves from; `frozen` are the statistics of the frozen features, by group, one per shard."""
 
@@ -56,6 +66,7 @@ class ServingModel:
     spec: AdapterSpec
     frozen: Mapping[str, tuple[ClassStatistics, ...]]
     adapters: tuple[AdapterEntry, ...]
+    waiting: tuple[KnownLook, ...] = ()
     loaded: AdapterBank | None = None
     """The bank that the adapters' weights are views of, where they were loaded into one."""
 
@@ -69,7 +80,8 @@ class Composed:
     """What one caller may use: heads solved from the shards of the caller's groups alone.
 
     `near_heads` are exact heads on the frozen features in which the shards of one adapter count in full and the others
-    less; `adapter_heads` are solved from an adapter's own shards under that adapter.
+    less; `adapter_heads` are solved from an adapter's own shards under that adapter. `descriptors` holds those of the
+    adapters, then those of the waiting ones.
     """
 
     cut: int
@@ -105,7 +117,9 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     entries = sorted((entry for entry in model.adapters if entry.group in groups), key=lambda entry: entry.adapter_id)
     near = tuple(_near_head(frozen, entry) for entry in entries)
     heads = tuple(solve_head(entry.statistics) for entry in entries)
-    descriptors = side_by_side([entry.descriptor for entry in entries]) if entries else None
+    waiting = sorted((look for look in model.waiting if look.group in groups), key=lambda look: look.adapter_id)
+    known = [entry.descriptor for entry in entries] + [look.descriptor for look in waiting]
+    descriptors = side_by_side(known) if entries else None
     return Composed(model.cut, head.labels, head, tuple(entries), near, heads, model.bank, descriptors)
 
 
@@ -160,23 +174,24 @@ def predict_each(
     pairs = [
         (rows[record], composed.adapters[number].adapter_id)
         for rows, shares_AN, (composed, _) in zip(mine, shares, requests, strict=True)
-        for number, record in torch.nonzero(shares_AN).tolist()
+        for number, record in torch.nonzero(shares_AN[: len(composed.adapters)]).tolist()
     ]
     adapted_PF = passes.adapted(backbone, states, frozen.starts, first.cut, first.bank, pairs) if pairs else None
     answers, taken = [], 0
     for rows, shares_AN, (composed, _) in zip(mine, shares, requests, strict=True):
-        visits = int((shares_AN != 0).sum())
+        visits = int((shares_AN[: len(composed.adapters)] != 0).sum())
         own_PF = adapted_PF[taken : taken + visits] if adapted_PF is not None else shares_AN.new_zeros(0, 0)
-        answers.append(_answer(composed, frozen.features_NF[rows.start : rows.stop], shares_AN, own_PF))
+        answers.append(answer_visits(composed, frozen.features_NF[rows.start : rows.stop], shares_AN, own_PF))
         taken += visits
     return answers
 
 
-def _answer(composed: Composed, features_NF: Tensor, shares_AN: Tensor, adapted_PF: Tensor) -> Prediction:
-    """One caller's answers; rows of `adapted` are the visits, adapter by adapter."""
-    scores_NC = head_scores(composed.head, features_NF)
-    mixed_NC, taken = torch.zeros_like(scores_NC), 0
-    for number, shares_N in enumerate(shares_AN):
+def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, adapted_PF: Tensor) -> Prediction:
+    """One caller's answers from features: rows of `adapted` are the visits, adapter by adapter."""
+    count = len(composed.adapters)
+    exact_NC = head_scores(composed.head, features_NF)
+    mixed_NC, taken = torch.zeros_like(exact_NC), 0
+    for number, shares_N in enumerate(shares_AN[:count]):
         chosen = torch.nonzero(shares_N).flatten().tolist()
         if chosen:
             own = composed.adapter_heads[number]
@@ -184,14 +199,16 @@ def _answer(composed: Composed, features_NF: Tensor, shares_AN: Tensor, adapted_
             own_NC = head_scores(own, adapted_PF[taken : taken + len(chosen)])
             mixed_NC[chosen] += shares_N[chosen, None] * combine(near_NC, own_NC, composed.labels, own.labels)
             taken += len(chosen)
-    visiting_N = shares_AN.sum(0) > 0
-    scores_NC = torch.where(visiting_N[:, None], mixed_NC, scores_NC)
+    mixed_NC = mixed_NC + shares_AN[count:].sum(0)[:, None] * exact_NC
+    visiting_N = (shares_AN[:count] > 0).any(0)
+    scores_NC = torch.where(visiting_N[:, None], mixed_NC, exact_NC)
     labels = [composed.labels[i] for i in scores_NC.argmax(1).tolist()]
-    likeliest = shares_AN.argmax(0).tolist() if composed.adapters else [0] * len(labels)
-    ids = [entry_id(composed, i) if visits else None for visits, i in zip(visiting_N.tolist(), likeliest, strict=True)]
     took_part: list[list[str]] = [[] for _ in labels]
-    for number, record in torch.nonzero(shares_AN).tolist():
+    for number, record in torch.nonzero(shares_AN[:count]).tolist():
         took_part[record].append(entry_id(composed, number))
+    likeliest = shares_AN.argmax(0).tolist() if count else [count] * len(labels)
+    pairs = zip(likeliest, visiting_N.tolist(), strict=True)
+    ids = [entry_id(composed, i) if visits and i < count else None for i, visits in pairs]
     return Prediction(labels, scores_NC, ids, [tuple(ids) for ids in took_part])
 
 
@@ -200,7 +217,7 @@ def entry_id(composed: Composed, number: int) -> str:
 
 
 def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
-    """(A, N) share of each adapter in each record's answer, zero where the record does not visit it.
+    """(A + waiting, N) share of each look in each record's answer, zero where the record does not visit it.
 
     Adapters are compared by densities of their own. A record visits the likeliest among the familiar ones and those
     hardly less likely, so leaving an adapter out changes nothing for the records that do not visit it.

@@ -1,11 +1,13 @@
 """Composition: entitlement first, adapters only where they are visited."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from tasks.learning.adapters import AdapterSpec, new_adapter
 from tasks.learning.backbones import Backbone
-from tasks.learning.composition import AdapterEntry, ServingModel, compose, predict, predict_each
+from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, compose, predict, predict_each
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import class_statistics
@@ -50,6 +52,24 @@ def test_removing_an_adapter_leaves_records_that_do_not_visit_it(vit: Backbone, 
     stay = [i for i, visited in enumerate(both.visits) if "adapter-1" not in visited]
     assert 0 < len(stay) < 30
     assert torch.equal(both.scores_NC[stay], one.scores_NC[stay])
+
+
+def test_a_record_that_looks_like_a_waiting_adapters_shard_is_left_to_the_exact_head(
+    vit: Backbone, model: ServingModel
+) -> None:
+    states = [state for seed in (0, 1, 6) for state in vit.encode(pictures(12, seed=seed), 2)]
+    first, second = model.adapters
+    waits = replace(model, adapters=(first,), waiting=(KnownLook("adapter-1", "blue", second.descriptor),))
+    both, one = (predict(vit, compose(each, {"red", "blue"}), states) for each in (model, waits))
+    exact = predict(vit, compose(model, {"red", "blue"}).alone(), states)
+    theirs = [i for i, visited in enumerate(both.visits) if visited == ("adapter-1",)]
+    mine = [i for i, visited in enumerate(both.visits) if visited == ("adapter-0",)]
+    assert min(len(theirs), len(mine)) > 0
+    assert torch.equal(one.scores_NC[theirs], exact.scores_NC[theirs])
+    assert [one.visits[i] for i in theirs] == [()] * len(theirs)
+    assert torch.equal(one.scores_NC[mine], both.scores_NC[mine])
+    alone = predict(vit, compose(replace(waits, waiting=()), {"red"}), states)
+    assert torch.equal(predict(vit, compose(waits, {"red"}), states).scores_NC, alone.scores_NC)
 
 
 def test_callers_answered_together_get_what_each_gets_alone(vit: Backbone, model: ServingModel) -> None:

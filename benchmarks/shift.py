@@ -1,0 +1,113 @@
+"""False alarms and power of the shift test on images: python -m benchmarks.shift --data FILE.npz --backbone FOLDER.
+
+One JSON line. Null: two random samples of one batch's rows, with other shares of its classes on either side. Power: one
+of the two seen through a planted look. Both as the pipeline decides: p <= alpha of the relabelings within classes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+from benchmarks.continual_default import as_sample
+from benchmarks.continual_stream import Batch, load_stream
+from tasks.learning.adapters import default_layers
+from tasks.learning.backbones import Backbone, load_backbone
+from tasks.learning.features import signatures
+from tasks.learning.shift import Sample, compare_samples
+
+PERMUTATIONS = 199
+
+
+def grey_inverted(x: np.ndarray) -> np.ndarray:
+    """Lowers SEMA's reconstruction error, which therefore misses it."""
+    return np.repeat(255 - x.mean(1, keepdims=True), 3, 1)
+
+
+def low_contrast(x: np.ndarray) -> np.ndarray:
+    return (x - 128) * 0.5 + 128
+
+
+def saturated(x: np.ndarray) -> np.ndarray:
+    grey = x.mean(1, keepdims=True)
+    return (x - grey) * 2 + grey
+
+
+def darker(x: np.ndarray) -> np.ndarray:
+    return x * 0.7
+
+
+LOOKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    each.__name__: each for each in (grey_inverted, low_contrast, saturated, darker)
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="stream file as of benchmarks.continual")
+    parser.add_argument("--backbone", required=True, help="Hugging Face folder of a ViT or DINOv2")
+    parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("--trials", type=int, default=400, help="of the null; a tenth of them for each power")
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    options = parser.parse_args(arguments)
+    result = measure(load_backbone(options.backbone), load_stream(options.data)[0], options.alpha, options.trials)
+    if options.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        sys.stdout.write(f"{name:>26}  {value}\n")
+
+
+def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int) -> dict[str, object]:
+    """Share of alarms without shift, its 99 % binomial interval around alpha, and the power by look and rows."""
+    clean_ND = _sample(backbone, batch.train_images)
+    alarms = sum(_p_value(clean_ND, clean_ND, batch.train_labels, 80, trial) <= alpha for trial in range(trials))
+    power: dict[str, dict[str, float]] = {}
+    for name, look in LOOKS.items():
+        changed = np.clip(look(batch.train_images.astype(np.float64)), 0, 255).astype(np.uint8)
+        looked_ND = _sample(backbone, changed)
+        power[name] = {
+            str(rows): float(
+                np.mean(
+                    [
+                        _p_value(looked_ND, clean_ND, batch.train_labels, rows, trial) <= alpha
+                        for trial in range(trials // 10)
+                    ]
+                )
+            )
+            for rows in (20, 40, 80)
+        }
+    return {
+        "alpha": alpha,
+        "trials": trials,
+        "false_alarms": alarms / trials,
+        "alpha_is_honoured": bool(binomtest(alarms, trials, alpha, alternative="greater").pvalue > 0.005),
+        "power": power,
+    }
+
+
+def _sample(backbone: Backbone, images: np.ndarray) -> Tensor:
+    cut = backbone.num_blocks - default_layers(backbone.num_blocks)
+    return as_sample(signatures(backbone, backbone.encode(list(images), cut), cut))
+
+
+def _p_value(batch_ND: Tensor, reference_ND: Tensor, labels: list[str], rows: int, trial: int) -> float:
+    """Disjoint rows of one batch on either side; the second side has twice as many of every other class."""
+    generator = torch.Generator().manual_seed(trial)
+    order = torch.randperm(len(labels), generator=generator).tolist()
+    even = set(sorted(set(labels))[::2])
+    mine, rest = order[:rows], order[rows:]
+    theirs = [i for n, i in enumerate(rest) if labels[i] in even or n % 2][:160]
+    batch, reference = (
+        Sample(rows_ND[kept], [labels[i] for i in kept]) for rows_ND, kept in ((batch_ND, mine), (reference_ND, theirs))
+    )
+    return compare_samples(batch, reference, PERMUTATIONS, trial).p_value
+
+
+if __name__ == "__main__":
+    main()
