@@ -9,16 +9,23 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tenacity import Retrying, retry_if_result, wait_fixed
 
+from flows import deployments
+from flows.approve import approve
 from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
+from infra.workers import PoolType
 from registry.errors import SourceError, StateError
+from registry.records import Request, Ticket
 from registry.stream import Stream
+from registry.tickets import WORKED
 from registry.versions import CHAMPION
-from tasks import forgetting, opening, promotion, queries, source, tickets
+from tasks import approvals, deploying, forgetting, opening, promotion, queries, source, tickets
 from tasks.consolidation import retire_adapter
+from tasks.deploying import Change
 
 Record = dict[str, Any]
 
@@ -27,6 +34,27 @@ def run_stream(stream: Stream, limit: int | None) -> Record:
     opening.open_home()
     finished = learn(stream, limit)
     return {"finished_batches": len(finished), **queries.status(stream.name)[0]}
+
+
+def deploy(stream: Stream, kind: PoolType, dry_run: bool) -> list[Change]:
+    opening.open_home()
+    return deployments.deploy(stream, kind, dry_run)
+
+
+def answer(request_id: str, approved: bool, by: str, note: str) -> str:
+    """Resume the run that waits for the answer; where none does, record it and carry it out here."""
+    opening.open_home()
+    word = f"{request_id} {'approved' if approved else 'refused'} by {by}"
+    if approvals.resume_waiting(request_id, approved, by, note):
+        return f"{word}; the run that waited carries it out"
+    approvals.record_answer.fn(request_id, approved, by, note)
+    approve(request_id)
+    return word
+
+
+def waiting_requests(stream: str | None) -> list[Request]:
+    opening.open_home()
+    return approvals.waiting(stream)
 
 
 def preview(stream: Stream) -> Record:
@@ -53,8 +81,14 @@ def erase(
     if ticket_id is None:
         targets = _targets(stream, subjects, records, file)
         ticket_id = tickets.open_ticket(stream, targets, getuser()).ticket_id
-    closed = forget(ticket_id)
+    closed = follow(ticket_id) if deploying.is_deployed("forget", stream) else forget(ticket_id)
     return {**asdict(closed), "certificate": opening.certificate_path(ticket_id)}
+
+
+def follow(ticket_id: str) -> Ticket:
+    """Wait until the run that the ticket's event started has closed it; a person may stop waiting, the run goes on."""
+    closing = Retrying(wait=wait_fixed(1), retry=retry_if_result(lambda ticket: ticket.state in WORKED))
+    return closing(lambda: tickets.read_ticket(ticket_id))
 
 
 def plan_erasure(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> Record:

@@ -3,16 +3,14 @@
 # ruff: noqa: PLC0415
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 
-from flows import console
+from flows import console, operating
+from flows.console import DryRun, Json, StreamName, acting
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,9 +20,6 @@ app = typer.Typer(
     help="Keep one model current while its data keeps arriving, and let a deletion reach the model.",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
-StreamName = Annotated[str, typer.Argument(help="Name of a stream, as `deciduous status` lists it.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the alias history.")]
 
 STREAM_FILE = """\
@@ -78,7 +73,7 @@ def run(
     from registry.stream import load_stream
 
     stream = load_stream(file)
-    with _acting(quiet=json) as actions:
+    with acting(quiet=json) as actions:
         result = actions.preview(stream) if dry_run else actions.run_stream(stream, limit)
     console.show_json(result) if json else console.show_record(result)
 
@@ -124,7 +119,7 @@ def predict(
     json: Json = False,
 ) -> None:
     """Answer with the champion, as a caller with these groups. Example: deciduous predict mail new.jsonl --as sales"""
-    with _acting(quiet=json or out is None) as actions:
+    with acting(quiet=json or out is None) as actions:
         rows = actions.predict_file(stream, file, groups or [], out)
     if out is not None:
         console.console.print(f"wrote {len(rows)} answers to {out}")
@@ -143,7 +138,7 @@ def erase(
     json: Json = False,
 ) -> None:
     """Open a deletion ticket and follow it to its certificate. Example: deciduous erase mail --subject ann@ex.org"""
-    with _acting(quiet=json) as actions:
+    with acting(quiet=json) as actions:
         targets = (tuple(subject or ()), tuple(record or ()), file)
         result = actions.plan_erasure(stream, *targets) if dry_run else actions.erase(stream, *targets, ticket)
     console.show_json(result) if json else console.show_record(result)
@@ -172,7 +167,7 @@ def verify(
 @app.command()
 def promote(stream: StreamName, version: int, reason: Reason = "by hand", dry_run: DryRun = False) -> None:
     """Make a version champion; the release gate is asked. Example: deciduous promote mail 4 --reason 'reviewed'"""
-    with _acting() as actions:
+    with acting() as actions:
         console.console.print(actions.promote(stream, version, reason, dry_run))
 
 
@@ -184,7 +179,7 @@ def rollback(
     dry_run: DryRun = False,
 ) -> None:
     """Move the champion back. Example: deciduous rollback mail"""
-    with _acting() as actions:
+    with acting() as actions:
         console.console.print(actions.rollback(stream, to, reason, dry_run))
 
 
@@ -196,7 +191,7 @@ def merge(
     json: Json = False,
 ) -> None:
     """Merge two adapters behind the accuracy gate. Example: deciduous merge mail mail-a2 mail-a3"""
-    with _acting(quiet=json) as actions:
+    with acting(quiet=json) as actions:
         result = actions.merge(stream, adapters or [], dry_run)
     console.show_json(result) if json else console.show_record(result)
 
@@ -204,7 +199,7 @@ def merge(
 @app.command()
 def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
     """Stop serving an adapter; it can be restored. Example: deciduous retire mail-a2 --reason 'season is over'"""
-    with _acting() as actions:
+    with acting() as actions:
         console.console.print(actions.retire(adapter, reason, dry_run))
 
 
@@ -244,24 +239,10 @@ def demo(home: Annotated[Path, typer.Option(help="Emptied at the start.")] = Pat
     from infra import home as homes
 
     homes.remove(home)
-    with _acting():
+    with acting():
         from flows import demo as newsroom
 
         newsroom.run(home)
-
-
-@contextmanager
-def _acting(quiet: bool = False) -> Iterator[ModuleType]:
-    """The actions, with Prefect told about this home before it is imported, and their log lines shown."""
-    from infra.orchestration import prepare_prefect, without_heartbeat
-
-    # Prefect's tracebacks stay in the run's log: here an error ends as one message
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    prepare_prefect()
-    with console.narrated(quiet=quiet), without_heartbeat():
-        from flows import actions
-
-        yield actions
 
 
 def _queries() -> Any:
@@ -271,6 +252,10 @@ def _queries() -> Any:
 
     database.migrate()
     return queries
+
+
+for verb in operating.VERBS:
+    app.command()(verb)
 
 
 def main() -> None:

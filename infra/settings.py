@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     """Bytes/s that the home's disk reads, for the same choice."""
     blob_cache_bytes: int = Field(default=4 << 30, ge=0)
     """Local copies of tensors from the artifact bucket; the least recently used go first."""
+    webhook_url: str | None = None
+    """Where MLflow's webhooks reach `deciduous watch`, for example http://watch:8090; None listens nowhere."""
+    webhook_secret: SecretStr | None = Field(default=None, min_length=16)
     notify: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
     """Prefect block that notifications go to, as TYPE/NAME, for example slack-webhook/ops; None leaves them off."""
 

@@ -165,6 +165,28 @@ class Verdict:
     reason: str
 
 
+class Gate(StrEnum):
+    PROMOTION = "promotion"
+    MERGE = "merge"
+    ERASURE = "erasure"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What waits for a person's word at a gate."""
+
+    request_id: str
+    """'promotion:mail/4', 'merge:mail-a2+mail-a3' or 'erasure:t-20261121-0a1b2c3d'."""
+    stream: str
+    gate: Gate
+    what: str
+    reason: str
+    due_at: datetime
+    approved: bool | None = None
+    approver: str = ""
+    note: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
     stream: str

@@ -4,7 +4,7 @@ import json
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -12,8 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from registry.errors import StreamFileError
 
 
+def _in_order(schema: dict[str, Any]) -> None:
+    """Prefect's form sorts fields by `position`; without one, as its database likes."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_in_order)
 
 
 class TaskType(StrEnum):
@@ -25,6 +31,11 @@ class Approval(StrEnum):
     NEVER = "never"
     ALWAYS = "always"
     ON_REGRESSION = "on-regression"
+
+
+class OnTimeout(StrEnum):
+    REFUSE = "refuse"
+    APPROVE = "approve"
 
 
 class Runner(StrEnum):
@@ -83,12 +94,27 @@ class CacheOptions(_Section):
     )
 
 
+class Approvals(_Section):
+    """Which gates ask a person, and what happens when nobody answers."""
+
+    promotion: Approval = Field(Approval.NEVER, description="a version that would become champion")
+    merge: Approval = Field(Approval.NEVER, description="a merge that would be kept")
+    erasure: Approval = Field(Approval.NEVER, description="a deletion ticket, before anything of it is destroyed")
+    hours: float = Field(72, gt=0, description="time to answer")
+    on_timeout: OnTimeout = Field(OnTimeout.REFUSE, description="what silence means")
+
+
 class Gates(_Section):
     accuracy_drop: float = Field(0.01, ge=0, le=1, description="largest loss on all held-out rows against the champion")
     forgetting: float = Field(0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion")
     merge_drop: float = Field(0.02, ge=0, le=1, description="largest loss on any parent's held-out rows after a merge")
     refresh_drop: float = Field(0.05, ge=0, le=1, description="shortfall of a reused adapter that makes it train again")
-    approval: Approval = Approval.NEVER
+    approval: Approvals = Field(Approvals(), description="one word for every gate, or a word for each")
+
+    @field_validator("approval", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: object) -> object:
+        return dict.fromkeys(("promotion", "merge", "erasure"), value) if isinstance(value, str) else value
 
 
 class Deletion(_Section):
@@ -106,7 +132,7 @@ class TaskOptions(_Section):
     without_worker: WithoutWorker = Field(
         WithoutWorker.LOCAL, description="where the pool has no live worker: train in place, or wait for one"
     )
-    wait_minutes: int = Field(120, ge=1, description="how long a suspended run waits for its training")
+    wait_minutes: float = Field(120, gt=0, description="how long a suspended run waits for its training")
 
 
 class Stream(_Section):

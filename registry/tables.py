@@ -192,6 +192,23 @@ class AliasEventRow(Base):
     at: Mapped[datetime] = mapped_column(default=now)
 
 
+class RequestRow(Base):
+    """A gate that asked a person, and the answer: who, when, why."""
+
+    __tablename__ = "approval"
+    request_id: Mapped[str] = mapped_column(primary_key=True)
+    stream: Mapped[str] = mapped_column(ForeignKey("stream.name"), index=True)
+    gate: Mapped[str]
+    what: Mapped[str]
+    reason: Mapped[str]
+    asked_at: Mapped[datetime] = mapped_column(default=now)
+    due_at: Mapped[datetime]
+    approved: Mapped[bool | None]
+    approver: Mapped[str] = mapped_column(default="")
+    note: Mapped[str] = mapped_column(default="")
+    answered_at: Mapped[datetime | None]
+
+
 class TicketRow(Base):
     __tablename__ = "ticket"
     ticket_id: Mapped[str] = mapped_column(primary_key=True)

@@ -7,16 +7,18 @@ from itertools import combinations
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
-from registry.records import Adapter, AdapterState, Shard
+from registry.records import Adapter, AdapterState, Gate, Shard
 from registry.stream import Stream
 from tasks import blobs
 from tasks.adapters import erase_adapter, fit_closed_forms
+from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.merging import merge_cat
 from tasks.learning.shift import mmd_test
 from tasks.narration import say
+from tasks.policies.approval import asks_person
 from tasks.policies.merging import merge_candidates
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
 from tasks.release import begin_work
@@ -68,6 +70,9 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     together = total(list(after.values()))
     earned = adapter_earns_its_place(together.accuracy, together.exact_accuracy, together.rows)
     verdict = merge_is_kept(_figures(before), _figures(after, alone=not earned.passed), stream.gates.merge_drop)
+    was, now = (total(list(scores.values())).accuracy for scores in (before, after))
+    if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
+        verdict = with_word(stream, Gate.MERGE, "+".join(parent_ids), verdict)
     accepted = verdict.passed and not dry_run
     if accepted:
         state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
@@ -75,7 +80,6 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     else:
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
-    was, now = (total(list(scores.values())).accuracy for scores in (before, after))
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
 
 

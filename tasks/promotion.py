@@ -8,11 +8,14 @@ from sqlalchemy.orm import Session
 from infra import database, tracking
 from registry import catalog, models, versions
 from registry.errors import StateError
-from registry.records import ModelVersion, Verdict, VersionState
-from registry.stream import Approval, Stream
+from registry.records import Gate, ModelVersion, Request, Verdict, VersionState
+from registry.stream import Stream
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from tasks.approvals import with_word
 from tasks.assembly import Manifest, load_json
+from tasks.events import GATE_REFUSED, announce
 from tasks.narration import say
+from tasks.policies.approval import asks_person
 from tasks.policies.promotion import version_clears_gates
 from tasks.release import check_release
 from tasks.retries import step
@@ -35,16 +38,27 @@ def promote_version(stream: Stream, version: ModelVersion, gated: bool = True) -
     verdict = version_clears_gates(candidate, held, gates.accuracy_drop, gates.forgetting)
     if not gated:
         verdict = Verdict(True, f"asked for by a deletion, not gated: {verdict.reason}")
-    elif _needs_person(gates.approval, verdict):
-        verdict = Verdict(False, f"waits for a person (gates.approval: {gates.approval.value}); {verdict.reason}")
+    elif asks_person(gates.approval.promotion, not verdict.passed):
+        verdict = with_word(stream, Gate.PROMOTION, f"{stream.name}/{version.version}", verdict)
+    if not verdict.passed:
+        refused = {"gate": "promotion", "what": f"{stream.name}/{version.version}", "reason": verdict.reason}
+        announce(GATE_REFUSED, stream.name, "gate", f"promotion.{stream.name}.{version.version}", **refused)
     alias = CHAMPION if verdict.passed else CHALLENGER
     move_alias(stream.name, alias, version.version, "deciduous", verdict.reason)
     say(f"  version {version.version} is {alias}: {verdict.reason}")
     return verdict
 
 
-def _needs_person(approval: Approval, verdict: Verdict) -> bool:
-    return approval == Approval.ALWAYS or (approval == Approval.ON_REGRESSION and not verdict.passed)
+@step("promote-{request.what}")
+def promote_approved(request: Request) -> None:
+    """Make the version champion in the approver's name, if it still is the challenger."""
+    stream, _, version = request.what.partition("/")
+    with database.transaction() as session:
+        challenger = versions.alias_of(session, stream, CHALLENGER)
+    if challenger != int(version):
+        raise StateError(f"version {request.what} is challenger no more, {stream}/{challenger} is; nothing was moved")
+    move_alias(stream, CHAMPION, int(version), request.approver, f"approved: {request.note or request.reason}")
+    say(f"  version {version} is champion: approved by {request.approver}")
 
 
 def _accuracies(cells: dict[str, tuple[float, float, int]]) -> dict[str, tuple[float, int]]:

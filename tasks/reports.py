@@ -11,17 +11,21 @@ from registry.stream import Stream
 from registry.versions import CHAMPION
 from tasks import links
 from tasks.consolidation import MergeOutcome
+from tasks.pictures import show_figures
 from tasks.retries import step
 
 
 @step("report-{batch.name}")
 def report_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision], promotion: Verdict | None) -> None:
-    """What came, what shifted, what was decided and why, what it did to the accuracy."""
+    """What came, what shifted, what was decided and why, what it did to the accuracy, and where to look."""
     with database.transaction() as session:
         reasons = catalog.quarantine_counts(session, batch.batch_id)
         champion = versions.alias_of(session, stream.name, CHAMPION)
-        cells = versions.accuracies(session, stream.name, champion) if champion else {}
+        mine = versions.find_by_cause(session, stream.name, batch.node)
         names = {b.batch_id: b.name for b in catalog.batches(session, stream.name)}
+        after = versions.accuracies(session, stream.name, mine.version) if mine else {}
+        earlier = [v.version for v in versions.versions(session, stream.name) if mine and v.version < mine.version]
+        before = versions.accuracies(session, stream.name, earlier[-1]) if earlier else {}
     lines = [
         f"# {stream.name}: {batch.name}",
         "",
@@ -31,17 +35,21 @@ def report_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision], pr
     for shard, decision in zip(batch.shards, decisions, strict=True):
         lines += ["", f"## {decision.kind.value} (group {shard.group})", "", decision.reason, "", *_scores(decision)]
     verdict = promotion.reason if promotion else "the model stays as it is"
-    lines += [
-        "",
-        f"**Champion:** version {champion and links.mlflow_version(stream.name, champion)}. {verdict}",
-        "",
-        "| batch | accuracy | exact head | held-out rows |",
-    ]
-    lines += ["| --- | ---: | ---: | ---: |"]
-    lines += [f"| {names[b]} | {a:.3f} | {e:.3f} | {n} |" for b, (a, e, n) in cells.items()]
+    lines += ["", f"**Champion:** version {champion and links.mlflow_version(stream.name, champion)}. {verdict}", ""]
+    if after:
+        lines += ["| batch | accuracy before | accuracy after | exact head | held-out rows |"]
+        lines += ["| --- | ---: | ---: | ---: | ---: |"]
+        lines += [f"| {names[b]} | {_figure(before, b)} | {a:.3f} | {e:.3f} | {n} |" for b, (a, e, n) in after.items()]
+    lines += ["", f"`deciduous describe {batch.batch_id}` tells all of it."]
     create_markdown_artifact(
         "\n".join(lines), key=f"batch-{batch.batch_id}", description=f"{stream.name}: {batch.name}"
     )
+    if mine is not None:
+        show_figures(stream, mine)
+
+
+def _figure(cells: dict[str, tuple[float, float, int]], batch_id: str) -> str:
+    return f"{cells[batch_id][0]:.3f}" if batch_id in cells else ""
 
 
 def _scores(decision: Decision) -> list[str]:

@@ -1,6 +1,6 @@
 """Train an adapter on its shards, slice by slice, with a checkpoint after each."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import groupby
@@ -15,6 +15,7 @@ from tasks.identity import seed_of
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
+from tasks.progress import Progress
 from tasks.release import check_epoch
 from tasks.rows import Row, trainable
 from tasks.shards import load_rows
@@ -49,6 +50,11 @@ def stages_of(stream: Stream, shards: Sequence[Shard]) -> Iterator[Stage]:
             yield Stage(tuple(so_far), seed_of("train", stream.name, name), ids)
 
 
+def slices_in(stream: Stream, shards: Sequence[Shard]) -> int:
+    """At most so many stages: a slice without a row has none."""
+    return len(shards) * stream.adapter.slices
+
+
 def train(
     stream: Stream, owner: str, shards: Sequence[Shard], *, epoch: int | None = None, from_scratch: bool = False
 ) -> TrainState:
@@ -59,13 +65,14 @@ def train(
     Raises StaleEpochError at the next checkpoint where a ticket took effect since `epoch`.
     """
     state: TrainState | None = None
-    for stage in stages_of(stream, shards):
+    bar = Progress(f"training-{owner.replace(':', '-')}", f"training {owner}", slices_in(stream, shards))
+    for stage in bar.over(stages_of(stream, shards)):
         kind = f"checkpoint:{stage.digest}"
         known = None if from_scratch else blobs.find(owner, kind)
         if known is not None:
             state = TrainState.from_tensors(blobs.read_tensors(known.key, known.sha256))
             continue
-        state = _train_stage(stream, stage, state, from_scratch)
+        state = _train_stage(stream, stage, state, from_scratch, bar.tell)
         if not from_scratch:
             where = blobs.prefix(stream.name, shards[0].group)
             stored = blobs.store_tensors(where, owner, kind, state.to_tensors())
@@ -78,12 +85,15 @@ def train(
 
 
 @timing("training")
-def _train_stage(stream: Stream, stage: Stage, start: TrainState | None, from_scratch: bool) -> TrainState:
+def _train_stage(
+    stream: Stream, stage: Stage, start: TrainState | None, from_scratch: bool, tell: Callable[[float], None]
+) -> TrainState:
     backbone, rows, recipe = open_backbone(stream), list(stage.rows), recipe_of(stream)
     states = encode(stream, rows) if from_scratch else states_of(stream, rows)
 
     def on_epoch(epoch: int, loss: float) -> None:
         say(f"  training, {len(rows)} rows: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}", progress=True)
+        tell((epoch + 1) / recipe.epochs)
 
     return train_slice(
         backbone,

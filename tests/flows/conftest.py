@@ -10,6 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
 from tasks.opening import open_home
+from tests.flows.server import prefect_server, using
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 TOPICS = {"red": "abc", "blue": "def", "green": "stu", "gold": "vwx", "pink": "ghi", "grey": "jkl"}
@@ -29,6 +30,20 @@ def backbone(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def ready(home, prefect_api):  # noqa: ARG001  the order matters: home, then Prefect's harness
     open_home()
+
+
+@pytest.fixture(scope="session")
+def prefect_address(home, tmp_path_factory):  # noqa: ARG001  the home comes first
+    """One Prefect server a session, started by the first test that asks for it."""
+    with prefect_server(tmp_path_factory.mktemp("server")) as api:
+        yield api
+
+
+@pytest.fixture
+def server(prefect_address):
+    """The test and the processes that it starts use the session's Prefect server."""
+    with using(prefect_address):
+        yield prefect_address
 
 
 @pytest.fixture

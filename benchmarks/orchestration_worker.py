@@ -1,0 +1,99 @@
+"""One process of the orchestration benchmark: learn batches with the learning stubbed, and tell the seconds of each.
+
+What is left is what the pipeline adds around learning: Prefect's flows and tasks, the catalog, S3 and MLflow. Every
+tenth batch asks for a new adapter, so that adapters grow with the batches.
+"""
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra.orchestration import prepare_prefect, without_heartbeat
+
+ROWS, EXPAND_EVERY = 40, 10
+
+
+def deliver(inbox: Path, stream: str, batch: int) -> None:
+    rows = [{"id": f"{stream}-{batch}-{n}", "text": f"row {n}", "label": str(n % 2)} for n in range(ROWS)]
+    pq.write_table(pa.Table.from_pylist(rows), inbox / f"{batch:05d}.parquet")
+
+
+def stubs(stack: ExitStack) -> None:
+    """Everything that touches a tensor answers at once; blobs of the usual names are written all the same."""
+    from registry.records import ShiftEvidence  # noqa: PLC0415
+    from tasks import adapters, backbones, batches, blobs, decisions, registration, shift  # noqa: PLC0415
+    from tasks.evaluation import Score  # noqa: PLC0415
+
+    backbone = SimpleNamespace(digest="stub", num_blocks=12, width=1)
+
+    def stored(where: str, owner: str, kind: str, _tensors: Any = None) -> Any:
+        return blobs.save_bytes(where, owner, kind, f"{owner}/{kind}".encode())
+
+    def fit_shard(stream: Any, shard: Any) -> None:
+        for kind in ("statistics", "reference"):
+            stored(blobs.prefix(stream.name, shard.group), shard.node, kind)
+
+    def evidence(_stream: Any, shard: Any, adapter: Any, *_: Any) -> Any:
+        explained = int(shard.batch_name) % EXPAND_EVERY != 0
+        return ShiftEvidence(adapter.adapter_id, 0.5 if explained else 0.001, 0.0, {"9": 0.0})
+
+    def store_statistics(stream: Any, adapter: Any, shards: Any, _weights: Any) -> list[Any]:
+        where = blobs.prefix(stream.name, adapter.group)
+        return [stored(where, adapter.node, f"statistics:{shard.shard_id}") for shard in shards]
+
+    def scores(_stream: Any, _model: Any, shards: Any) -> dict[int, Score]:
+        return {shard.shard_id: Score(8, 8, 7) for shard in shards}
+
+    replaced: dict[Any, dict[str, Any]] = {
+        backbones: {"_open": lambda *_: backbone},
+        batches: {"encode_missing": lambda *_: 0, "fit_shard": fit_shard},
+        shift: {"row_signatures": lambda *_: None, "as_sample": lambda *_: None, "_against": evidence},
+        adapters: {
+            "train": lambda *_, **__: SimpleNamespace(adapter={}),
+            "descriptor_tensors": lambda *_: {},
+            "store_statistics": store_statistics,
+            "load_model": lambda *_: None,
+            "score_shards": scores,
+        },
+        decisions: {"measure_reuse": lambda *_: (1.0, 1.0)},
+        registration: {"load_model": lambda *_: None, "score_shards": scores},
+    }
+    for module, names in replaced.items():
+        for name, stub in names.items():
+            stack.enter_context(patch.object(module, name, stub))
+    stack.enter_context(patch.object(blobs, "load_tensors", lambda *_: {}))
+    stack.enter_context(patch.object(blobs, "store_tensors", stored))
+
+
+def main(name: str, batches: int, inbox: Path) -> None:
+    from flows.learn import learn  # noqa: PLC0415
+    from registry.stream import Stream  # noqa: PLC0415
+    from tasks import opening  # noqa: PLC0415
+
+    inbox.mkdir(parents=True, exist_ok=True)
+    stream = Stream(name=name, backbone="stub", source=f"{inbox}/*.parquet")
+    took: list[float] = []
+    opening.open_home()
+    with ExitStack() as stack:
+        stubs(stack)
+        for batch in range(batches):
+            deliver(inbox, name, batch)
+            start = time.perf_counter()
+            learn(stream)
+            took.append(time.perf_counter() - start)
+            print(f"{name} {batch} {took[-1]:.3f}", file=sys.stderr, flush=True)
+    print(json.dumps(took))
+
+
+if __name__ == "__main__":
+    prepare_prefect()
+    with without_heartbeat():
+        main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

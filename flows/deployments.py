@@ -1,0 +1,109 @@
+"""What runs on a Prefect server for a stream: schedules, triggers, work pools. The only file that knows cron."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect import Flow
+
+from flows.approve import approve
+from flows.catch_up import catch_up
+from flows.consolidate import consolidate
+from flows.forget import forget
+from flows.learn import learn
+from flows.predict import predict
+from flows.train import train
+from infra.workers import CPU, PoolType
+from registry.errors import StateError
+from registry.stream import Stream
+from tasks import deploying
+from tasks.deploying import Change, Wanted
+from tasks.triggers import automations_of, prefix_of
+
+WEEKLY = "0 3 * * 0"
+WHY = {
+    learn: "Takes in every new batch: measures its shift, reuses or adds an adapter, moves the champion.",
+    train: "Trains one adapter; started by `learn`, resumed from the last slice's checkpoint when its worker dies.",
+    consolidate: "Merges adapters that have grown alike, where accuracy holds.",
+    forget: "Works one deletion ticket to its certificate; started by the event `deletion.ticket.opened`.",
+    predict: "Answers for a file of inputs with the champion, as a caller with these groups.",
+    catch_up: "Starts what was missed: tickets without a run, requests past their time.",
+    approve: "Asks a person at a gate: a suspended run with a form; the name is recorded.",
+}
+
+
+def deployments_of(stream: Stream) -> list[Wanted]:
+    """Every deployment of a stream; the stream file is the default parameter, and the form in the UI."""
+    whole = {"stream": stream.model_dump(mode="json")}
+    named = {"stream": stream.name}
+    return [
+        _wanted(stream, learn, CPU, whole, cron=stream.schedule, concurrency=1),
+        _wanted(stream, train, stream.tasks.pool or CPU, whole),
+        _wanted(stream, consolidate, CPU, whole, cron=WEEKLY),
+        _wanted(stream, forget, CPU, {}),
+        _wanted(stream, predict, CPU, {**named, "groups": []}),
+        _wanted(stream, catch_up, CPU, named),
+        _wanted(stream, approve, CPU, {}),
+    ]
+
+
+def deploy(stream: Stream, kind: PoolType = PoolType.PROCESS, dry_run: bool = False) -> list[Change]:
+    """Create or update pools, deployments and automations; a second call changes nothing."""
+    _require_reachable(stream)
+    wanted = deployments_of(stream)
+    changes = [
+        *deploying.apply_pools(list(dict.fromkeys(each.pool for each in wanted)), kind, dry_run),
+        *deploying.apply_deployments(wanted, dry_run),
+    ]
+    ids = {each.flow.name: deploying.deployment_id(each.full_name) for each in wanted}
+    return [*changes, *deploying.apply_automations(automations_of(stream, ids), dry_run)]
+
+
+def undeploy(stream: str, dry_run: bool = False) -> list[Change]:
+    return list(deploying.remove(tag_of(stream), prefix_of(stream), dry_run))
+
+
+def export(stream: Stream, file: Path) -> None:
+    """Write the deployments as a prefect.yaml. Event triggers are automations: `deciduous deploy` makes those."""
+    file.write_text(deploying.prefect_yaml(deployments_of(stream)), encoding="utf-8")
+
+
+def tag_of(stream: str) -> str:
+    return f"stream:{stream}"
+
+
+def _wanted(
+    stream: Stream,
+    flow: Flow[..., Any],
+    pool: str,
+    parameters: dict[str, Any],
+    cron: str | None = None,
+    concurrency: int | None = None,
+) -> Wanted:
+    return Wanted(
+        flow=flow,
+        name=stream.name,
+        entrypoint=f"{flow.fn.__module__}.{flow.fn.__name__}",
+        pool=pool,
+        description="\n\n".join(_paragraphs(stream, WHY[flow])),
+        tags=("deciduous", tag_of(stream.name)),
+        parameters=parameters,
+        cron=cron,
+        concurrency=concurrency,
+    )
+
+
+def _paragraphs(stream: Stream, why: str) -> Iterator[str]:
+    yield f"**{stream.name}**: {why}"
+    yield f"Owner: {stream.owner or 'nobody is named (`owner` in the stream file)'}"
+    if stream.docs:
+        yield f"Documentation: [{stream.docs}]({stream.docs})"
+
+
+def _require_reachable(stream: Stream) -> None:
+    """A worker runs in a folder of its own, so what a relative path names there is something else."""
+    backbone = [stream.backbone] if Path(stream.backbone).is_dir() else []
+    paths = [path for path in (stream.source, *backbone) if "://" not in path]
+    relative = [path for path in paths if not Path(path).expanduser().is_absolute()]
+    if relative:
+        raise StateError(f"{', '.join(relative)}: a worker runs in another folder; give an absolute path or s3://")

@@ -1,0 +1,75 @@
+"""Requests for a person's word, and the answers. Takes the caller's session, never commits."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from registry.errors import StateError, UnknownIdError
+from registry.records import Gate, Request
+from registry.tables import RequestRow, now
+
+
+def ask(session: Session, request: Request) -> Request:
+    """Enter the request; one that was asked before keeps its time and its answer."""
+    row = session.get(RequestRow, request.request_id)
+    if row is None:
+        row = RequestRow(
+            request_id=request.request_id,
+            stream=request.stream,
+            gate=request.gate,
+            what=request.what,
+            reason=request.reason,
+            due_at=request.due_at,
+        )
+        session.add(row)
+        session.flush()
+    return _to_record(row)
+
+
+def get(session: Session, request_id: str) -> Request:
+    row = session.get(RequestRow, request_id)
+    if row is None:
+        known = ", ".join(session.scalars(select(RequestRow.request_id).where(RequestRow.approved.is_(None)).limit(5)))
+        raise UnknownIdError("approval request", request_id, known)
+    return _to_record(row)
+
+
+def find(session: Session, request_id: str) -> Request | None:
+    row = session.get(RequestRow, request_id)
+    return None if row is None else _to_record(row)
+
+
+def answer(session: Session, request_id: str, approved: bool, approver: str, note: str = "") -> Request:
+    """Record a person's word. Raises StateError without a name, and for a request that was answered otherwise."""
+    known = get(session, request_id)
+    if not approver.strip():
+        raise StateError(f"request {request_id} needs the approver's name")
+    if known.approved is not None:
+        if known.approved == approved:
+            return known
+        word = "approved" if known.approved else "refused"
+        raise StateError(f"request {request_id} was {word} by {known.approver} already")
+    row = session.get_one(RequestRow, request_id)
+    row.approved, row.approver, row.note, row.answered_at = approved, approver.strip(), note, now()
+    session.flush()
+    return _to_record(row)
+
+
+def requests(session: Session, stream: str, *, waiting: bool = False) -> list[Request]:
+    query = select(RequestRow).where(RequestRow.stream == stream).order_by(RequestRow.asked_at)
+    if waiting:
+        query = query.where(RequestRow.approved.is_(None))
+    return [_to_record(row) for row in session.scalars(query)]
+
+
+def _to_record(row: RequestRow) -> Request:
+    return Request(
+        request_id=row.request_id,
+        stream=row.stream,
+        gate=Gate(row.gate),
+        what=row.what,
+        reason=row.reason,
+        due_at=row.due_at,
+        approved=row.approved,
+        approver=row.approver,
+        note=row.note,
+    )

@@ -1,0 +1,71 @@
+"""Find what an event should have started and did not, and what nobody answered: tickets, requests."""
+
+from datetime import timedelta
+
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.deployments import run_deployment
+
+from infra import database
+from registry import catalog, tickets
+from registry.records import Ticket
+from registry.tables import now
+from tasks.approvals import settle_overdue
+from tasks.deploying import find_deployment
+from tasks.events import TICKET_OVERDUE, announce_ticket
+from tasks.narration import say
+from tasks.retries import step
+from tasks.runs import deployed_run
+from tasks.tickets import startable
+
+GRACE = timedelta(seconds=30)
+"""An event takes a second or two to start a run; a younger ticket is not missed yet."""
+
+
+@step("catch-up-{stream}")
+def start_missed(stream: str) -> list[str]:
+    """Start `forget` for every open ticket that no unfinished run works; returns their ids.
+
+    The key of a run counts the runs before it, so two that look at the same time start one run.
+    """
+    with database.transaction() as session:
+        config = catalog.get_stream(session, stream)
+        overdue = tickets.overdue(session, now(), stream)
+    settle_overdue(config)
+    for ticket in overdue:
+        announce_ticket(TICKET_OVERDUE, ticket)
+    waiting = [ticket for ticket in startable(stream) if ticket.received_at + GRACE < now()]
+    with get_client(sync_client=True) as client:
+        missed = _without_run(client, stream, waiting)
+    for ticket_id, before in missed.items():
+        say(f"ticket {ticket_id} is open and no run works it: starting forget")
+        key = f"catch-up:{ticket_id}:{before}"
+        run_deployment(f"forget/{stream}", parameters={"ticket_id": ticket_id}, timeout=0, idempotency_key=key)
+    return sorted(missed)
+
+
+def catch_up_when_deployed(stream: str) -> None:
+    """At the start of every scheduled run; a person who calls the flow works tickets by hand."""
+    if deployed_run() is not None:
+        start_missed(stream)
+
+
+def _without_run(client: SyncPrefectClient, stream: str, waiting: list[Ticket]) -> dict[str, int]:
+    """Ticket id -> how many runs it had, for tickets without an unfinished one."""
+    if not waiting or find_deployment(client, f"forget/{stream}") is None:
+        return {}
+    runs: list[FlowRun] = client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=["forget"])),
+        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[stream])),
+        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+        limit=200,
+    )
+    answer: dict[str, int] = {}
+    for ticket in waiting:
+        own = [run for run in runs if run.parameters.get("ticket_id") == ticket.ticket_id]
+        if not any(run.state is not None and not run.state.is_final() for run in own):
+            answer[ticket.ticket_id] = len(own)
+    return answer

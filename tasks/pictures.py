@@ -1,0 +1,45 @@
+"""A version's figures on the run's page: as tables, which last, and as images where links to the store last."""
+
+from prefect.artifacts import create_image_artifact, create_table_artifact
+
+from infra import storage, tracking
+from infra.settings import settings
+from registry.records import ModelVersion
+from registry.stream import Stream
+from tasks.model_card import accuracy_matrix
+from tasks.source import split_s3
+
+FIGURES = ("accuracy_matrix.png", "shift.png", "adapters.png")
+LINK_SECONDS = 7 * 24 * 3600
+"""The longest that S3 signs for."""
+
+
+def show_figures(stream: Stream, version: ModelVersion) -> None:
+    """The accuracy matrix as a table; the figures as images by presigned links.
+
+    The embedded S3 has another port after every start, so that its links would soon lead nowhere: tables only."""
+    names, matrix = accuracy_matrix(stream.name)
+    rows = [
+        {"after": after, **{name: round(accuracy, 3) for name, accuracy in zip(names, row, strict=False)}}
+        for after, row in zip(names, matrix, strict=True)
+    ]
+    create_table_artifact(rows, key=f"accuracy-{stream.name}", description="accuracy on earlier batches, by batch")
+    if settings().s3_endpoint is not None:
+        for file, link in presigned_figures(version).items():
+            key = f"{file.removesuffix('.png').replace('_', '-')}-{stream.name}"
+            create_image_artifact(link, key=key, description=f"{stream.name}/{version.version}; link good for 7 days")
+
+
+def presigned_figures(version: ModelVersion) -> dict[str, str]:
+    """File -> link, for the figures that the version's MLflow run holds."""
+    uri = tracking.prepare_tracking().get_run(version.run_id).info.artifact_uri
+    bucket, prefix = split_s3(uri)
+    listed = storage.s3().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")
+    there = {found["Key"] for found in listed.get("Contents", [])}
+    return {
+        file: storage.s3().generate_presigned_url(
+            "get_object", Params={"Bucket": bucket, "Key": f"{prefix}/{file}"}, ExpiresIn=LINK_SECONDS
+        )
+        for file in FIGURES
+        if f"{prefix}/{file}" in there
+    }

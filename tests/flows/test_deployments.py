@@ -1,0 +1,110 @@
+"""`deciduous deploy` on a real Prefect server: complete, idempotent, told beforehand, taken back."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from prefect import get_client
+
+from flows import deployments
+from infra.workers import ROOT, PoolType, job_template
+from registry.errors import StateError, StreamFileError
+from registry.stream import Stream
+from tests.flows.conftest import make_stream
+from tests.flows.server import runs_of, until
+
+
+def stream_called(name: str, folder, **changes) -> Stream:
+    return make_stream(name, folder, folder, owner="Ann", docs="https://example.org/mail", **changes)
+
+
+def actions(changes) -> set[str]:
+    return {change.action for change in changes}
+
+
+def test_the_gpu_pool_asks_for_gpus():
+    docker, kubernetes = (job_template(kind, "gpu")["variables"]["properties"] for kind in list(PoolType)[1:])
+    assert docker["container_create_kwargs"]["default"]["device_requests"][0]["Capabilities"] == [["gpu"]]
+    assert kubernetes["gpus"]["default"] == 1
+    assert job_template(PoolType.KUBERNETES, "cpu")["variables"]["properties"]["gpus"]["default"] == 0
+
+
+@pytest.mark.parametrize("kind", PoolType)
+def test_every_variable_of_a_template_is_declared(kind):
+    template = job_template(kind, "gpu")
+    used = set(re.findall(r"{{ (\w+) }}", str(template["job_configuration"])))
+    assert used <= set(template["variables"]["properties"])
+
+
+def test_a_relative_source_is_refused(tmp_path):
+    stream = stream_called("near", tmp_path).model_copy(update={"source": "inbox/*.csv"})
+    with pytest.raises(StateError, match=r"inbox/\*\.csv: a worker runs in another folder"):
+        deployments.deploy(stream)
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("server")
+def test_deploy_tells_creates_keeps_changes_and_takes_back(tmp_path):
+    stream = stream_called("mail", tmp_path, schedule="0 * * * *")
+    planned = deployments.deploy(stream, dry_run=True)
+    assert actions(planned) == {"create"}
+    assert deployments.deploy(stream) == planned
+    assert actions(deployments.deploy(stream)) == {"keep"}
+
+    with get_client(sync_client=True) as client:
+        learn = client.read_deployment_by_name("learn/mail")
+        assert client.read_deployment_by_name("train/mail").work_pool_name == "gpu"
+        weekly = client.read_deployment_by_name("consolidate/mail").schedules[0].schedule.cron
+    assert (learn.entrypoint, learn.work_pool_name) == ("flows.learn.learn", "cpu")
+    assert learn.global_concurrency_limit.limit == 1
+    assert learn.schedules[0].schedule.cron == "0 * * * *"
+    assert set(learn.tags) == {"deciduous", "stream:mail"}
+    assert "Owner: Ann" in learn.description
+    assert "https://example.org/mail" in learn.description
+    assert learn.parameter_openapi_schema["properties"]["stream"]["$ref"] == "#/definitions/Stream"
+    assert weekly == "0 3 * * 0"
+
+    changed = [c for c in deployments.deploy(stream.model_copy(update={"schedule": None})) if c.action == "change"]
+    assert {c.what for c in changed} == {
+        "deployment learn/mail",
+        "deployment train/mail",
+        "deployment consolidate/mail",
+    }
+    assert "schedule: ['0 * * * *'] -> []" in next(c.details for c in changed if "learn" in c.what)
+
+    other = stream_called("post", tmp_path)
+    deployments.deploy(other)
+    gone = deployments.undeploy("mail")
+    assert len(gone) == sum(change.what.startswith(("deployment", "automation")) for change in planned)
+    assert deployments.undeploy("mail") == []
+    assert actions(deployments.deploy(other)) == {"keep"}
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("server")
+def test_a_schedule_makes_runs(tmp_path):
+    """Not a matter of course: with SQLAlchemy 2.1 the server looks healthy and schedules nothing."""
+    deployments.deploy(stream_called("hourly", tmp_path, schedule="*/5 * * * *"))
+    planned = until(lambda: [run for run in runs_of("learn") if run.parameters["stream"]["name"] == "hourly"])
+    assert planned[0].state_name == "Scheduled"
+    assert planned[0].tags
+    with pytest.raises(StreamFileError, match="no cron expression"):
+        deployments.deploy(stream_called("hourly", tmp_path, schedule="99 * * * *"))
+
+
+@pytest.mark.services
+def test_the_exported_file_deploys_the_same(server, tmp_path):
+    stream = stream_called("exported", tmp_path, schedule="0 4 * * *")
+    file = tmp_path / "prefect.yaml"
+    deployments.deploy(stream_called("pools", tmp_path))
+    deployments.export(stream, file)
+    assert {each["name"] for each in yaml.safe_load(file.read_text())["deployments"]} == {"exported"}
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    changed = [c for c in deployments.deploy(stream) if c.what.startswith("deployment") and c.action != "keep"]
+    assert changed == [], f"{server}: {changed}"

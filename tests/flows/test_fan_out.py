@@ -1,0 +1,85 @@
+"""Several adapters train at once, on threads or on two nodes of a Ray cluster: the bytes are those of one by one."""
+
+import json
+
+import pytest
+
+from flows.learn import learn
+from infra.settings import settings
+from infra.workers import worker_environment
+from registry.errors import StateError
+from registry.stream import Runner, TaskOptions
+from tasks import runners
+from tasks.opening import open_home
+from tests.flows.conftest import deliver, make_stream
+from tests.flows.test_determinism import learned_digests
+
+pytestmark = pytest.mark.usefixtures("ready")
+
+
+def grouped(name, backbone, inbox, **tasks):
+    """A stream whose one batch has three groups, each with an adapter of its own."""
+    stream = make_stream(name, backbone, inbox, tasks=TaskOptions(**tasks))
+    columns = stream.columns.model_copy(update={"group": "team"})
+    rows = deliver(inbox, "01", ["red", "blue"], rows=180)
+    lines = [json.dumps({**row, "team": "abc"[n // 2 % 3]}) for n, row in enumerate(rows)]
+    (inbox / "01.jsonl").write_text("\n".join(lines) + "\n")
+    return stream.model_copy(update={"columns": columns})
+
+
+def in_another_home(stream, folder, set_variable) -> list[str]:
+    set_variable("HOME", folder)
+    open_home()
+    return sorted(learned_digests(stream).values())
+
+
+def test_three_threads_train_the_bytes_of_one(backbone, inbox, set_variable, tmp_path_factory):
+    stream = grouped("threads", backbone, inbox, workers=3)
+    here = sorted(learned_digests(stream).values())
+    one = stream.model_copy(update={"tasks": TaskOptions()})
+    assert here == in_another_home(one, tmp_path_factory.mktemp("one"), set_variable)
+    assert len(here) > 9
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(runners.CLASSES, Runner.RAY, ("no_such_module", "RayTaskRunner"))
+    stream = make_stream("extra", settings().home, settings().home, tasks=TaskOptions(runner=Runner.RAY))
+    with pytest.raises(StateError, match=r"pip install 'deciduous\[ray\]'"):
+        runners.runner_of(stream)
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("server")
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):
+    pytest.importorskip("prefect_ray")
+    from ray.cluster_utils import Cluster  # noqa: PLC0415  an extra
+
+    for name, value in worker_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    stream = grouped("rays", backbone, inbox, runner=Runner.RAY)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        here = sorted(learned_digests(stream).values())
+    finally:
+        cluster.shutdown()
+    one = stream.model_copy(update={"tasks": TaskOptions()})
+    assert here == in_another_home(one, tmp_path_factory.mktemp("one"), set_variable)
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("server")
+@pytest.mark.filterwarnings("ignore")  # Dask's own
+def test_dask_workers_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):
+    pytest.importorskip("prefect_dask")
+    for name, value in worker_environment().items():
+        monkeypatch.setenv(name, value)
+    stream = grouped("dasks", backbone, inbox, runner=Runner.DASK)
+    assert len(learn(stream)) == 1
+    here = sorted(learned_digests(stream).values())
+    one = stream.model_copy(update={"tasks": TaskOptions()})
+    assert here == in_another_home(one, tmp_path_factory.mktemp("one"), set_variable)

@@ -1,0 +1,136 @@
+"""A worker takes what a deployed stream hands over; one that is killed loses no finished slice and changes no byte."""
+
+import os
+import signal
+from itertools import pairwise
+
+import psutil
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.deployments import run_deployment
+
+from flows.deployments import deploy
+from flows.learn import learn
+from infra import database
+from registry import adapters, catalog
+from registry.stream import AdapterOptions, TaskOptions, WithoutWorker
+from tasks import queries
+from tasks.opening import open_home
+from tests.flows.conftest import deliver, make_stream
+from tests.flows.server import runs_of, until, worker
+from tests.flows.test_determinism import learned_digests
+
+pytestmark = [pytest.mark.services, pytest.mark.timeout(2400), pytest.mark.usefixtures("ready", "server")]
+LONG = 900
+"""Seconds at most for a few interpreter starts on a busy machine."""
+SLOW = AdapterOptions(rank=4, last_layers=2, epochs=120, slices=4)
+
+
+@pytest.fixture
+def logs(tmp_path_factory):
+    return tmp_path_factory.mktemp("workers")
+
+
+def start(stream) -> None:
+    deploy(stream)
+    run_deployment(f"learn/{stream.name}", timeout=0)
+
+
+def run_in(flow: str, stream: str, *states: str):
+    """The newest run of the stream's flow when it is in one of these states."""
+    mine = [
+        run for run in runs_of(flow) if stream in run.name or run.parameters.get("stream", {}).get("name") == stream
+    ]
+    return mine[-1] if mine and (mine[-1].state_name in states or not states) else None
+
+
+def messages_of(run) -> list[str]:
+    with get_client(sync_client=True) as client:
+        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))]
+
+
+def checkpoints_of(adapter_id: str) -> list[str]:
+    with database.transaction() as session:
+        found = catalog.objects_of(session, [f"adapter:{adapter_id}"])
+    return [stored.kind for stored in found if stored.kind.startswith("checkpoint")]
+
+
+def learned_elsewhere(stream, home, set_variable) -> list[str]:
+    """Digests of the artifacts that this process learns in a home of its own."""
+    set_variable("HOME", home)
+    open_home()
+    return sorted(learned_digests(stream).values())
+
+
+def kill(process: psutil.Process) -> None:
+    os.kill(process.pid, signal.SIGKILL)
+
+
+def test_learn_suspends_while_a_gpu_worker_trains_and_the_bytes_are_the_same(
+    backbone, inbox, logs, set_variable, tmp_path_factory
+):
+    stream = make_stream("handed", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    start(stream)
+    with worker("cpu", logs / "cpu"), worker("gpu", logs / "gpu"):
+        done = until(lambda: run_in("learn", "handed", "Completed", "Failed"), LONG)
+    assert done.state_name == "Completed", (logs / "cpu").read_text()[-3000:]
+    with get_client(sync_client=True) as client:
+        states = [state.name for state in client.read_flow_run_states(done.id)]
+    assert "Suspended" in states
+    trained = run_in("train", "handed", "Completed")
+    assert trained.parameters["waiting"] == str(done.id)
+    assert queries.status("handed")[0]["champion"] == 1
+    assert run_in("learn-batch", "handed", "Completed").name == "handed: 01: expand"
+
+    with database.transaction() as session:
+        owners = [a.node for a in adapters.adapters(session, "handed")]
+        owners += [s.node for s in catalog.done_shards(session, "handed")]
+        found = catalog.objects_of(session, owners)
+    here = sorted(o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint"))
+    assert here == learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
+
+
+def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_slice(
+    backbone, inbox, logs, set_variable, tmp_path_factory
+):
+    stream = make_stream("killed", backbone, inbox, adapter=SLOW)
+    deliver(inbox, "01", ["red", "blue"], rows=160)
+    start(stream)
+    with worker("cpu", logs / "cpu"):
+        with worker("gpu", logs / "gpu") as first:
+            until(lambda: checkpoints_of("killed-a1"), LONG)
+            family = psutil.Process(first.pid).children(recursive=True)
+            for process in [psutil.Process(first.pid), *family]:
+                kill(process)
+            before = checkpoints_of("killed-a1")
+        assert run_in("train", "killed", "Running"), "nobody has told the server yet"
+        with worker("gpu", logs / "second"):
+            trained = until(lambda: run_in("train", "killed", "Completed", "Failed"), LONG)
+            done = until(lambda: run_in("learn", "killed", "Completed", "Failed"), LONG)
+    assert (trained.state_name, done.state_name) == ("Completed", "Completed")
+    assert trained.run_count == 2
+    assert 1 <= len(before) < len(checkpoints_of("killed-a1")) == 4
+    sizes = [int(m.split(",")[1].split()[0]) for m in messages_of(trained) if "training," in m]
+    assert all(a <= b for a, b in pairwise(sizes)), "a finished slice is not trained again"
+    with database.transaction() as session:
+        weights = catalog.get_object(session, "adapter:killed-a1", "weights").sha256
+    assert weights in learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
+
+
+def test_without_a_worker_the_policy_trains_here_or_waits_until_the_deadline(backbone, inbox, logs):
+    here = make_stream("local", backbone, inbox, tasks=TaskOptions(pool="idle"))
+    waits = make_stream(
+        "waits", backbone, inbox, tasks=TaskOptions(pool="idle", without_worker=WithoutWorker.WAIT, wait_minutes=0.05)
+    )
+    deliver(inbox, "01", ["red", "blue"])
+    start(here)
+    start(waits)
+    with worker("cpu", logs / "cpu"):
+        assert until(lambda: run_in("learn", "local", "Completed", "Failed"), LONG).state_name == "Completed"
+        late = until(lambda: run_in("learn", "waits", "Failed", "Completed"), LONG)
+    assert late.state_name == "Failed"
+    assert "never resumed" in late.state.message
+    assert queries.status("waits")[0]["unfinished"] == ["01"]
+    assert learn(waits) == [queries.listing("batches", "waits")[0]["batch_id"]]

@@ -1,0 +1,43 @@
+"""A webhook is taken as MLflow signs it; anything else is refused."""
+
+import json
+import time
+import urllib.request
+from urllib.error import HTTPError
+
+import pytest
+from mlflow.webhooks.delivery import _generate_hmac_signature
+
+from infra.webhooks import DELIVERY, FRESH_SECONDS, SIGNATURE, TIMESTAMP, is_signed, listening
+
+SECRET = "a secret of sixteen"
+
+
+def headers(body: str, stamp: int, secret: str = SECRET) -> dict[str, str]:
+    signature = _generate_hmac_signature(secret, "d-1", str(stamp), body)
+    return {SIGNATURE: signature, TIMESTAMP: str(stamp), DELIVERY: "d-1"}
+
+
+def test_only_mlflows_own_fresh_signature_of_this_body_passes():
+    body = json.dumps({"entity": "model_version_alias"})
+    assert is_signed(SECRET, headers(body, 1000), body.encode(), 1000)
+    assert not is_signed(SECRET, headers(body, 1000, "another secret of 16"), body.encode(), 1000)
+    assert not is_signed(SECRET, headers(body, 1000), body.encode() + b" ", 1000)
+    assert not is_signed(SECRET, headers(body, 1000), body.encode(), 1001 + FRESH_SECONDS)
+    assert not is_signed(SECRET, {}, body.encode(), 1000)
+
+
+def test_what_is_not_signed_is_refused_and_not_handed_on():
+    received = []
+    with listening(("127.0.0.1", 0), SECRET, received.append) as port:
+
+        def post(body: str, secret: str) -> None:
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/", body.encode())
+            for name, value in headers(body, int(time.time()), secret).items():
+                request.add_header(name, value)
+            urllib.request.urlopen(request, timeout=5).close()
+
+        post('{"action": "created"}', SECRET)
+        with pytest.raises(HTTPError, match="401"):
+            post('{"action": "forged"}', "another secret of 16")
+    assert received == [{"action": "created"}]
