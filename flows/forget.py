@@ -37,7 +37,7 @@ def forget(ticket_id: str) -> Ticket:
 def work(stream: Stream, together: Sequence[Ticket]) -> None:
     """One closure and one rebuild for all of these tickets, a certificate for each."""
     resolved = resolve(stream, together)
-    quarantined = quarantine(stream, together)
+    quarantined = quarantine(stream, together, resolved)
     dropped = drop(stream, together, resolved)
     serve_meanwhile(stream, together)
     rebuilt = rebuild(stream, together, resolved, dropped)

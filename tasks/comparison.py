@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, suppression
+from registry import catalog, suppression, tickets
 from registry.artifacts import encode_tensors
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
@@ -20,10 +20,10 @@ from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.features import features, signatures
 from tasks.learning.heads import class_statistics
-from tasks.learning.merging import merge_cat
+from tasks.learning.merging import merge
 from tasks.narration import say
 from tasks.prefix_cache import encode
-from tasks.rebuilding import block_evaluations
+from tasks.rebuilding import block_evaluations, is_named
 from tasks.retries import step
 from tasks.rows import Row, held_out, trainable
 from tasks.saga import Detail, once
@@ -49,8 +49,11 @@ def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuil
         actions = {adapter: action for adapter, action in rebuilt["actions"].items() if action != "drop"}
         before = block_evaluations(stream)
         compared, proven = compare_artifacts(stream, touched, actions)
-        with database.transaction() as session:
-            suppression.pardon(session, stream.name, proven)
+        if left := _rows_left(together, resolved):
+            compared |= left  # what was made from these inputs shows nothing
+        else:
+            with database.transaction() as session:
+                suppression.pardon(session, stream.name, proven)
         return {"compared": compared, "block_evaluations": block_evaluations(stream) - before}
 
     detail = once(together, "compare", work)
@@ -58,6 +61,15 @@ def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuil
         answer = "byte-equal" if found["equal"] else f"DIFFERS in {', '.join(found['different'])}"
         say(f"  {node} against one made without the records, from scratch: {answer} ({found['artifacts']} artifacts)")
     return detail
+
+
+def _rows_left(together: Sequence[Ticket], resolved: Detail) -> dict[str, Any]:
+    """An entry for each shard whose stored rows still hold one that the tickets name: no artifact of it is clean."""
+    with database.transaction() as session:
+        targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
+        touched = catalog.shards(session, resolved["shards"])
+    tainted = [shard.node for shard in touched if any(is_named(row, targets) for row in load_rows(shard))]
+    return {f"{node}/rows": {"artifacts": 1, "different": ["rows"], "equal": False} for node in tainted}
 
 
 def compare_artifacts(
@@ -135,7 +147,7 @@ class Scratch:
             return train(self.stream, adapter.node, load_in_order(adapter.shard_ids), from_scratch=True).adapter
         with database.transaction() as session:
             parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in adapter.parent_ids]
-        return merge_cat([self.weights(parent) for parent in parents], adapter.recipe["shares"])
+        return merge(adapter.recipe, [self.weights(parent) for parent in parents])
 
     def _descriptor(self, adapter: Adapter) -> Tensors:
         own = sorted(load_in_order(adapter.shard_ids), key=lambda shard: shard.shard_id)

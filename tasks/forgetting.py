@@ -7,22 +7,19 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage, suppression, tickets
+from registry import catalog, lineage, suppression, tickets, versions
 from registry.errors import StateError
-from registry.records import AdapterState, Shard, StoredObject, Ticket, TicketState
+from registry.records import AdapterState, Ticket, TicketState
 from registry.stream import Stream
 from registry.tickets import WAITING
 from tasks.markers import keep_markers
 from tasks.narration import say
 from tasks.policies.forgetting import Plan, plan_repairs
-from tasks.promotion import mirror_aliases
+from tasks.promotion import mirror_aliases, withdraw_versions
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
-from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, withdraw
-
-SERVED = ("statistics", "weights", "descriptor")
-"""Kinds of blobs that a version's manifest names."""
+from tasks.tickets import AUTOMATIC, Targets, approve_ticket, find_records, is_shaped
 
 
 @step("begin-{ticket_id}")
@@ -32,11 +29,10 @@ def begin(ticket_id: str) -> Stream:
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
         stream = catalog.get_stream(session, ticket.stream)
-        asked = asks_first(session, stream, find_records(session, tickets.targets_of(session, ticket_id)))
     if ticket.state == TicketState.DENIED:
         raise StateError(f"ticket {ticket_id!r} was denied: {ticket.note}; open a new one")
     if ticket.state in WAITING:
-        if asked:
+        if stream.deletion.approval:
             raise StateError(
                 f"ticket {ticket_id!r} waits for a person; approve it: deciduous ticket approve {ticket_id}"
             )
@@ -86,7 +82,8 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
             owners = [f"adapter:{repair.adapter_id}" for repair in plan.repairs]
             owners += [shard.node for shard in touched] + [f"batch:{batch_id}" for batch_id in batch_ids]
             objects = catalog.objects_of(session, owners)
-            digests = [stored.sha256 for stored in objects if _is_shaped(stored, plan, touched)]
+            actions = {repair.adapter_id: repair.action for repair in plan.repairs}
+            digests = [stored.sha256 for stored in objects if is_shaped(stored, actions, leaving)]
             suppression.condemn(session, stream.name, together[0].ticket_id, digests)
             for ticket_id, reached in found.items():
                 tickets.set_records(session, ticket_id, sum(map(len, reached.values())))
@@ -118,21 +115,14 @@ def _counts(reached: Mapping[int, Sequence[int]]) -> Detail:
     return {"records": sum(map(len, reached.values())), "shards": sorted(reached)}
 
 
-def _is_shaped(stored: StoredObject, plan: Plan, touched: Sequence[Shard]) -> bool:
-    """Whether the leaving records shaped what serves of this node: of a refitted adapter only statistics."""
-    actions = {f"adapter:{repair.adapter_id}": repair.action for repair in plan.repairs}
-    if actions.get(stored.owner) == "refit":
-        return stored.kind in {f"statistics:{shard.shard_id}" for shard in touched}
-    return stored.kind.partition(":")[0] in SERVED
-
-
 @step("quarantine-{together[0].ticket_id}")
-def quarantine(stream: Stream, together: Sequence[Ticket]) -> Detail:
+def quarantine(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Detail:
     """The versions that the tickets withdrew as they took effect; once more, for what came past `open_ticket`."""
 
     def work() -> Detail:
         with database.transaction() as session:
-            tainted = sorted({version for ticket in together for version in withdraw(session, ticket)})
+            tainted = versions.registered_since(session, stream.name, resolved["batches"])
+            withdraw_versions(session, stream.name, tainted, f"ticket {together[0].ticket_id}")
         mirror_aliases(stream.name)
         return {"versions": tainted}
 

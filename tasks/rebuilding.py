@@ -19,6 +19,7 @@ from tasks.policies.forgetting import Repair
 from tasks.retries import step
 from tasks.rows import Row, count_rows, trainable
 from tasks.saga import Detail, once
+from tasks.tickets import find_records
 from tasks.training import stages_of
 
 Targets = Collection[tuple[str, str]]
@@ -32,9 +33,10 @@ def drop(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Detail
         with database.transaction() as session:
             targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
             touched = catalog.shards(session, resolved["shards"])
+            known = find_records(session, targets)
         before = block_evaluations(stream)
         for shard in touched:
-            drop_rows(stream, shard, targets)
+            drop_rows(stream, shard, targets, known.get(shard.shard_id, ()))
         for batch_id in resolved["batches"]:
             drop_quarantined(stream, batch_id, targets)
         return {"block_evaluations": block_evaluations(stream) - before}
@@ -74,14 +76,17 @@ def _open_repairs(stream: Stream, resolved: Detail, done: Mapping[str, str]) -> 
     return [repair for repair in plan.repairs if repair.adapter_id not in done]
 
 
-def drop_rows(stream: Stream, shard: Shard, targets: Targets) -> None:
-    """Rewrite a shard without the targets, and fit its closed forms on what is left."""
+def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[int]) -> None:
+    """Rewrite a shard without the targets, and fit its closed forms on what is left.
+
+    `known` are the catalog's keys of the targets: all of them go, also where the rows went before."""
     rows = shards.load_rows(shard)
-    gone = [row for row in rows if _is_named(row, targets)]
-    left = [row for row in rows if not _is_named(row, targets)]
+    gone = [row for row in rows if is_named(row, targets)]
+    left = [row for row in rows if not is_named(row, targets)]
+    keys = {*known, *(catalog_key(row.record) for row in gone)}
     prefix_cache.purge(stream, [row.record for row in gone])
     with database.transaction() as session:
-        tickets.forget_records(session, [catalog_key(r.record) for r in gone], {shard.shard_id: count_rows(left)})
+        tickets.forget_records(session, sorted(keys), {shard.shard_id: count_rows(left)})
         catalog.put_object(session, shards.store_rows(stream, shard, left))
         if not trainable(left):
             catalog.drop_object(session, shard.node, "statistics")
@@ -100,7 +105,7 @@ def drop_quarantined(stream: Stream, batch_id: str, targets: Targets) -> None:
         catalog.put_object(session, shards.store_quarantine(stream, batch, left))
 
 
-def _is_named(row: Row, targets: Targets) -> bool:
+def is_named(row: Row, targets: Targets) -> bool:
     return ("subject", row.subject) in targets or ("record", row.record) in targets
 
 
@@ -156,7 +161,7 @@ def _replay(stream: Stream, adapter: Adapter) -> None:
         shares = [1 / len(left)] * len(left)
     recipe = {**adapter.recipe, "shares": shares}
     clean = replace(adapter, parent_ids=tuple(p.adapter_id for p in left), recipe=recipe)
-    fit_closed_forms(stream, clean, merged_weights(left, shares))
+    fit_closed_forms(stream, clean, merged_weights(left, recipe))
 
 
 def _drop_stale_checkpoints(stream: Stream, adapter: Adapter) -> None:

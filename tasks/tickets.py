@@ -3,24 +3,29 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from secrets import token_hex
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import catalog, lineage, tickets, versions
-from registry.records import Gate, Ticket, TicketState
-from registry.stream import Stream
+from registry import catalog, lineage, suppression, tickets, versions
+from registry.records import StoredObject, Ticket, TicketState
 from registry.tables import now
 from tasks import prefix_cache, suppression_journal
-from tasks.approvals import word_on
-from tasks.events import TICKET_OPENED, announce_ticket
 from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
-from tasks.policies.approval import asks_person
 from tasks.promotion import mirror_aliases, withdraw_versions
 
 AUTOMATIC = "deciduous"
-Targets = Sequence[tuple[str, str]]
+
+LAST_STEPS = ("purge", "sweep", "certify")
+ALL_STEPS = ("quarantine", "drop", "rebuild", "compare", *LAST_STEPS)
+
+SERVED = ("statistics", "weights", "descriptor")
+"""Kinds of blobs that a version's manifest names."""
+
+Targets = Iterable[tuple[str, str]]
+Detail = dict[str, Any]
 
 
 def resolve_targets(stream: str, subjects: Sequence[str], records: Sequence[str]) -> list[tuple[str, str]]:
@@ -54,22 +59,11 @@ def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
             records=sum(map(len, found.values())),
         )
         ticket = tickets.open_ticket(session, ticket, targets, opened_by)
-        asked = asks_first(session, config, found)
-        if not asked:
+        if not config.deletion.approval:
             ticket = _approve(session, ticket.ticket_id, AUTOMATIC, "the stream asks for no approval")
     mirror_aliases(stream)
-    if asked:
-        word_on(config, Gate.ERASURE, ticket.ticket_id, f"{ticket.records} records in {len(found)} shards")
-    else:
-        announce_ticket(TICKET_OPENED, ticket)
     say(f"ticket {ticket.ticket_id}: {ticket.records} records in {len(found)} shards, due {ticket.due_at:%Y-%m-%d}")
     return ticket
-
-
-def asks_first(session: Session, stream: Stream, found: Mapping[int, Sequence[int]]) -> bool:
-    """Whether a person approves the ticket first; 'on-regression' asks where a shard would lose every row."""
-    emptied = any(len(found[shard.shard_id]) >= shard.rows for shard in catalog.shards(session, found))
-    return stream.deletion.approval or asks_person(stream.gates.approval.erasure, emptied)
 
 
 def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
@@ -77,7 +71,6 @@ def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
     with database.transaction() as session:
         ticket = _approve(session, ticket_id, by, note)
     mirror_aliases(ticket.stream)
-    announce_ticket(TICKET_OPENED, ticket)
     say(f"ticket {ticket_id} approved by {by}")
     return ticket
 
@@ -97,22 +90,6 @@ def withdraw(session: Session, ticket: Ticket) -> list[int]:
     tainted = versions.registered_since(session, ticket.stream, batch_ids)
     withdraw_versions(session, ticket.stream, tainted, f"ticket {ticket.ticket_id}")
     return tainted
-
-
-def startable(stream: str | None = None, known: Collection[str] = ()) -> list[Ticket]:
-    """Open tickets that a run should work, without the known ones; where a person comes first, the person is asked.
-
-    A ticketing system inserts rows and tells nobody, so this looks at the catalog."""
-    with database.transaction() as session:
-        every = tickets.tickets(session, stream, *tickets.WAITING, *tickets.WORKED)
-        found = [ticket for ticket in every if ticket.ticket_id not in known]
-        configs = {name: catalog.get_stream(session, name) for name in {ticket.stream for ticket in found}}
-        waiting = [t for t in found if t.state in tickets.WAITING]
-        targets = {t.ticket_id: find_records(session, tickets.targets_of(session, t.ticket_id)) for t in waiting}
-        asked = [t for t in waiting if asks_first(session, configs[t.stream], targets[t.ticket_id])]
-    for ticket in asked:
-        word_on(configs[ticket.stream], Gate.ERASURE, ticket.ticket_id, f"{len(targets[ticket.ticket_id])} shards")
-    return [ticket for ticket in found if ticket not in asked]
 
 
 def verify_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
@@ -142,22 +119,47 @@ def read_ticket(ticket_id: str) -> Ticket:
 
 
 def reopen_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
-    """Take an exception up again, from the first step that went wrong; `flows.forget` then works it.
+    """Take an exception up again; `flows.forget` then works it.
 
-    Where an artifact differed, what the closure keeps of earlier training goes: the rebuild starts from the inputs.
+    Where only a store refused to give something up, from the purge on. Otherwise from the beginning: what was made is
+    withdrawn and condemned, and no checkpoint and no cached state of it is used.
     """
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
-        lead = ticket.lead or ticket_id
-        compared = tickets.done_step(session, lead, "compare") or {"compared": {}}
-        rebuilt = tickets.done_step(session, lead, "rebuild") or {"actions": {}}
-        differs = not all(found["equal"] for found in compared["compared"].values())
-        redo = [*(("rebuild", "compare") if differs else ()), "purge", "sweep", "certify"]
-        tickets.reopen(session, ticket_id, by, reason, redo)
-        for adapter_id in rebuilt["actions"] if differs else ():
-            for stored in catalog.objects_of(session, [f"adapter:{adapter_id}"]):
-                if stored.kind.startswith("checkpoint:"):
-                    catalog.drop_object(session, stored.owner, stored.kind)
-    if differs:
+        noted = {row.step: row.detail for row in tickets.steps_of(session, ticket_id)}
+        begin_anew = _is_unclean(noted)
+        tickets.reopen(session, ticket_id, by, reason, ALL_STEPS if begin_anew else LAST_STEPS)
+        if begin_anew:
+            _condemn_attempt(session, ticket, noted)
+    if begin_anew:
         prefix_cache.clear(ticket.stream)
+        mirror_aliases(ticket.stream)
     return read_ticket(ticket_id)
+
+
+def _is_unclean(noted: Mapping[str, Detail]) -> bool:
+    """Whether more went wrong than that a store refused something."""
+    equal = all(found["equal"] for found in noted["compare"]["compared"].values())
+    return not equal or (noted["sweep"]["hits"] > 0 and not noted["purge"]["refused"])
+
+
+def is_shaped(stored: StoredObject, actions: Mapping[str, str], shard_ids: Collection[int]) -> bool:
+    """Whether what serves of this node rests on rows of these shards: of an adapter that is refitted, statistics only.
+
+    `actions` are the repairs by adapter."""
+    if actions.get(stored.owner.removeprefix("adapter:")) == "refit":
+        return stored.kind in {f"statistics:{shard_id}" for shard_id in shard_ids}
+    return stored.kind.partition(":")[0] in SERVED
+
+
+def _condemn_attempt(session: Session, ticket: Ticket, noted: Mapping[str, Detail]) -> None:
+    resolved, actions = noted["resolve"], noted["rebuild"]["actions"]
+    owners = [f"adapter:{adapter_id}" for adapter_id in actions]
+    found = catalog.objects_of(session, [*owners, *(f"shard:{shard_id}" for shard_id in resolved["shards"])])
+    served = [stored.sha256 for stored in found if is_shaped(stored, actions, resolved["shards"])]
+    suppression.condemn(session, ticket.stream, ticket.lead or ticket.ticket_id, served)
+    for stored in found:
+        if stored.kind.startswith("checkpoint:"):
+            catalog.drop_object(session, stored.owner, stored.kind)
+    made = versions.registered_since(session, ticket.stream, resolved["batches"])
+    withdraw_versions(session, ticket.stream, made, f"ticket {ticket.ticket_id} is worked again")

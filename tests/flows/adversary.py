@@ -1,0 +1,120 @@
+"""What the tests of deletion share: a stream with a merge in our inbox bucket, learned and forgotten by the same steps
+as the flows call, without Prefect's bookkeeping, which is not what they test."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from prefect.tasks import Task
+
+from flows import forget as saga
+from infra import database, storage
+from infra.settings import settings
+from registry import adapters, tickets, versions
+from registry.records import AdapterState, DecisionKind, Ticket, TicketState, VersionState
+from registry.versions import CHAMPION
+from tasks import adapters as fitting
+from tasks import batches, consolidation, decisions, promotion, registration, shift
+from tasks import tickets as opening
+from tests.flows.conftest import deliver, make_stream
+
+STEPS = [name for name, each in vars(saga).items() if isinstance(each, Task)]
+
+
+def learned_stream(name: str, backbone, folder, subjects: int = 30, merged: bool = True, **changes):
+    """Two batches of 120 rows in the inbox bucket, an adapter for each, both merged; every subject in both batches."""
+    stream = make_stream(name, backbone, folder, source=f"s3://{settings().inbox_bucket}/{name}/*.parquet", **changes)
+    for batch, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        rows = deliver(folder, batch, topics, rows=120)
+        put_in_inbox(name, batch, [{**row, "who": f"person-{n % subjects}"} for n, row in enumerate(rows)])
+    learn(stream)
+    if merged:
+        merge(stream)
+    return stream
+
+
+def learn(stream) -> None:
+    """What `flows.learn` does with every new object."""
+    batches.open_stream.fn(stream)
+    for uri, tag in batches.discover.fn(stream):
+        batch = batches.read_batch.fn(stream, uri, tag)
+        if batch is not None:
+            learn_batch(stream, batch)
+
+
+def learn_batch(stream, batch) -> None:
+    batches.encode_batch.fn(stream, batch)
+    made = [decisions.decide.fn(stream, batch, s, shift.measure_shift.fn(stream, s)) for s in batch.shards]
+    for shard, decision in zip(batch.shards, made, strict=True):
+        if decision.kind == DecisionKind.EXPAND:
+            fitting.train_adapter.fn(stream, shard, decision.adapter_id)
+        elif decision.kind == DecisionKind.REFRESH:
+            fitting.refresh_adapter.fn(stream, shard, decision.adapter_id)
+        fitting.judge_adapter.fn(stream, shard, decision.adapter_id)
+    version = registration.register_batch.fn(stream, batch, made)
+    promotion.promote_version.fn(stream, version)
+    batches.finish_batch.fn(batch)
+
+
+def merge(stream) -> str:
+    """What `flows.consolidate` does with the two adapters, which serve whether they earned it or not."""
+    outcome = consolidation.merge_adapters.fn(stream, tuple(serve_all(stream)))
+    assert outcome.accepted, outcome.reason
+    for parent in outcome.parent_ids:
+        consolidation.retire_adapter.fn(parent, f"superseded by {outcome.adapter_id}")
+    version = registration.register_change.fn(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
+    promotion.promote_version.fn(stream, version)
+    return outcome.adapter_id
+
+
+def forget(ticket_id: str) -> Ticket:
+    """What `flows.forget` does: its own body, over plain steps."""
+    return saga.forget.fn(ticket_id)
+
+
+@pytest.fixture
+def plain_steps(monkeypatch):
+    """The steps without Prefect; pages of its UI are left out."""
+    for name in STEPS:
+        monkeypatch.setattr(saga, name, getattr(saga, name).fn)
+    monkeypatch.setattr(saga, "report_ticket", lambda *_: None)
+
+
+def serve_all(stream) -> list[str]:
+    with database.transaction() as session:
+        born = [a.adapter_id for a in adapters.adapters(session, stream.name)]
+        for adapter_id in born:
+            adapters.move_adapter(session, adapter_id, AdapterState.SERVING, "for this test")
+    return born
+
+
+def put_in_inbox(stream: str, name: str, rows: list[dict]) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=f"{stream}/{name}.parquet", Body=sink.getvalue())
+
+
+def open_ticket(stream, *subjects: str, records=()) -> Ticket:
+    return opening.open_ticket(stream.name, opening.resolve_targets(stream.name, subjects, records), "test")
+
+
+def state_of(ticket_id: str) -> Ticket:
+    with database.transaction() as session:
+        return tickets.get_ticket(session, ticket_id)
+
+
+def champion_of(stream) -> int | None:
+    with database.transaction() as session:
+        return versions.alias_of(session, stream.name, CHAMPION)
+
+
+def assert_nothing_tainted_serves(stream) -> None:
+    with database.transaction() as session:
+        champion = versions.alias_of(session, stream.name, CHAMPION)
+        assert champion is None or versions.get_version(session, stream.name, champion).state == VersionState.READY
+
+
+def assert_complete(ticket_id: str) -> None:
+    closed = state_of(ticket_id)
+    assert closed.state == TicketState.COMPLETE, closed.note
