@@ -23,7 +23,7 @@ from registry.records import Request, Ticket
 from registry.stream import Stream
 from registry.tickets import WORKED
 from registry.versions import CHAMPION
-from tasks import approvals, deploying, forgetting, opening, promotion, queries, source, tickets
+from tasks import approvals, auditing, deploying, forgetting, opening, promotion, queries, source, tickets
 from tasks.consolidation import retire_adapter
 from tasks.deploying import Change
 
@@ -89,6 +89,19 @@ def follow(ticket_id: str) -> Ticket:
     """Wait until the run that the ticket's event started has closed it; a person may stop waiting, the run goes on."""
     closing = Retrying(wait=wait_fixed(1), retry=retry_if_result(lambda ticket: ticket.state in WORKED))
     return closing(lambda: tickets.read_ticket(ticket_id))
+
+
+def rework(ticket_id: str, by: str, reason: str) -> Ticket:
+    """Reopen an exception and work it."""
+    opening.open_home()
+    tickets.reopen_ticket(ticket_id, by, reason)
+    return forget(ticket_id)
+
+
+def audit() -> Record:
+    """How long the chains of this home are; raises where one of them is broken."""
+    opening.open_home()
+    return auditing.audit()
 
 
 def plan_erasure(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> Record:

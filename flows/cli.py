@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import console, operating
+from flows import console, maintaining, operating, ticketing
 from flows.console import DryRun, Json, StreamName, acting
 
 app = typer.Typer(
@@ -34,7 +34,7 @@ columns:
   input: text                     # the text, or an image's bytes
   label: label                    # the class
 schedule: null                    # cron, for example "0 * * * *"
-adapter: {{method: bottleneck, rank: 16, last_layers: 3}}
+adapter: {{method: bottleneck, rank: 16, epochs: 3}}
 shift: {{test: sema+mmd, alpha: 0.01}}
 gates: {{accuracy_drop: 0.01, forgetting: 0.02, approval: never}}   # never | always | on-regression
 deletion: {{due_days: 30, guarantee: E0}}
@@ -148,16 +148,23 @@ def erase(
 
 @app.command()
 def verify(
-    certificate: Annotated[Path, typer.Argument(help="Certificate file.")],
+    certificate: Annotated[Path, typer.Argument(help="Certificate file, or a folder of all: then their chain too.")],
     key: Annotated[Path | None, typer.Option(help="The issuer's public key (PEM); default the one inside.")] = None,
     json: Json = False,
 ) -> None:
     """Check a certificate offline. Example: deciduous verify certificate.json --key issuer.pem"""
     from registry.errors import CertificateError
     from tasks.certificates import verify as verify_bytes
+    from tasks.certificates import verify_chain
 
     try:
-        content = verify_bytes(certificate.read_bytes(), key.read_text() if key else None)
+        issuer = key.read_text() if key else None
+        if certificate.is_dir():
+            chain = verify_chain([file.read_bytes() for file in sorted(certificate.glob("*.json"))], issuer)
+            rows = [{name: each[name] for name in ("ticket", "guarantee", "certified_at")} for each in chain]
+            console.show_json(rows) if json else console.show_rows("chain: valid", rows)
+            return
+        content = verify_bytes(certificate.read_bytes(), issuer)
     except FileNotFoundError as error:
         raise CertificateError(f"no file {error.filename}; give the path of a certificate") from None
     shown = {name: content[name] for name in ("ticket", "stream", "guarantee", "records", "certified_at", "scope")}
@@ -204,12 +211,20 @@ def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand"
 
 
 @app.command()
-def up(json: Json = False) -> None:
+def up(
+    production_like: Annotated[
+        bool,
+        typer.Option("--production-like", help="With PostgreSQL, a login for MLflow, and two workers. It stays so."),
+    ] = False,
+    json: Json = False,
+) -> None:
     """Serve this home's state: S3, the Prefect and MLflow UIs, on loopback. Example: deciduous up"""
-    from infra import stack
+    from infra import production, stack
+    from infra.settings import settings
 
-    with console.errors.status("starting S3, Prefect and MLflow"):
-        services = [asdict(service) for service in stack.up()]
+    serve = production.up if production_like or production.is_production(settings().home) else stack.up
+    with console.errors.status("starting S3, Prefect and MLflow") as shown:
+        services = [asdict(service) for service in serve(shown.update)]
     console.show_json(services) if json else console.show_rows("services", services)
 
 
@@ -254,8 +269,9 @@ def _queries() -> Any:
     return queries
 
 
-for verb in operating.VERBS:
+for verb in (*operating.VERBS, *maintaining.VERBS):
     app.command()(verb)
+app.add_typer(ticketing.app, name="ticket")
 
 
 def main() -> None:

@@ -40,11 +40,6 @@ def learn(stream: Stream, limit: int | None = None) -> list[str]:
     """
     open_stream(stream)
     catch_up_when_deployed(stream.name)
-    with alone(stream.name):
-        return _learn(stream, limit)
-
-
-def _learn(stream: Stream, limit: int | None) -> list[str]:
     finished: list[str] = []
     refused: list[str] = []
     for batch in unfinished_batches(stream):
@@ -65,7 +60,8 @@ def _learn(stream: Stream, limit: int | None) -> list[str]:
 
 def take_in(stream: Stream, batch: Batch, finished: list[str]) -> bool:
     """Learn a batch. False where a training that another run waits for has to end first: batches keep their order."""
-    outcome = learn_batch.with_options(task_runner=runner_of(stream))(stream, batch)
+    with alone(stream.name):
+        outcome = learn_batch.with_options(task_runner=runner_of(stream))(stream, batch)
     if outcome.training:
         wait_for_training(stream, outcome.training)  # suspends, and does not come back
         return False

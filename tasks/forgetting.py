@@ -19,7 +19,7 @@ from tasks.promotion import mirror_aliases, withdraw_versions
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
-from tasks.tickets import AUTOMATIC, Targets, approve_ticket, find_records, is_shaped
+from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, is_shaped
 
 
 @step("begin-{ticket_id}")
@@ -29,10 +29,11 @@ def begin(ticket_id: str) -> Stream:
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
         stream = catalog.get_stream(session, ticket.stream)
+        asked = asks_first(session, stream, find_records(session, tickets.targets_of(session, ticket_id)))
     if ticket.state == TicketState.DENIED:
         raise StateError(f"ticket {ticket_id!r} was denied: {ticket.note}; open a new one")
     if ticket.state in WAITING:
-        if stream.deletion.approval:
+        if asked:
             raise StateError(
                 f"ticket {ticket_id!r} waits for a person; approve it: deciduous ticket approve {ticket_id}"
             )

@@ -9,11 +9,15 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import catalog, lineage, suppression, tickets, versions
-from registry.records import StoredObject, Ticket, TicketState
+from registry.records import Gate, StoredObject, Ticket, TicketState
+from registry.stream import Stream
 from registry.tables import now
 from tasks import prefix_cache, suppression_journal
+from tasks.approvals import word_on
+from tasks.events import TICKET_OPENED, announce_ticket
 from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
+from tasks.policies.approval import asks_person
 from tasks.promotion import mirror_aliases, withdraw_versions
 
 AUTOMATIC = "deciduous"
@@ -59,11 +63,22 @@ def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
             records=sum(map(len, found.values())),
         )
         ticket = tickets.open_ticket(session, ticket, targets, opened_by)
-        if not config.deletion.approval:
+        asked = asks_first(session, config, found)
+        if not asked:
             ticket = _approve(session, ticket.ticket_id, AUTOMATIC, "the stream asks for no approval")
     mirror_aliases(stream)
+    if asked:
+        word_on(config, Gate.ERASURE, ticket.ticket_id, f"{ticket.records} records in {len(found)} shards")
+    else:
+        announce_ticket(TICKET_OPENED, ticket)
     say(f"ticket {ticket.ticket_id}: {ticket.records} records in {len(found)} shards, due {ticket.due_at:%Y-%m-%d}")
     return ticket
+
+
+def asks_first(session: Session, stream: Stream, found: Mapping[int, Sequence[int]]) -> bool:
+    """Whether a person approves the ticket first; 'on-regression' asks where a shard would lose every row."""
+    emptied = any(len(found[shard.shard_id]) >= shard.rows for shard in catalog.shards(session, found))
+    return stream.deletion.approval or asks_person(stream.gates.approval.erasure, emptied)
 
 
 def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
@@ -71,6 +86,7 @@ def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
     with database.transaction() as session:
         ticket = _approve(session, ticket_id, by, note)
     mirror_aliases(ticket.stream)
+    announce_ticket(TICKET_OPENED, ticket)
     say(f"ticket {ticket_id} approved by {by}")
     return ticket
 
@@ -90,6 +106,22 @@ def withdraw(session: Session, ticket: Ticket) -> list[int]:
     tainted = versions.registered_since(session, ticket.stream, batch_ids)
     withdraw_versions(session, ticket.stream, tainted, f"ticket {ticket.ticket_id}")
     return tainted
+
+
+def startable(stream: str | None = None, known: Collection[str] = ()) -> list[Ticket]:
+    """Open tickets that a run should work, without the known ones; where a person comes first, the person is asked.
+
+    A ticketing system inserts rows and tells nobody, so this looks at the catalog."""
+    with database.transaction() as session:
+        every = tickets.tickets(session, stream, *tickets.WAITING, *tickets.WORKED)
+        found = [ticket for ticket in every if ticket.ticket_id not in known]
+        configs = {name: catalog.get_stream(session, name) for name in {ticket.stream for ticket in found}}
+        waiting = [t for t in found if t.state in tickets.WAITING]
+        targets = {t.ticket_id: find_records(session, tickets.targets_of(session, t.ticket_id)) for t in waiting}
+        asked = [t for t in waiting if asks_first(session, configs[t.stream], targets[t.ticket_id])]
+    for ticket in asked:
+        word_on(configs[ticket.stream], Gate.ERASURE, ticket.ticket_id, f"{len(targets[ticket.ticket_id])} shards")
+    return [ticket for ticket in found if ticket not in asked]
 
 
 def verify_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
