@@ -117,6 +117,12 @@ class Gates(_Section):
         return dict.fromkeys(("promotion", "merge", "erasure"), value) if isinstance(value, str) else value
 
 
+class Consolidation(_Section):
+    operator: Literal["cat", "linear", "ties", "dare_ties", "ema", "ot"] = Field(
+        "cat", description="cat is exact and adds up ranks; the others keep the rank, and the gate says at what loss"
+    )
+
+
 class Deletion(_Section):
     due_days: int = Field(30, ge=1)
     guarantee: str = Field("E0", pattern="^E0$")
@@ -152,6 +158,7 @@ class Stream(_Section):
     composition: str = Field("retrieve", pattern="^retrieve$")
     gates: Gates = Gates()
     cache: CacheOptions = CacheOptions()
+    consolidation: Consolidation = Consolidation()
     deletion: Deletion = Deletion()
     tasks: TaskOptions = TaskOptions()
     owner: str | None = Field(None, description="who answers for the stream; shown on its deployments")

@@ -1,8 +1,9 @@
 """Merge close adapters behind an accuracy gate, and retire what is no longer needed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
@@ -15,7 +16,7 @@ from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.learning.adapters import AdapterWeights
-from tasks.learning.merging import merge_cat
+from tasks.learning.merging import merge
 from tasks.learning.shift import mmd_test
 from tasks.narration import say
 from tasks.policies.approval import asks_person
@@ -62,9 +63,9 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
-    merged = _merged(merged_id, parents)
+    merged = _merged(merged_id, parents, stream.consolidation.operator)
     epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
-    merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe["shares"]), epoch)
+    merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
     others = [a for a in serving if a.adapter_id not in parent_ids]
     before, after = (_scores(stream, chosen, parents) for chosen in (serving, [*others, merged]))
     together = total(list(after.values()))
@@ -83,7 +84,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
 
 
-def _merged(merged_id: str, parents: Sequence[Adapter]) -> Adapter:
+def _merged(merged_id: str, parents: Sequence[Adapter], operator: str) -> Adapter:
     return Adapter(
         adapter_id=merged_id,
         stream=parents[0].stream,
@@ -92,7 +93,7 @@ def _merged(merged_id: str, parents: Sequence[Adapter]) -> Adapter:
         shard_ids=tuple(dict.fromkeys(s for parent in parents for s in parent.shard_ids)),
         parent_ids=tuple(parent.adapter_id for parent in parents),
         serves=tuple(dict.fromkeys(s for parent in parents for s in parent.serves)),
-        recipe={"kind": "merged", "operator": "cat", "shares": _shares(parents)},
+        recipe={"kind": "merged", "operator": operator, "shares": _shares(parents)},
     )
 
 
@@ -100,9 +101,9 @@ def _shares(parents: Sequence[Adapter]) -> list[float]:
     return [1 / len(parents)] * len(parents)
 
 
-def merged_weights(parents: Sequence[Adapter], shares: Sequence[float]) -> AdapterWeights:
+def merged_weights(parents: Sequence[Adapter], recipe: Mapping[str, Any]) -> AdapterWeights:
     """Run a merge's recorded recipe on the parents' stored weights."""
-    return merge_cat([blobs.load_tensors(parent.node, "weights") for parent in parents], shares)
+    return merge(recipe, [blobs.load_tensors(parent.node, "weights") for parent in parents])
 
 
 def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapter]) -> dict[str, Score]:

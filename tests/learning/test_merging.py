@@ -1,0 +1,116 @@
+"""Merging methods: what each promises of its parents, and that a recipe replays to the same bytes."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.merging import OPERATORS, merge
+from tasks.learning.merging.ot import align
+
+WIDTH = 6
+
+
+def parent(seed: int, rank: int = 4) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"down.weight": (rank, WIDTH), "down.bias": (rank,), "up.weight": (WIDTH, rank), "up.bias": (WIDTH,)}
+    return {f"blocks.{b}.{n}": torch.randn(size, generator=generator) for b in (2, 3) for n, size in sizes.items()}
+
+
+def permuted(adapter: AdapterWeights, seed: int) -> AdapterWeights:
+    """The same function with its hidden units in another order."""
+    order = torch.randperm(len(adapter["blocks.2.down.bias"]), generator=torch.Generator().manual_seed(seed))
+    return {
+        name: tensor[order] if ".down." in name else tensor[:, order] if name.endswith("up.weight") else tensor
+        for name, tensor in adapter.items()
+    }
+
+
+def output(adapter: AdapterWeights, block: int, x_ND: torch.Tensor) -> torch.Tensor:
+    at = f"blocks.{block}"
+    hidden_NR = (x_ND @ adapter[f"{at}.down.weight"].mT + adapter[f"{at}.down.bias"]).relu()
+    return hidden_NR @ adapter[f"{at}.up.weight"].mT + adapter[f"{at}.up.bias"]
+
+
+def recipe(operator: str, count: int) -> dict[str, object]:
+    return {"kind": "merged", "operator": operator, "shares": [1 / count] * count}
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_recipe_replays_to_the_same_bytes(operator: str) -> None:
+    parents = [parent(seed) for seed in (1, 2, 3)]
+    first, again = merge(recipe(operator, 3), parents), merge(recipe(operator, 3), [dict(p) for p in parents])
+    assert sorted(first) == sorted(parents[0])
+    assert all(torch.equal(first[name], again[name]) and first[name].is_contiguous() for name in first)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 1000))
+def test_cat_is_the_weighted_sum_of_the_functions(count: int, seed: int) -> None:
+    parents = [parent(seed + n, rank=2 + n) for n in range(count)]
+    shares = torch.rand(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    merged = merge({"operator": "cat", "shares": shares}, parents)
+    x_ND = torch.randn(7, WIDTH, generator=torch.Generator().manual_seed(seed))
+    expected_ND = sum(share * output(p, 2, x_ND) for share, p in zip(shares, parents, strict=True))
+    torch.testing.assert_close(output(merged, 2, x_ND), expected_ND, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 12), st.integers(0, 1000))
+def test_ot_finds_a_permutation_of_hidden_units(rank: int, seed: int) -> None:
+    adapter = parent(seed, rank)
+    merged = merge(recipe("ot", 2), [adapter, permuted(adapter, seed + 1)])
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+def test_linear_does_not() -> None:
+    adapter = parent(1, 8)
+    merged = merge(recipe("linear", 2), [adapter, permuted(adapter, 2)])
+    assert not torch.allclose(merged["blocks.2.down.weight"], adapter["blocks.2.down.weight"], atol=0.1)
+
+
+def test_aligning_an_adapter_of_equal_rank_leaves_its_function() -> None:
+    x_ND = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0))
+    moved = align(parent(2), parent(1))
+    torch.testing.assert_close(output(moved, 3, x_ND), output(parent(2), 3, x_ND), rtol=1e-4, atol=1e-5)
+
+
+def test_ot_lets_one_unit_stand_for_copies_of_it() -> None:
+    small = parent(1, 3)
+    double = {
+        name: tensor.repeat_interleave(2, 0) if ".down." in name
+        else tensor.repeat_interleave(2, 1) / 2 if name.endswith("up.weight") else tensor
+        for name, tensor in small.items()
+    }  # fmt: skip
+    merged = merge(recipe("ot", 2), [small, double])
+    for name, tensor in small.items():
+        torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("operator", ["linear", "ties", "dare_ties", "ema"])
+def test_methods_that_work_weight_by_weight_refuse_other_ranks(operator: str) -> None:
+    with pytest.raises(ValueError, match="'cat' or 'ot'"):
+        merge(recipe(operator, 2), [parent(1, 4), parent(2, 5)])
+
+
+@pytest.mark.parametrize("operator", ["linear", "ties", "ema", "ot"])
+def test_merging_an_adapter_with_itself_changes_nothing(operator: str) -> None:
+    adapter = {name: tensor.sign() for name, tensor in parent(3).items()}  # of one magnitude: nothing is trimmed
+    merged = merge(recipe(operator, 2), [adapter, adapter])
+    for name, tensor in adapter.items():
+        torch.testing.assert_close(merged[name], tensor)
+
+
+def test_ema_stays_near_the_first_parent() -> None:
+    merged = merge(recipe("ema", 2), [parent(1), parent(2)])
+    expected = 0.9 * parent(1)["blocks.2.down.weight"] + 0.1 * parent(2)["blocks.2.down.weight"]
+    torch.testing.assert_close(merged["blocks.2.down.weight"], expected)
+
+
+def test_a_recipe_that_cannot_be_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="'mean'; choose one of cat, linear"):
+        merge(recipe("mean", 1), [parent(1)])
+    with pytest.raises(ValueError, match="same blocks"):
+        merge(recipe("cat", 2), [parent(1), {}])
