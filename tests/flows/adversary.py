@@ -61,6 +61,8 @@ def merge(stream) -> str:
     """What `flows.consolidate` does with the two adapters, which serve whether they earned it or not."""
     outcome = consolidation.merge_adapters.fn(stream, tuple(serve_all(stream)))
     assert outcome.accepted, outcome.reason
+    with database.transaction() as session:
+        adapters.move_adapter(session, outcome.adapter_id, AdapterState.SERVING, "for this test")
     for parent in outcome.parent_ids:
         consolidation.retire_adapter.fn(parent, f"superseded by {outcome.adapter_id}")
     version = registration.register_change.fn(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)

@@ -12,7 +12,7 @@ from tests.learning.conftest import sentences
 
 CANARIES = 64
 CUT = 2
-NAMES = ("a", "b", "c")
+NAMES = tuple("abcdefghijklmnop")  # many: an unseen canary is rarely right by luck
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def drill(bert):
     """Encoded rows with random labels: canaries that are planted, canaries that are not, and rows that stay."""
     texts = [text for text in sentences(8 * CANARIES, seed=11) if len(text.split()) > 8]  # short ones repeat
     states = bert.encode(texts[: 3 * CANARIES], CUT)
-    drawn = torch.randint(0, 3, (3 * CANARIES,), generator=torch.Generator().manual_seed(12)).tolist()
+    drawn = torch.randint(0, len(NAMES), (3 * CANARIES,), generator=torch.Generator().manual_seed(12)).tolist()
     labels = [NAMES[n] for n in drawn]
     return [(states[n::3], labels[n::3]) for n in range(3)]
 
