@@ -1,0 +1,341 @@
+"""Tickets among themselves and against all else that happens to a stream: together, in between, refused, again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mlflow.entities import ViewType
+
+from flows import forget as saga
+from infra import database, keys, storage, tracking
+from infra.errors import HeldError
+from infra.settings import settings
+from registry import adapters as adapter_rows
+from registry import artifacts, catalog, tickets, versions
+from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
+from registry.records import AdapterState, TicketState
+from registry.tables import TicketEventRow
+from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, registration
+from tasks import tickets as opening
+from tasks.assembly import current_manifest
+from tasks.certificates import verify, verify_chain
+from tasks.opening import certificate_path
+from tests.flows.adversary import (
+    assert_complete,
+    champion_of,
+    forget,
+    learn,
+    learn_batch,
+    learned_stream,
+    open_ticket,
+    plain_steps,  # noqa: F401
+    put_in_inbox,
+    serve_all,
+)
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready", "plain_steps")
+
+
+@pytest.fixture(scope="module")
+def stream(ready, backbone, tmp_path_factory):  # noqa: ARG001
+    return learned_stream("tickets", backbone, tmp_path_factory.mktemp("tickets"), subjects=60)
+
+
+@pytest.fixture
+def needs_approval(stream):
+    asking = stream.model_copy(update={"deletion": stream.deletion.model_copy(update={"approval": True})})
+    with database.transaction() as session:
+        digest = catalog.backbone_digest(session, stream.name)
+        catalog.save_stream(session, asking, digest)
+    yield
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, digest)
+
+
+def certificate_of(ticket_id: str) -> dict:
+    return verify(Path(certificate_path(ticket_id)).read_bytes())
+
+
+def every_run(stream) -> set[str]:
+    client = tracking.prepare_tracking()
+    found = client.search_runs([tracking.experiment(client, stream.name)], run_view_type=ViewType.ALL)
+    return {run.info.run_id for run in found}
+
+
+def in_the_middle_of(monkeypatch, module, name: str, happens):
+    """Let something happen once, right before the call."""
+    work, left = getattr(module, name), [happens]
+
+    def interrupted(*args, **kwargs):
+        if left:
+            left.pop()()
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def test_open_tickets_are_worked_as_one_batch_with_a_certificate_each(stream):
+    first, second = open_ticket(stream, "person-1"), open_ticket(stream, "person-2", "person-3")
+    forget(second.ticket_id)
+    for ticket, records in ((first, 4), (second, 8)):
+        assert_complete(ticket.ticket_id)
+        content = certificate_of(ticket.ticket_id)
+        assert (content["records"], content["worked_together"], content["guarantee"]) == (records, 2, "E0")
+        assert content["sweep"]["markers"] == 3 * records
+        assert [each["what"] for each in content["history"]] == ["received", "approved", "in_progress"]
+    assert certificate_of(first.ticket_id)["closure"] == certificate_of(second.ticket_id)["closure"]
+    with database.transaction() as session:
+        log = tickets.certificates(session)
+        assert len([row for row in tickets.steps_of(session, second.ticket_id) if row.step == "rebuild"]) == 1
+    assert forget(first.ticket_id).state == TicketState.COMPLETE
+    with database.transaction() as session:
+        assert tickets.certificates(session) == log
+
+
+def test_a_ticket_that_comes_in_between_is_worked_next(stream, monkeypatch):
+    late = []
+    in_the_middle_of(monkeypatch, saga, "rebuild", lambda: late.append(open_ticket(stream, "person-5")))
+    early = open_ticket(stream, "person-4")
+    forget(early.ticket_id)
+    for ticket in (early, *late):
+        assert_complete(ticket.ticket_id)
+        assert certificate_of(ticket.ticket_id)["worked_together"] == 1
+    assert champion_of(stream) is not None
+
+
+@pytest.mark.usefixtures("needs_approval")
+def test_nothing_tainted_serves_from_the_moment_of_approval(stream, monkeypatch):
+    before = champion_of(stream)
+    ticket = open_ticket(stream, "person-6")
+    assert champion_of(stream) == before  # received, not in effect
+    with pytest.raises(StateError, match="ticket approve"):
+        forget(ticket.ticket_id)
+    assert opening.verify_ticket(ticket.ticket_id, "ann").state == TicketState.VERIFIED
+    opening.approve_ticket(ticket.ticket_id, "bo", "looked at it")
+    assert champion_of(stream) is None  # withdrawn by the approval itself, before any step runs
+    meanwhile = []
+    in_the_middle_of(monkeypatch, saga, "rebuild", lambda: meanwhile.append(champion_of(stream)))
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    (interim,) = meanwhile
+    with database.transaction() as session:
+        found = versions.get_version(session, stream.name, interim)
+    assert (found.accuracy, found.reason) == (None, "serves while what a ticket reached is rebuilt")
+    who = [(each["what"], each["by"]) for each in certificate_of(ticket.ticket_id)["history"]]
+    assert who[:3] == [("received", "test"), ("verified", "ann"), ("approved", "bo")]
+
+
+@pytest.mark.usefixtures("needs_approval")
+def test_a_denied_ticket_is_not_worked(stream):
+    before = champion_of(stream)
+    ticket = open_ticket(stream, "person-7")
+    opening.deny_ticket(ticket.ticket_id, "ann", "identity was not shown")
+    with pytest.raises(StateError, match="identity was not shown"):
+        forget(ticket.ticket_id)
+    assert champion_of(stream) == before
+
+
+def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, set_variable):
+    """A version of a source object under a legal hold. The ticket says so; afterwards it is reopened and completes."""
+    s3, key = storage.s3(), f"{stream.name}/01.parquet"
+    held = "inbox-under-hold"
+    s3.create_bucket(Bucket=held, ObjectLockEnabledForBucket=True)
+    data = s3.get_object(Bucket=settings().inbox_bucket, Key=key)["Body"].read()
+    s3.put_object(Bucket=held, Key=key, Body=data, ObjectLockLegalHoldStatus="ON")
+    first = s3.head_object(Bucket=held, Key=key)["VersionId"]
+    with database.transaction() as session:
+        batch = next(b for b in catalog.batches(session, stream.name) if b.name == "01")
+        session.execute(
+            database.text("update batch set uri = :uri where batch_id = :id"),
+            {"uri": f"s3://{held}/{key}", "id": batch.batch_id},
+        )
+    set_variable("INBOX_BUCKET", held)
+    ticket = open_ticket(stream, "person-8")
+    closed = forget(ticket.ticket_id)
+    assert closed.state == TicketState.EXCEPTION
+    assert "was kept" in closed.note
+    assert f"deciduous ticket reopen {ticket.ticket_id}" in closed.note
+    assert certificate_of(ticket.ticket_id)["guarantee"] == "none"
+    assert champion_of(stream) is not None
+    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION  # a second delivery changes nothing
+
+    s3.put_object_legal_hold(Bucket=held, Key=key, VersionId=first, LegalHold={"Status": "OFF"})
+    opening.reopen_ticket(ticket.ticket_id, "ann", "the hold was lifted")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert auditing.audit()["certificates"] == len(list(Path(certificate_path("x")).parent.glob("*.json")))
+    artifacts.purge_keys(s3, held, [key])  # no inbox of ours any more: its rows would be found on the disk
+    chain = verify_chain(file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json"))
+    assert [c["guarantee"] for c in chain if c["ticket"] == ticket.ticket_id] == ["none", "E0"]
+    with database.transaction() as session:
+        session.execute(
+            database.text("update batch set uri = :uri where batch_id = :id"), {"uri": batch.uri, "id": batch.batch_id}
+        )
+
+
+def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
+    with database.transaction() as session:
+        shard = catalog.done_shards(session, stream.name)[0]
+        before = catalog.all_keys(session, blobs.stream_prefix(stream.name))
+    opened = []
+    in_the_middle_of(monkeypatch, adapters, "train", lambda: opened.append(open_ticket(stream, "person-9")))
+    with pytest.raises(StaleEpochError, match="a ticket came in between"):
+        adapters.train_adapter.fn(stream, shard, f"{stream.name}-a77")
+    with database.transaction() as session:
+        assert catalog.objects_of(session, [f"adapter:{stream.name}-a77"]) == []
+        assert catalog.all_keys(session, blobs.stream_prefix(stream.name)) == before
+    with pytest.raises(SuppressedRecordError, match="finish the open tickets"):
+        adapters.train_adapter.fn(stream, shard, f"{stream.name}-a77")
+    forget(opened[0].ticket_id)
+    assert_complete(opened[0].ticket_id)
+
+
+def test_a_merge_that_began_before_a_ticket_is_refused(stream, monkeypatch):
+    with database.transaction() as session:
+        parents = [a.adapter_id for a in adapter_rows.adapters(session, stream.name) if not a.parent_ids][:2]
+    opened = []
+    in_the_middle_of(
+        monkeypatch, consolidation, "merged_weights", lambda: opened.append(open_ticket(stream, "person-10"))
+    )
+    with pytest.raises(StaleEpochError, match="a ticket came in between"):
+        consolidation.merge_adapters.fn(stream, tuple(parents))
+    forget(opened[0].ticket_id)
+    assert_complete(opened[0].ticket_id)
+    with pytest.raises(StaleEpochError, match="started at deletion epoch"):
+        registration.register_change.fn(stream, "merge:late", "began before the ticket", epoch=0)
+
+
+def test_a_batch_that_was_being_read_as_a_ticket_came_is_read_again(stream, monkeypatch, inbox):
+    put_in_inbox(
+        stream.name, "03", [{**row, "who": "person-11"} for row in deliver(inbox, "03", ["red", "blue"], rows=8)]
+    )
+    (uri, tag) = batches.discover.fn(stream)[0]
+    opened = []
+    in_the_middle_of(monkeypatch, batches, "_enter", lambda: opened.append(open_ticket(stream, "person-11")))
+    with pytest.raises(StaleEpochError, match="03"):
+        batches.read_batch.fn(stream, uri, tag)
+    with pytest.raises(Exception, match="no good row"):
+        batches.read_batch.fn(stream, uri, tag)
+    storage.s3().delete_object(Bucket=settings().inbox_bucket, Key=f"{stream.name}/03.parquet")
+    forget(opened[0].ticket_id)
+    assert_complete(opened[0].ticket_id)
+
+
+def test_the_stream_is_held_against_learning_and_merging(stream):
+    with exclusion.alone(stream.name), pytest.raises(HeldError, match=stream.name), exclusion.alone(stream.name, 0):
+        pass
+
+
+def test_a_run_that_a_crash_left_between_mlflow_and_the_catalog_is_purged(stream, monkeypatch):
+    serving = current_manifest(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "add_version", lambda *_: (_ for _ in ()).throw(RuntimeError("power cut")))
+        with pytest.raises(RuntimeError, match="power cut"):
+            registration.register_change.fn(stream, "merge:left-behind", "cut off", serving["epoch"])
+    with database.transaction() as session:
+        named = {v.run_id for v in versions.versions(session, stream.name)}
+    (orphan,) = every_run(stream) - named
+    ticket = open_ticket(stream, "person-12")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert orphan not in every_run(stream)
+    assert artifacts.list_versions(storage.s3(), settings().artifact_bucket, f"mlflow/{orphan}") == []
+
+
+def test_an_upload_that_never_ended_goes(stream):
+    where = {"Bucket": settings().artifact_bucket, "Key": f"{blobs.stream_prefix(stream.name)}left/over"}
+    storage.s3().create_multipart_upload(**where)
+    forget(open_ticket(stream, "person-13").ticket_id)
+    assert artifacts.list_uploads(storage.s3(), where["Bucket"], blobs.stream_prefix(stream.name)) == []
+
+
+def test_after_a_rotation_of_the_key_old_records_are_found_and_stay_forgotten(stream, inbox):
+    gone = open_ticket(stream, "person-14")
+    forget(gone.ticket_id)
+    retired = keys.rotate_hash_key()
+    assert retired.exists()
+    ticket = open_ticket(stream, "person-15", records=["01-16"])
+    assert ticket.records == 5  # hashed under the retired key
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    rows = deliver(inbox, "04", ["red", "blue"], rows=60, first=500)
+    names = ["person-14", "person-15", "newcomer"]
+    again = [{**row, "who": names[n % 3]} for n, row in enumerate(rows)] + [
+        {**rows[0], "key": "01-17", "who": "newcomer"}
+    ]
+    put_in_inbox(stream.name, "04", again)
+    (uri, tag) = batches.discover.fn(stream)[0]
+    batch = batches.read_batch.fn(stream, uri, tag)
+    assert (batch.rows, batch.suppressed, batch.quarantined) == (20, 40, 1)
+    learn_batch(stream, batch)
+    new = open_ticket(stream, "newcomer")
+    assert new.records == 20
+    forget(new.ticket_id)
+    assert_complete(new.ticket_id)
+
+
+def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path):
+    """Only the list of refused rows knows this subject; the object is JSONL, in our inbox."""
+    name = "refused-rows"
+    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60)
+    rows[7] = {**rows[7], "who": "only-refused", "topic": None}
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl", Body=body)
+    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.jsonl")
+    learn(stream)
+    ticket = open_ticket(stream, "only-refused")
+    assert ticket.records == 0
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    left = storage.s3().get_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl")["Body"].read()
+    assert (b"only-refused" in body, b"only-refused" in left, len(left.splitlines())) == (True, False, 59)
+    assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b"only-refused"], f"{name}/") == []
+    learn(stream)  # the rewritten object is not a new batch
+    with database.transaction() as session:
+        assert len(catalog.batches(session, name)) == 1
+
+
+def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):
+    stream = learned_stream("emptied", backbone, tmp_path, subjects=10, merged=False)
+    serve_all(stream)
+    few = open_ticket(stream, *(f"person-{n}" for n in range(9)))
+    forget(few.ticket_id)  # too few rows are left to fit an adapter on
+    assert_complete(few.ticket_id)
+    with database.transaction() as session:
+        states = {a.state for a in adapter_rows.adapters(session, stream.name)}
+    last = open_ticket(stream, "person-9")
+    forget(last.ticket_id)
+    assert_complete(last.ticket_id)
+    assert champion_of(stream) is None
+    with database.transaction() as session:
+        used = [v.version for v in versions.versions(session, stream.name)]
+        assert {v.state.value for v in versions.versions(session, stream.name)} == {"erased"}
+        assert {a.state for a in adapter_rows.adapters(session, stream.name)} == {AdapterState.ERASED}
+    assert states <= {AdapterState.ERASED, AdapterState.SERVING}
+    put_in_inbox(
+        stream.name,
+        "05",
+        [{**r, "who": f"new-{n}"} for n, r in enumerate(deliver(inbox, "05", ["red", "blue"], rows=60))],
+    )
+    learn(stream)
+    assert champion_of(stream) == max(used) + 1
+
+
+@pytest.mark.usefixtures("stream")
+def test_tampering_with_log_or_certificates_shows():
+    assert auditing.audit()["certificates"] > 2
+    whole = [file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json")]
+    second = verify_chain(whole)[1]
+    with pytest.raises(CertificateError, match="breaks after 1 certificates"):
+        verify_chain(each for each in whole if verify(each) != second)
+    with pytest.raises(CertificateError, match="two certificates follow the same one"):
+        verify_chain([*whole, whole[0]])
+    with database.transaction() as session:
+        row = session.get_one(TicketEventRow, 2)
+        row.by, was = "mallory", row.by
+    with pytest.raises(TamperedLogError, match="entry 2"):
+        auditing.audit()
+    with database.transaction() as session:
+        session.get_one(TicketEventRow, 2).by = was
+    assert auditing.audit()["log_entries"] > 2
