@@ -24,7 +24,7 @@ from registry.stream import Stream
 from registry.tickets import WORKED
 from registry.versions import CHAMPION
 from tasks import approvals, auditing, deploying, forgetting, opening, promotion, queries, source, tickets
-from tasks.consolidation import retire_adapter
+from tasks.consolidation import reinstate_adapter, retire_adapter
 from tasks.deploying import Change
 
 Record = dict[str, Any]
@@ -164,3 +164,12 @@ def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     if not dry_run:
         retire_adapter.fn(adapter_id, reason)
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"
+
+
+def reinstate(adapter_id: str, reason: str, dry_run: bool) -> str:
+    opening.open_home()
+    stream = opening.stream_of(queries.describe(adapter_id)["stream"])
+    if dry_run:
+        return f"would judge {adapter_id} again on the held-out rows of its shards"
+    verdict = reinstate_adapter.fn(stream, adapter_id, reason)
+    return f"{adapter_id} {'serves from the next version on' if verdict.passed else 'waits'}: {verdict.reason}"

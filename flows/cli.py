@@ -205,9 +205,16 @@ def merge(
 
 @app.command()
 def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
-    """Stop serving an adapter; it can be restored. Example: deciduous retire mail-a2 --reason 'season is over'"""
+    """Stop serving an adapter; `reinstate` undoes it. Example: deciduous retire mail-a2 --reason 'season is over'"""
     with acting() as actions:
         console.console.print(actions.retire(adapter, reason, dry_run))
+
+
+@app.command()
+def reinstate(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
+    """Judge a retired adapter again. Example: deciduous reinstate mail-a2 --reason 'the season begins'"""
+    with acting() as actions:
+        console.console.print(actions.reinstate(adapter, reason, dry_run))
 
 
 @app.command()

@@ -13,7 +13,7 @@ _MOVES = {
     AdapterState.CANDIDATE: {AdapterState.SERVING, AdapterState.RETIRED, AdapterState.MERGED, AdapterState.ERASED},
     AdapterState.SERVING: {AdapterState.CANDIDATE, AdapterState.MERGED, AdapterState.RETIRED, AdapterState.ERASED},
     AdapterState.MERGED: {AdapterState.SERVING, AdapterState.RETIRED, AdapterState.ERASED},
-    AdapterState.RETIRED: {AdapterState.SERVING, AdapterState.ERASED},
+    AdapterState.RETIRED: {AdapterState.CANDIDATE, AdapterState.SERVING, AdapterState.ERASED},
     AdapterState.ERASED: set(),
 }
 

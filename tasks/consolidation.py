@@ -8,10 +8,11 @@ from typing import Any
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
-from registry.records import Adapter, AdapterState, Gate, Shard
+from registry.errors import StateError
+from registry.records import Adapter, AdapterState, Gate, Shard, Verdict
 from registry.stream import Stream
 from tasks import blobs
-from tasks.adapters import erase_adapter, fit_closed_forms
+from tasks.adapters import erase_adapter, fit_closed_forms, judge_adapter
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
@@ -137,3 +138,21 @@ def retire_adapter(adapter_id: str, reason: str) -> Adapter:
         retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
     say(f"  {adapter_id} retired: {reason}")
     return retired
+
+
+@step("reinstate-{adapter_id}")
+def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
+    """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
+
+    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place.
+    """
+    with database.transaction() as session:
+        known = adapter_rows.adapters(session, stream.name, KNOWN)
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+        heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
+        if adapter.state != AdapterState.RETIRED or heirs:
+            why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
+            raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
+        adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
+        shard = catalog.shards(session, adapter.serves)[0]
+    return judge_adapter.fn(stream, shard, adapter_id)

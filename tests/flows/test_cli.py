@@ -75,6 +75,22 @@ def test_what_was_learned_can_be_listed_and_described(capsys, monkeypatch, backb
 
 
 @pytest.mark.usefixtures("ready")
+def test_a_retired_adapter_can_be_reinstated(capsys, monkeypatch, backbone, inbox):
+    stream = make_stream("seasons", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    code, _, errors = call(capsys, monkeypatch, "reinstate", "seasons-a1")
+    assert code == 1
+    assert "cannot be reinstated" in errors
+    call(capsys, monkeypatch, "retire", "seasons-a1", "--reason", "season is over")
+    _, out, _ = call(capsys, monkeypatch, "ls", "adapters", "--stream", "seasons", "--json")
+    assert json.loads(out)[0]["state"] == "retired"
+    assert call(capsys, monkeypatch, "reinstate", "seasons-a1")[0] == 0
+    _, out, _ = call(capsys, monkeypatch, "ls", "adapters", "--stream", "seasons", "--json")
+    assert json.loads(out)[0]["state"] in {"serving", "candidate"}
+
+
+@pytest.mark.usefixtures("ready")
 def test_a_fresh_process_loads_the_champion_and_answers_raw_text(backbone, inbox):
     stream = make_stream("fresh", backbone, inbox)
     rows = deliver(inbox, "01", ["red", "blue"], rows=80)
