@@ -16,6 +16,8 @@ from infra.errors import UnreachableError
 from infra.files import locked
 from infra.settings import Settings, settings
 
+PROXIED = "mlflow-artifacts"  # the server is started with --artifacts-destination s3://BUCKET/mlflow
+
 
 def prepare_tracking() -> MlflowClient:
     """Point MLflow at the settings' registry and S3; returns its client.
@@ -46,6 +48,12 @@ def experiment(client: MlflowClient, stream: str) -> str:
 
 def has_server() -> bool:
     return settings().mlflow_tracking_uri.startswith(("http:", "https:"))
+
+
+def stored_at(artifact_uri: str) -> str:
+    """Where the objects of a run lie in S3, also where a server passes them through."""
+    scheme, _, path = artifact_uri.partition(":/")
+    return f"s3://{settings().artifact_bucket}/mlflow/{path.strip('/')}" if scheme == PROXIED else artifact_uri
 
 
 @contextmanager

@@ -32,8 +32,8 @@ def show_figures(stream: Stream, version: ModelVersion) -> None:
 
 def presigned_figures(version: ModelVersion) -> dict[str, str]:
     """File -> link, for the figures that the version's MLflow run holds."""
-    uri = tracking.prepare_tracking().get_run(version.run_id).info.artifact_uri
-    bucket, prefix = split_s3(uri)
+    run = tracking.prepare_tracking().get_run(version.run_id)
+    bucket, prefix = split_s3(tracking.stored_at(run.info.artifact_uri))
     listed = storage.s3().list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/")
     there = {found["Key"] for found in listed.get("Contents", [])}
     return {
