@@ -2,7 +2,7 @@
 
 Learning is stubbed, here only (`benchmarks.orchestration_worker`). The headline is one worker on a Prefect server over
 PostgreSQL, for all the batches; the other servers and numbers of workers are in `others`, for fewer. A worker is a
-process with a stream of its own. A busy machine makes the times long, not their growth.
+process with a stream of its own. CPU seconds are those of the worker: a busy machine leaves them as they are.
 """
 
 import argparse
@@ -56,19 +56,25 @@ def measure(folder: Path, server: str, workers: int, batches: int) -> dict[str, 
     return _summary(server, workers, [json.loads(answer.splitlines()[-1]) for answer in answers])
 
 
-def _summary(server: str, workers: int, took: list[list[float]]) -> dict[str, Any]:
-    """`took` holds the seconds of each batch, by worker."""
+def _summary(server: str, workers: int, took: list[list[tuple[float, float]]]) -> dict[str, Any]:
+    """`took` holds (seconds, seconds of the worker's CPU) of each batch, by worker."""
     batches = len(took[0])
-    steady = [seconds for each in took for seconds in each[1:]]  # the first one starts and creates everything
-    at = {n: median(median(each[n - AROUND : n]) for each in took) for n in (20, 200) if batches >= n}
+    steady = [seconds for each in took for seconds, _ in each[1:]]  # the first one starts and creates everything
+    last = sorted({n for n in (20, 200, batches) if n <= batches and n >= AROUND})
+    at, cpu = ({n: _around([[b[which] for b in each] for each in took], n) for n in last} for which in (0, 1))
     return {
         "server": server,
         "workers": workers,
         "batches": batches,
         "seconds_batch": round(median(steady), 3),
         **{f"seconds_batch_{n}": round(seconds, 3) for n, seconds in at.items()},
+        **{f"cpu_seconds_batch_{n}": round(seconds, 3) for n, seconds in cpu.items()},
         "batches_per_second": round(workers / median(steady), 3),
     }
+
+
+def _around(took: list[list[float]], batch: int) -> float:
+    return median(median(each[batch - AROUND : batch]) for each in took)
 
 
 @contextmanager

@@ -80,16 +80,16 @@ def main(name: str, batches: int, inbox: Path) -> None:
 
     inbox.mkdir(parents=True, exist_ok=True)
     stream = Stream(name=name, backbone="stub", source=f"{inbox}/*.parquet")
-    took: list[float] = []
+    took: list[tuple[float, float]] = []
     opening.open_home()
     with ExitStack() as stack:
         stubs(stack)
         for batch in range(batches):
             deliver(inbox, name, batch)
-            start = time.perf_counter()
+            start, cpu = time.perf_counter(), time.process_time()
             learn(stream)
-            took.append(time.perf_counter() - start)
-            print(f"{name} {batch} {took[-1]:.3f}", file=sys.stderr, flush=True)
+            took.append((time.perf_counter() - start, time.process_time() - cpu))
+            print(f"{name} {batch} {took[-1][0]:.3f} s, {took[-1][1]:.3f} s of CPU", file=sys.stderr, flush=True)
     print(json.dumps(took))
 
 

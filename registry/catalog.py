@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from registry.errors import StateError, UnknownIdError
 from registry.records import Batch, BatchState, Decision, Delivery, Shard, StoredObject
@@ -114,6 +114,7 @@ def get_batch(session: Session, batch_id: str) -> Batch:
 
 def batches(session: Session, stream: str, *states: BatchState) -> list[Batch]:
     query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal)
+    query = query.options(selectinload(BatchRow.shards))  # else a query for each batch
     if states:
         query = query.where(BatchRow.state.in_(states))
     return [_to_batch(row) for row in session.scalars(query)]
@@ -164,8 +165,8 @@ def known_records(session: Session, keys: Sequence[int]) -> set[int]:
 
 
 def shards(session: Session, shard_ids: Iterable[int]) -> list[Shard]:
-    rows = session.scalars(select(ShardRow).where(ShardRow.shard_id.in_(list(shard_ids))).order_by(ShardRow.shard_id))
-    return [_to_shard(row) for row in rows]
+    query = select(ShardRow).where(ShardRow.shard_id.in_(list(shard_ids))).order_by(ShardRow.shard_id)
+    return [_to_shard(row) for row in session.scalars(query.options(joinedload(ShardRow.batch)))]
 
 
 def done_shards(session: Session, stream: str) -> list[Shard]:
@@ -175,6 +176,7 @@ def done_shards(session: Session, stream: str) -> list[Shard]:
         .join(BatchRow)
         .where(BatchRow.stream == stream, BatchRow.state == BatchState.DONE, ShardRow.rows > 0)
         .order_by(BatchRow.ordinal, ShardRow.shard_id)
+        .options(joinedload(ShardRow.batch))
     )
     return [_to_shard(row) for row in session.scalars(query)]
 

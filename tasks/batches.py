@@ -9,6 +9,7 @@ from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
 from tasks.backbones import open_backbone
+from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import taking_in
 from tasks.identity import catalog_key
 from tasks.narration import say
@@ -151,6 +152,7 @@ def hold_batch(stream: Stream, batch: Batch, reason: str) -> None:
     """Leave the model as it is; a person looks at the batch."""
     with database.transaction() as session:
         catalog.set_batch_state(session, batch.batch_id, BatchState.HELD, reason)
+    announce(BATCH_HELD, stream.name, "batch", batch.batch_id, batch=batch.name, reason=reason)
     say(f"{stream.name}: {batch.name} is held: {reason}")
 
 

@@ -1,6 +1,6 @@
 """What a version's page in MLflow says and shows."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate
 
 from matplotlib.figure import Figure
@@ -13,6 +13,9 @@ from registry.stream import Stream
 from tasks import links
 from tasks.assembly import Manifest
 from tasks.evaluation import Score, total
+
+DRAWN = 24
+"""Batches in a figure: a stream grows for years, what a person can read does not."""
 
 
 def describe_version(
@@ -90,10 +93,10 @@ def draw_figures(
     stream: Stream, decisions: Sequence[Decision], shards: Sequence[Shard], scores: dict[int, Score]
 ) -> dict[str, Figure]:
     """Shift heat map of the batch, accuracy matrix of all versions, growth of adapters."""
-    names, matrix = accuracy_matrix(stream.name)
-    batches = dict.fromkeys(shard.batch_id for shard in shards)
-    newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in batches]
-    labels = list(dict.fromkeys(shard.batch_name for shard in shards))
+    shown = list(dict.fromkeys(shard.batch_id for shard in shards))[-DRAWN:]
+    names, matrix = accuracy_matrix(stream.name, shown)
+    newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in shown]
+    labels = list(dict.fromkeys(shard.batch_name for shard in shards if shard.batch_id in shown))
     figures = {"accuracy_matrix.png": draw_accuracy([*matrix, newest], labels if len(labels) > len(names) else names)}
     z_scores = next((d.z_scores for d in decisions if d.z_scores), None)
     if z_scores:
@@ -108,16 +111,14 @@ def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:
         batches = catalog.batches(session, stream)
         born = [d.batch_id for d in catalog.decisions(session, stream) if d.kind == DecisionKind.EXPAND]
     counts = [born.count(batch.batch_id) for batch in batches]
-    return {"adapters": list(accumulate(counts))}, [batch.name for batch in batches]
+    return {"adapters": list(accumulate(counts))[-DRAWN:]}, [batch.name for batch in batches][-DRAWN:]
 
 
-def accuracy_matrix(stream: str) -> tuple[list[str], list[list[float]]]:
-    """Batch names, and per batch the accuracies right after it on every batch until then."""
+def accuracy_matrix(stream: str, only: Collection[str] | None = None) -> tuple[list[str], list[list[float]]]:
+    """Batch names, and per batch the accuracies right after it on every batch until then; `only`: of these ids."""
     with database.transaction() as session:
-        batches = {batch.batch_id: batch for batch in catalog.batches(session, stream)}
-        causes = {b: versions.find_by_cause(session, stream, batch.node) for b, batch in batches.items()}
-        rows = [
-            list(versions.accuracies(session, stream, v.version).values()) for v in causes.values() if v is not None
-        ]
-    names = [batches[b].name for b, version in causes.items() if version is not None]
-    return names, [[accuracy for accuracy, _, _ in row] for row in rows]
+        batches = [b for b in catalog.batches(session, stream) if only is None or b.batch_id in only]
+        found = [(batch, versions.find_by_cause(session, stream, batch.node)) for batch in batches]
+        cells = [versions.accuracies(session, stream, version.version) for _, version in found if version is not None]
+    names = [batch.name for batch, version in found if version is not None]
+    return names, [[a for b, (a, _, _) in row.items() if only is None or b in only] for row in cells]

@@ -2,11 +2,12 @@
 
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
-from infra import storage, tracking
+from infra import database, storage, tracking
 from infra.settings import settings
+from registry import catalog
 from registry.records import ModelVersion
 from registry.stream import Stream
-from tasks.model_card import accuracy_matrix
+from tasks.model_card import DRAWN, accuracy_matrix
 from tasks.source import split_s3
 
 FIGURES = ("accuracy_matrix.png", "shift.png", "adapters.png")
@@ -18,7 +19,10 @@ def show_figures(stream: Stream, version: ModelVersion) -> None:
     """The accuracy matrix as a table; the figures as images by presigned links.
 
     The embedded S3 has another port after every start, so that its links would soon lead nowhere: tables only."""
-    names, matrix = accuracy_matrix(stream.name)
+    with database.transaction() as session:
+        done = catalog.done_shards(session, stream.name)
+    shown = list(dict.fromkeys(shard.batch_id for shard in done))[-DRAWN:]
+    names, matrix = accuracy_matrix(stream.name, shown)
     rows = [
         {"after": after, **{name: round(accuracy, 3) for name, accuracy in zip(names, row, strict=False)}}
         for after, row in zip(names, matrix, strict=True)

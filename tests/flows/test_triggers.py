@@ -3,6 +3,9 @@
 import json
 import urllib.request
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
 from uuid import uuid4
 
 import pytest
@@ -15,7 +18,7 @@ from flows.learn import learn
 from infra import database
 from registry.tables import now
 from tasks import tickets
-from tasks.events import TICKET_OPENED
+from tasks.events import BATCH_HELD, TICKET_OPENED, announce
 from tasks.missed import GRACE, start_missed
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import deciduous, runs_of, until
@@ -117,3 +120,37 @@ def test_a_start_that_the_server_refused_is_caught_up(server, deployed):
     caught = until(lambda: [r for r in runs_of("catch-up") if r.parameters["stream"] == deployed.name])
     assert len(caught) == 1
     assert start_missed.fn(deployed.name) == [ticket]
+
+
+class Inbox(BaseHTTPRequestHandler):
+    """What a chat service would receive."""
+
+    received: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_held_batch_is_told_once_a_block_is_named(backbone, inbox, set_variable):
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock  # noqa: PLC0415  slow to import
+
+    stream = make_stream("told", backbone, inbox)
+    off = [change for change in deploy(stream) if "notify" in change.what]
+    assert [change.details for change in off] == ["off until configured"] * 4
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Inbox)
+    Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    block = CustomWebhookNotificationBlock(name="ops", url=url, json_data={"text": "{{subject}}: {{body}}"})
+    block.save("ops", overwrite=True)
+    set_variable("NOTIFY", "custom-webhook/ops")
+    assert {c.action for c in deploy(stream) if "notify" in c.what} == {"change"}
+    announce(BATCH_HELD, stream.name, "batch", "b-1", batch="06-sports", reason="too few rows")
+    until(lambda: Inbox.received)
+    server.shutdown()
+    server.server_close()
+    assert "Batch 06-sports of stream told is held: too few rows" in Inbox.received[0]
