@@ -7,8 +7,6 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tenacity import Retrying, retry_if_result, wait_fixed
 
 from flows import deployments
@@ -16,7 +14,7 @@ from flows.approve import approve
 from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
-from flows.predict import predict
+from flows.predict import predict, predict_batch
 from infra.workers import PoolType
 from registry.errors import SourceError, StateError
 from registry.records import Request, Ticket
@@ -65,12 +63,14 @@ def preview(stream: Stream) -> Record:
     return {"stream": stream.name, "new_objects": [uri for uri, tag in found if tag not in tags]}
 
 
-def predict_file(stream: str, file: Path, groups: list[str], out: Path | None) -> list[Record]:
+def predict_file(stream: str, file: str, groups: list[str], caller: str | None, out: str | None) -> list[Record]:
     opening.open_home()
-    answers = predict(stream, str(file), groups)
-    if out is not None:
-        pq.write_table(pa.Table.from_pylist(answers), out)
-    return answers
+    return predict(stream, file, groups, out, caller)
+
+
+def predict_source(stream: str, source: str, groups: list[str], caller: str | None, out: str) -> list[str]:
+    opening.open_home()
+    return predict_batch(stream, source, out, groups, caller)
 
 
 def erase(

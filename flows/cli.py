@@ -113,14 +113,22 @@ def describe(
 @app.command()
 def predict(
     stream: StreamName,
-    file: Annotated[Path, typer.Argument(help="Parquet, JSONL or CSV with the stream's input column.")],
+    file: Annotated[str, typer.Argument(help="Parquet, JSONL or CSV with the input column; a pattern with a folder.")],
     groups: Annotated[list[str] | None, typer.Option("--as", help="Group the caller holds; repeat for more.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write a Parquet file instead of printing.")] = None,
+    caller: Annotated[str | None, typer.Option(help="Who asks, where grants are kept.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(help="Write a .parquet file; or a folder, s3:// too: each object is answered once."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Answer with the champion, as a caller with these groups. Example: deciduous predict mail new.jsonl --as sales"""
     with acting(quiet=json or out is None) as actions:
-        rows = actions.predict_file(stream, file, groups or [], out)
+        if out is not None and not out.endswith(".parquet"):
+            written = actions.predict_source(stream, file, groups or [], caller, out)
+            console.show_json(written) if json else console.console.print(f"wrote {len(written)} objects under {out}")
+            return
+        rows = actions.predict_file(stream, file, groups or [], caller, out)
     if out is not None:
         console.console.print(f"wrote {len(rows)} answers to {out}")
     else:

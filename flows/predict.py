@@ -1,14 +1,35 @@
-"""Answer for a file of inputs with the champion, as a caller with these groups."""
+"""Answer for inputs with the champion, as a caller with these groups."""
 
 from typing import Any
 
 from prefect import flow
 
-from tasks.prediction import answer_rows, read_inputs
+from tasks.prediction import answer_rows, list_unanswered, open_job, read_inputs, write_answers
 
 
 @flow(name="predict", flow_run_name="predict-{stream}")
-def predict(stream: str, uri: str, groups: list[str]) -> list[dict[str, Any]]:
-    """A label, a score and the adapter used, per row; nothing of a group that the caller does not hold takes part."""
-    rows = read_inputs(stream, uri)
-    return answer_rows(stream, rows, groups)
+def predict(
+    stream: str, uri: str, groups: list[str], out: str | None = None, caller: str | None = None
+) -> list[dict[str, Any]]:
+    """A label, a score and the adapters used, per row; nothing of a group that the caller does not hold takes part.
+
+    With `out`, the answers are written as one Parquet file.
+    """
+    job = open_job(stream, groups, caller)
+    answers = answer_rows(job, read_inputs(stream, uri))
+    if out is not None:
+        write_answers(job, answers, out)
+    return answers
+
+
+@flow(name="predict-batch", flow_run_name="predict-batch-{stream}")
+def predict_batch(stream: str, uri: str, out: str, groups: list[str], caller: str | None = None) -> list[str]:
+    """Answer every object of a source into Parquet files under `out`; what was answered before is not answered again.
+
+    For schedules: a killed run is continued by the next, and all answers of one run come from one version.
+    """
+    job = open_job(stream, groups, caller)
+    return [
+        write_answers(job, answer_rows(job, read_inputs(stream, found)), answers)
+        for found, answers in list_unanswered(job, uri, out)
+    ]

@@ -49,6 +49,14 @@ class Settings(BaseSettings):
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
     threads: int = Field(default=2, ge=1)
+    follow: Literal["version", "champion"] = "version"
+    """What a loaded model answers with: the version that it is, or the stream's champion, swapped in when it moves."""
+    serving_seconds: float = Field(default=15, ge=0, le=60)
+    """Age at which a serving process asks the catalog again which version may answer."""
+    entitlements: AbsolutePath | None = None
+    """YAML file of grants: stream, caller, groups. None leaves it to whoever asks."""
+    entitlement_seconds: float = Field(default=30, ge=0, le=60)
+    """Age at which grants are read again: a revocation takes effect within this time."""
     state_cache_bytes: int = Field(default=20 << 30, ge=0)
     """Hidden states of the frozen prefix, all streams together; the least recently used go first."""
     device_flops: float | None = Field(default=None, gt=0)

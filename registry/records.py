@@ -5,6 +5,14 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+LABEL_SEPARATOR = "\x1f"
+"""Between the labels of an adapter that was merged across groups; no group's own name holds it."""
+
+
+def labels_of(group: str) -> frozenset[str]:
+    """The access labels of an adapter: those of every shard that made it. A caller has to hold all of them."""
+    return frozenset(group.split(LABEL_SEPARATOR))
+
 
 class AdapterState(StrEnum):
     CANDIDATE = "candidate"

@@ -159,6 +159,9 @@ class Stream(_Section):
     gates: Gates = Gates()
     cache: CacheOptions = CacheOptions()
     consolidation: Consolidation = Consolidation()
+    merge_across: tuple[tuple[str, ...], ...] = Field(
+        (), description="lists of groups whose adapters may merge; only callers who hold all of them use the result"
+    )
     deletion: Deletion = Deletion()
     tasks: TaskOptions = TaskOptions()
     owner: str | None = Field(None, description="who answers for the stream; shown on its deployments")

@@ -63,6 +63,12 @@ def manifest_digest(session: Session, stream: str, version: int) -> str:
     return session.get_one(VersionRow, (stream, version)).manifest_sha256
 
 
+def find_by_manifest(session: Session, stream: str, sha256: str) -> int | None:
+    """The number of the version whose manifest has this digest."""
+    query = select(VersionRow.version).where(VersionRow.stream == stream, VersionRow.manifest_sha256 == sha256)
+    return session.scalars(query.order_by(VersionRow.version.desc())).first()
+
+
 def set_state(session: Session, stream: str, version: int, state: VersionState) -> None:
     session.execute(
         update(VersionRow).where(VersionRow.stream == stream, VersionRow.version == version).values(state=state)

@@ -9,7 +9,7 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
 from registry.errors import StateError
-from registry.records import Adapter, AdapterState, Gate, Shard, Verdict
+from registry.records import LABEL_SEPARATOR, Adapter, AdapterState, Gate, Shard, Verdict, labels_of
 from registry.stream import Stream
 from tasks import blobs
 from tasks.adapters import erase_adapter, fit_closed_forms, judge_adapter
@@ -21,7 +21,7 @@ from tasks.learning.merging import merge
 from tasks.learning.shift import mmd_test
 from tasks.narration import say
 from tasks.policies.approval import asks_person
-from tasks.policies.merging import merge_candidates
+from tasks.policies.merging import may_merge, merge_candidates
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
 from tasks.release import begin_work
 from tasks.retries import step
@@ -48,7 +48,7 @@ def propose_merges(stream: Stream) -> list[tuple[str, str]]:
         depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
     seen = {a.adapter_id: reference_of(a).rows_ND for a in known}
     distance = {(a, b): mmd_test(seen[a], seen[b], permutations=1, seed=0).statistic for a, b in combinations(seen, 2)}
-    pairs = merge_candidates(known, distance, depth)
+    pairs = merge_candidates(known, distance, depth, stream.merge_across)
     for a, b in pairs:
         say(f"  {a} and {b}: MMD² {distance[a, b]:.4f}")
     return pairs
@@ -64,6 +64,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
+    refuse_across(stream, parents)
     merged = _merged(merged_id, parents, stream.consolidation.operator)
     epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
     merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
@@ -85,11 +86,26 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
 
 
+def refuse_across(stream: Stream, parents: Sequence[Adapter]) -> None:
+    """Raise StateError where the parents' groups are not named together in the stream file."""
+    for a, b in combinations(parents, 2):
+        if not may_merge(a, b, stream.merge_across):
+            groups = ", ".join(sorted(_labels([a, b])))
+            raise StateError(
+                f"{a.adapter_id} and {b.adapter_id} belong to the groups {groups}; name them together in merge_across "
+                f"of stream {stream.name!r} if callers who hold all of them may share an adapter"
+            )
+
+
+def _labels(parents: Sequence[Adapter]) -> set[str]:
+    return {label for parent in parents for label in labels_of(parent.group)}
+
+
 def _merged(merged_id: str, parents: Sequence[Adapter], operator: str) -> Adapter:
     return Adapter(
         adapter_id=merged_id,
         stream=parents[0].stream,
-        group=parents[0].group,
+        group=LABEL_SEPARATOR.join(sorted(_labels(parents))),
         state=AdapterState.CANDIDATE,
         shard_ids=tuple(dict.fromkeys(s for parent in parents for s in parent.shard_ids)),
         parent_ids=tuple(parent.adapter_id for parent in parents),
@@ -113,7 +129,7 @@ def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapte
         served = {p.adapter_id: [s for s in catalog.shards(session, p.serves) if s.rows] for p in parents}
     model = load_model(current_manifest(stream, adapters=serving))
     every: list[Shard] = list({s.shard_id: s for shards in served.values() for s in shards}.values())
-    scores = score_shards(stream, model, every)
+    scores = score_shards(stream, model, every, _labels(parents))
     return {parent: total([scores[s.shard_id] for s in shards]) for parent, shards in served.items()}
 
 

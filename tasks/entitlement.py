@@ -1,10 +1,24 @@
-"""Which groups a caller may use: decided before anything is scored."""
+"""Which groups a caller may use: decided before anything is scored.
 
-from collections.abc import Collection
+Grants come from a YAML file that the owner of the callers keeps, named by DECIDUOUS_ENTITLEMENTS: stream -> caller ->
+groups. A caller is a name that a gateway vouches for, or `sha256:` and the digest of a secret that the caller shows.
+"""
 
+import hashlib
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.settings import settings
 from registry.errors import StateError
 
 ALL_GROUPS = "*"
+OPEN = "open"
+"""Snapshot id where no file of grants is named: whoever asks says which groups they hold."""
 
 
 def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...]:
@@ -20,3 +34,61 @@ def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...
         asked = ", ".join(sorted(groups)) or "none"
         raise StateError(f"groups asked for: {asked}; this model serves none of them: ask as a group that has data")
     return allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Entitlement:
+    """What one caller holds, and the digest of the grants that say so: it stands in the prediction log."""
+
+    groups: tuple[str, ...]
+    snapshot: str
+
+
+class Entitlements:
+    """The file of grants, read again when what is known is older than `entitlement_seconds`: so fast is a revocation.
+
+    Where the file cannot be read any more, nobody is entitled: old grants are not served on.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._read_at: float | None = None
+        self._grants: Mapping[str, Any] = {}
+        self._snapshot = OPEN
+
+    def of(self, stream: str, caller: str | None, asked: Collection[str]) -> Entitlement:
+        """The groups asked for that the caller holds, or all that they hold. Raises StateError for a stranger."""
+        if settings().entitlements is None:
+            return Entitlement(tuple(asked), OPEN)
+        self._refresh(settings().entitlements)
+        held = self._held(stream, caller or "")
+        narrowed = tuple(group for group in held if not asked or group in asked or ALL_GROUPS in asked)
+        if not narrowed:
+            raise StateError(f"caller {_shown(caller)} holds none of the groups asked for in stream {stream!r}")
+        return Entitlement(narrowed, self._snapshot)
+
+    def _held(self, stream: str, caller: str) -> tuple[str, ...]:
+        callers = self._grants.get(stream) or {}
+        secret = f"sha256:{hashlib.sha256(caller.encode()).hexdigest()}"
+        named = callers.get(caller, []) if not caller.startswith("sha256:") else []  # a digest is no secret
+        return tuple(sorted({*named, *callers.get(secret, [])} - {ALL_GROUPS}))
+
+    def _refresh(self, file: Path | None) -> None:
+        now = self._clock()
+        if file is None or (self._read_at is not None and now - self._read_at < settings().entitlement_seconds):
+            return
+        self._grants, self._read_at = {}, None
+        try:
+            data = file.read_bytes()
+            grants = yaml.safe_load(data) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise StateError(
+                f"entitlements {file} cannot be read ({type(error).__name__}); nobody is answered"
+            ) from None
+        self._grants, self._read_at = grants, now
+        self._snapshot = hashlib.sha256(data).hexdigest()[:16]
+
+
+def _shown(caller: str | None) -> str:
+    """Never the secret itself."""
+    return hashlib.sha256(caller.encode()).hexdigest()[:12] if caller else "unnamed"

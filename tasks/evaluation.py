@@ -1,6 +1,6 @@
 """Measure a model on held-out rows, as a caller of each shard's own group would see it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from registry.records import Shard
@@ -33,12 +33,14 @@ class Score:
         return Score(self.rows + other.rows, self.correct + other.correct, self.exact_head + other.exact_head)
 
 
-def score_shards(stream: Stream, model: ServingModel, shards: Sequence[Shard]) -> dict[int, Score]:
-    """Shard id -> score on its held-out rows."""
+def score_shards(
+    stream: Stream, model: ServingModel, shards: Sequence[Shard], holding: Collection[str] = ()
+) -> dict[int, Score]:
+    """Shard id -> score on its held-out rows, as a caller of the shard's group who holds these groups as well."""
     scores: dict[int, Score] = {}
     for group in sorted({shard.group for shard in shards}):
         members = [shard for shard in shards if shard.group == group]
-        with_adapters = compose(model, [group])
+        with_adapters = compose(model, {group, *holding} & set(model.frozen))
         alone = with_adapters.alone()
         for shard in members:
             rows = held_out(load_rows(shard))

@@ -16,7 +16,10 @@ from tasks import blobs
 from tasks.assembly import Manifest
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
-REQUIREMENTS = ("torch", "transformers", "safetensors", "boto3", "sqlalchemy", "pydantic-settings", "pyarrow", "pillow")
+REQUIREMENTS = (
+    "torch", "transformers", "safetensors", "boto3", "sqlalchemy", "alembic", "pydantic-settings", "pyarrow", "pillow",
+    "prefect", "pyyaml", "tenacity", "cryptography", "psutil",
+)  # fmt: skip
 
 
 @contextmanager
@@ -44,7 +47,13 @@ def _signature(stream: Stream) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec(kind)]),
         outputs=Schema(
-            [ColSpec("string", "label"), ColSpec("double", "score"), ColSpec("string", "adapter", required=False)]
+            [
+                ColSpec("string", "label"),
+                ColSpec("double", "score"),
+                ColSpec("string", "adapter", required=False),
+                ColSpec("string", "adapters"),
+                ColSpec("long", "version"),
+            ]
         ),
-        params=ParamSchema([ParamSpec("groups", DataType.string, "")]),
+        params=ParamSchema([ParamSpec("groups", DataType.string, ""), ParamSpec("caller", DataType.string, "")]),
     )

@@ -1,22 +1,72 @@
-"""Read inputs to answer for, and answer them with the champion."""
+"""Read inputs to answer for, answer them with the champion, and write the answers where they were asked for."""
 
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
 from typing import Any
 
-from infra import database
-from registry import catalog
-from registry.errors import SourceError
-from tasks import source
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import database, storage
+from registry import catalog, versions
+from registry.errors import SourceError, StateError
+from registry.versions import CHAMPION
+from tasks import disk_cache, source
+from tasks.entitlement import Entitlement, Entitlements
 from tasks.narration import say
-from tasks.promotion import champion_manifest
+from tasks.prediction_log import note_prediction
+from tasks.promotion import load_manifest
 from tasks.reading import read_table
 from tasks.retries import step
 from tasks.serving import Answerer
 
 CHUNK = 512
 
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is asked: by whom, of which version. Kept for the whole run, whatever is promoted or granted meanwhile."""
+
+    stream: str
+    version: int
+    groups: tuple[str, ...]
+    snapshot: str
+
+
+@step("open-predictions-{stream}")
+def open_job(stream: str, groups: Sequence[str], caller: str | None = None) -> Job:
+    """The champion as it is now, and what the caller is entitled to. Raises StateError without a champion."""
+    with database.transaction() as session:
+        catalog.get_stream(session, stream)
+        champion = versions.alias_of(session, stream, CHAMPION)
+    if champion is None:
+        raise StateError(f"stream {stream!r} has no champion; `deciduous run` a batch or promote a version first")
+    entitled = Entitlements().of(stream, caller, groups)
+    return Job(stream, champion, entitled.groups, entitled.snapshot)
+
+
+@step("list-inputs-{job.stream}")
+def list_unanswered(job: Job, uri: str, out: str) -> list[tuple[str, str]]:
+    """(input, output) of the objects whose answers are not there yet: what an interrupted run left, and what is new."""
+    asked = [(found, answers_uri(job, found, tag, out)) for found, tag in source.list_objects(uri)]
+    left = [(found, answers) for found, answers in asked if not _exists(answers)]
+    say(f"{job.stream}: {len(left)} of {len(asked)} objects have no answers by version {job.version} yet")
+    return left
+
+
+def answers_uri(job: Job, uri: str, tag: str, out: str) -> str:
+    """Named by the input's content, the version and the groups: the same question finds its answers again."""
+    asked = "\x1f".join([uri, tag, str(job.version), *job.groups])
+    return f"{out.rstrip('/')}/{source.batch_name(uri)}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
+
 
 @step("read-inputs-{stream}")
-def read_inputs(stream: str, uri: str) -> list[dict[str, Any]]:
+def read_inputs(stream: str, uri: str) -> Rows:
     """Rows with the stream's input column, and its id column where the file has one."""
     with database.transaction() as session:
         columns = catalog.get_stream(session, stream).columns
@@ -25,22 +75,23 @@ def read_inputs(stream: str, uri: str) -> list[dict[str, Any]]:
     if columns.input not in table.column_names:
         raise SourceError(f"{uri} has no column {columns.input!r}; it has {', '.join(table.column_names)}")
     kept = [name for name in (columns.id, columns.input) if name in table.column_names]
-    rows: list[dict[str, Any]] = table.select(kept).to_pylist()
+    rows: Rows = table.select(kept).to_pylist()
     empty = [number for number, row in enumerate(rows) if not row[columns.input]]
     if empty:
         raise SourceError(f"{uri} has no input in {len(empty)} rows, first in row {empty[0]}; remove or fill them")
     return rows
 
 
-@step("answer-{stream}")
-def answer_rows(stream: str, rows: list[dict[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
-    version, manifest = champion_manifest(stream)
-    answerer = Answerer(manifest)
+@step("answer-{job.stream}")
+def answer_rows(job: Job, rows: Rows) -> Rows:
+    """A label, its score, the likeliest adapter, all that took part, and the version, per row."""
+    answerer = Answerer(load_manifest(job.stream, job.version))
     columns, answers = answerer.stream.columns, []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         raw = [row[columns.input] for row in chunk]
-        found = answerer.answer([i if isinstance(i, bytes) else str(i).encode() for i in raw], groups)
+        found = answerer.answer([i if isinstance(i, bytes) else str(i).encode() for i in raw], job.groups)
+        note_prediction(job.stream, job.version, Entitlement(job.groups, job.snapshot), found)
         best = found.scores_NC.max(1).values.tolist()
         for number, row in enumerate(chunk):
             answers.append(
@@ -49,8 +100,36 @@ def answer_rows(stream: str, rows: list[dict[str, Any]], groups: list[str]) -> l
                     "label": found.labels[number],
                     "score": round(best[number], 4),
                     "adapter": found.adapter_ids[number],
-                    "version": version,
+                    "adapters": list(found.visits[number]),
+                    "version": job.version,
                 }
             )
-    say(f"{stream}: {len(rows)} rows answered by version {version}")
+    say(f"{job.stream}: {len(rows)} rows answered by version {job.version}")
     return answers
+
+
+@step("write-answers-{job.stream}")
+def write_answers(job: Job, answers: Rows, out: str) -> str:
+    """One Parquet file, whole or not at all; version, groups and grants stand in its metadata."""
+    schema = pa.schema(
+        [("row", pa.string()), ("label", pa.string()), ("score", pa.float64()), ("adapter", pa.string()),
+         ("adapters", pa.list_(pa.string())), ("version", pa.int64())],
+        {"stream": job.stream, "version": str(job.version), "groups": ",".join(job.groups), "grants": job.snapshot},
+    )  # fmt: skip
+    named = [{**answer, "row": str(answer["row"])} for answer in answers]
+    sink = BytesIO()
+    pq.write_table(pa.Table.from_pylist(named, schema=schema), sink)
+    if out.startswith("s3://"):
+        bucket, key = source.split_s3(out)
+        storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+    else:
+        disk_cache.write_whole(Path(out), sink.getvalue())
+    return out
+
+
+def _exists(uri: str) -> bool:
+    if not uri.startswith("s3://"):
+        return Path(uri).exists()
+    bucket, key = source.split_s3(uri)
+    listed = storage.s3().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    return any(found["Key"] == key for found in listed.get("Contents", []))

@@ -142,13 +142,3 @@ def load_manifest(stream: str, version: int) -> Manifest:
     if found.state == VersionState.ERASED:
         raise StateError(f"version {stream}/{version} was erased by a deletion ticket; choose one that is ready")
     return load_json(found.manifest_key, sha256)
-
-
-def champion_manifest(stream: str) -> tuple[int, Manifest]:
-    """(version, manifest) of the champion. Raises StateError when the stream has none."""
-    with database.transaction() as session:
-        catalog.get_stream(session, stream)
-        champion = versions.alias_of(session, stream, CHAMPION)
-    if champion is None:
-        raise StateError(f"stream {stream!r} has no champion; `deciduous run` a batch or promote a version first")
-    return champion, load_manifest(stream, champion)

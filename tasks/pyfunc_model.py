@@ -4,6 +4,7 @@ The MLflow version holds the manifest alone; blobs are read from the artifact bu
 deletion has one copy of every weight to remove, not one per version.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,21 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from tasks.serving import Answerer
+from tasks.answering import Line, Watch, registered_as
+from tasks.entitlement import Entitlements
+from tasks.prediction_log import note_prediction
 
 
 class StreamModel(PythonModel):
-    """`params={"groups": "a,b"}` answers as a caller who holds those groups; a stream of one group needs none."""
+    """`params={"groups": "a,b"}` asks as a holder of those groups, `"caller"` says who asks; where grants are kept
+    (DECIDUOUS_ENTITLEMENTS) they decide. A stream of one group needs neither."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        self.answerer = Answerer(json.loads(Path(context.artifacts["manifest"]).read_text()))
+        written = Path(context.artifacts["manifest"]).read_bytes()
+        self.stream = str(json.loads(written)["stream"]["name"])
+        version = registered_as(self.stream, hashlib.sha256(written).hexdigest())
+        self.line = Line(Watch(self.stream, version))
+        self.entitlements = Entitlements()
 
     def predict(
         self,
@@ -28,10 +36,21 @@ class StreamModel(PythonModel):
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
         raw = [item if isinstance(item, bytes) else str(item).encode() for item in pd.DataFrame(model_input).iloc[:, 0]]
-        groups = [name for name in str((params or {}).get("groups") or "").split(",") if name]
-        answer = self.answerer.answer(raw, groups)
-        best = answer.scores_NC.max(1).values.tolist()
-        return pd.DataFrame({"label": answer.labels, "score": best, "adapter": answer.adapter_ids})
+        asked = params or {}
+        groups = [name for name in str(asked.get("groups") or "").split(",") if name]
+        entitled = self.entitlements.of(self.stream, str(asked.get("caller") or "") or None, groups)
+        answer = self.line.ask(raw, entitled.groups)
+        found = answer.prediction
+        note_prediction(self.stream, answer.version, entitled, found)
+        return pd.DataFrame(
+            {
+                "label": found.labels,
+                "score": found.scores_NC.max(1).values.double().tolist(),
+                "adapter": found.adapter_ids,
+                "adapters": [",".join(visited) for visited in found.visits],
+                "version": answer.version,
+            }
+        )
 
 
 mlflow.models.set_model(StreamModel())

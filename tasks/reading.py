@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from registry.errors import SourceError
+from registry.records import LABEL_SEPARATOR
 from registry.stream import Stream, TaskType
 from tasks.identity import is_held_out, keyed_hash, keyed_hashes, order_key, slice_of
 from tasks.rows import Row
@@ -139,6 +140,8 @@ def _fault(
     missing = next((name for name in ("id", "subject", "group") if fields[name] is None), None)
     if missing is not None:
         return f"missing {missing}"
+    if LABEL_SEPARATOR in fields["group"]:
+        return "group holds a control character"
     if fields["record"] in rows:
         return "duplicate id in this batch"
     if fields["id"] in earlier:

@@ -11,13 +11,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from registry.records import labels_of
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.backbones import Backbone
 from tasks.learning.banks import AdapterBank, stacked
 from tasks.learning.descriptors import Descriptor, DescriptorBank, shift_and_density, side_by_side
 from tasks.learning.features import Start, SuffixPass, run_suffix
-from tasks.learning.heads import ClassStatistics, Head, head_scores, solve_head
-from tasks.learning.tensors import digest_of
+from tasks.learning.heads import ClassStatistics, Head, Sums, add_up, head_scores, solve_head, solve_sums
 
 Pairs = Sequence[tuple[int, str]]
 """Record number and adapter id."""
@@ -113,20 +113,23 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     frozen = [each for group in sorted(model.frozen) if group in groups for each in model.frozen[group]]
     if not frozen:
         raise ValueError(f"no shard of the groups {sorted(groups)} serves; ask for a group that has data")
-    head = solve_head(frozen)
-    entries = sorted((entry for entry in model.adapters if entry.group in groups), key=lambda entry: entry.adapter_id)
-    near = tuple(_near_head(frozen, entry) for entry in entries)
+    everything = add_up(frozen)
+    head = solve_sums(everything)
+    permitted = [entry for entry in model.adapters if labels_of(entry.group) <= set(groups)]
+    entries = sorted(permitted, key=lambda entry: entry.adapter_id)
+    near = tuple(_near_head(everything, entry) for entry in entries)
     heads = tuple(solve_head(entry.statistics) for entry in entries)
-    waiting = sorted((look for look in model.waiting if look.group in groups), key=lambda look: look.adapter_id)
+    waiting = sorted(
+        (look for look in model.waiting if labels_of(look.group) <= set(groups)), key=lambda look: look.adapter_id
+    )
     known = [entry.descriptor for entry in entries] + [look.descriptor for look in waiting]
     descriptors = side_by_side(known) if entries else None
     return Composed(model.cut, head.labels, head, tuple(entries), near, heads, model.bank, descriptors)
 
 
-def _near_head(frozen: Sequence[ClassStatistics], entry: AdapterEntry) -> Head:
-    own = {digest_of(each.to_tensors()) for each in entry.frozen}
-    near = [not own or digest_of(each.to_tensors()) in own for each in frozen]
-    return solve_head(frozen, weights=[1.0 if is_near else OTHERS for is_near in near])
+def _near_head(everything: Sums, entry: AdapterEntry) -> Head:
+    """Costs one shard's sums, not all of them again: adapters come and go, and each needs such a head."""
+    return solve_sums(everything.blended(add_up(entry.frozen), OTHERS) if entry.frozen else everything)
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,29 @@ def solve_head(
     It equals ridge on the rows of all shards at once, each row counted `weights` of its shard times (once where
     absent). `ridge` is in units of the mean eigenvalue of the covariance.
     """
+    return solve_sums(add_up(statistics, weights), ridge)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What a head is solved from: counts, sums and second moments (float64), added up over shards."""
+
+    labels: tuple[str, ...]
+    counts_C: Tensor
+    sums_CE: Tensor
+    gram_EE: Tensor
+
+    def blended(self, own: "Sums", share: float) -> "Sums":
+        """`share` of these sums, and the rest of what `own` of them amounts to: own rows in full, the others less."""
+        places = [self.labels.index(label) for label in own.labels]
+        counts_C, sums_CE = share * self.counts_C, share * self.sums_CE
+        counts_C[places] += (1 - share) * own.counts_C
+        sums_CE[places] += (1 - share) * own.sums_CE
+        return Sums(self.labels, counts_C, sums_CE, torch.add(share * self.gram_EE, own.gram_EE, alpha=1 - share))
+
+
+def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | None = None) -> Sums:
+    """Raises ValueError without a shard."""
     if not statistics:
         raise ValueError("a head needs the statistics of at least one shard")
     weighted = list(zip(statistics, weights if weights is not None else [1.0] * len(statistics), strict=True))
@@ -100,14 +123,19 @@ def solve_head(
         counts_C[places] += weight * each.counts_C
         sums_CE[places] += weight * each.sums_CE
         gram_EE.add_(_gram(each), alpha=weight)
-    total = counts_C.sum()
-    mean_E = sums_CE.sum(0) / total
-    centred_EE = gram_EE - total * torch.outer(mean_E, mean_E)
+    return Sums(labels, counts_C, sums_CE, gram_EE)
+
+
+def solve_sums(sums: Sums, ridge: float | None = None) -> Head:
+    """The ridge head of sums; `ridge` as in `solve_head`."""
+    total = sums.counts_C.sum()
+    mean_E = sums.sums_CE.sum(0) / total
+    centred_EE = sums.gram_EE - total * torch.outer(mean_E, mean_E)
     penalty = (RIDGE if ridge is None else ridge) * centred_EE.diagonal().mean().clamp_min(1e-12)
     centred_EE.diagonal().add_(penalty)
-    right_EC = (sums_CE - counts_C[:, None] * mean_E).mT
+    right_EC = (sums.sums_CE - sums.counts_C[:, None] * mean_E).mT
     weight_CE = torch.cholesky_solve(right_EC, torch.linalg.cholesky(centred_EE)).mT
-    return Head(labels, weight_CE.float(), (counts_C / total - weight_CE @ mean_E).float())
+    return Head(sums.labels, weight_CE.float(), (sums.counts_C / total - weight_CE @ mean_E).float())
 
 
 def _gram(statistics: ClassStatistics) -> Tensor:

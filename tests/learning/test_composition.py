@@ -84,6 +84,14 @@ def test_callers_answered_together_get_what_each_gets_alone(vit: Backbone, model
         assert torch.equal(answer.scores_NC[-1:], one.scores_NC)
 
 
+def test_an_adapter_of_two_groups_needs_both_and_one_of_none_is_denied(model: ServingModel) -> None:
+    shared = replace(model.adapters[0], adapter_id="shared", group="blue\x1fred")
+    unknown = replace(model.adapters[1], adapter_id="unknown", group="")
+    everything = replace(model, adapters=(*model.adapters, shared, unknown))
+    for groups, expected in (({"red"}, ["adapter-0"]), ({"red", "blue"}, ["adapter-0", "adapter-1", "shared"])):
+        assert [entry.adapter_id for entry in compose(everything, groups).adapters] == expected
+
+
 def test_a_group_without_data_is_told_so(model: ServingModel) -> None:
     with pytest.raises(ValueError, match="green"):
         compose(model, {"green"})

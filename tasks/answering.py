@@ -1,0 +1,132 @@
+"""One line for many callers: what waits is answered in one pass, by one version, and a moved champion is swapped in."""
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
+
+from infra import database
+from infra.settings import settings
+from registry import versions
+from registry.errors import StateError
+from registry.records import VersionState
+from registry.versions import CHAMPION
+from tasks import blob_cache
+from tasks.assembly import Manifest, digests_in
+from tasks.learning.composition import Prediction
+from tasks.promotion import load_manifest
+from tasks.serving import Answerer, Request
+
+MOST_ROWS = 64
+"""Of one pass; a larger request is a pass of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one version said."""
+
+    version: int
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    request: Request
+    answer: Future[Answer] = field(default_factory=Future)
+
+
+class Watch:
+    """The version that answers now: looked up again when the last look is older than `serving_seconds`.
+
+    With DECIDUOUS_FOLLOW=champion a moved alias is followed; otherwise the version stays, and stops answering when a
+    deletion takes it out of service.
+    """
+
+    def __init__(self, stream: str, version: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream, self._pinned, self._clock = stream, version, clock
+        self._looked_at: float | None = None
+        self._current: tuple[int, Answerer] | None = None
+
+    def current(self) -> tuple[int, Answerer]:
+        """(version, answerer). Raises StateError when nothing may answer."""
+        now = self._clock()
+        if self._current is None or self._looked_at is None or now - self._looked_at >= settings().serving_seconds:
+            self._look()
+            self._looked_at = now
+        assert self._current is not None
+        return self._current
+
+    def _look(self) -> None:
+        number, load = self._wanted()
+        if self._current is None or self._current[0] != number:
+            self._current = None  # a version that may not answer any more must not answer if the next cannot be loaded
+            manifest = load()
+            self._current = (number, Answerer(manifest))
+            if settings().follow == "champion":
+                blob_cache.retain(digests_in(manifest))
+
+    def _wanted(self) -> tuple[int, Callable[[], Manifest]]:
+        if settings().follow == "champion" or self._pinned is None:
+            with database.transaction() as session:
+                number = versions.alias_of(session, self.stream, CHAMPION)
+            if number is None:
+                self._current = None
+                raise StateError(f"stream {self.stream!r} has no champion now; promote a version, then ask again")
+            champion = number
+            return champion, lambda: load_manifest(self.stream, champion)
+        pinned = self._pinned
+        with database.transaction() as session:
+            state = versions.get_version(session, self.stream, pinned).state
+        if state != VersionState.READY:
+            self._current = None
+            raise StateError(
+                f"version {pinned} of {self.stream!r} is {state}: it was taken out of service; use another"
+            )
+        return pinned, lambda: load_manifest(self.stream, pinned)
+
+
+def registered_as(stream: str, manifest_sha256: str) -> int | None:
+    """The version number of a manifest; None before it is registered, as while MLflow tries an input example."""
+    with database.transaction() as session:
+        return versions.find_by_manifest(session, stream, manifest_sha256)
+
+
+class Line:
+    """Requests wait here; one thread takes all that wait at once. Every answer comes from exactly one version."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._waiting: SimpleQueue[_Waiting] = SimpleQueue()
+        Thread(target=self._serve, daemon=True, name=f"answers-{watch.stream}").start()
+
+    def ask(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Answer:
+        """Wait for the answer. Raises what went wrong with this request, whatever the others of its pass get."""
+        waiting = _Waiting(Request(inputs, groups))
+        self._waiting.put(waiting)
+        return waiting.answer.result()
+
+    def _serve(self) -> None:
+        while True:
+            taken = [self._waiting.get()]
+            while sum(len(each.request.inputs) for each in taken) < MOST_ROWS:
+                try:
+                    taken.append(self._waiting.get_nowait())
+                except Empty:
+                    break
+            self._answer(taken)
+
+    def _answer(self, taken: Sequence[_Waiting]) -> None:
+        try:
+            version, answerer = self._watch.current()
+            found = answerer.answer_each([each.request for each in taken])
+        except Exception as error:  # to every caller of the pass
+            for each in taken:
+                each.answer.set_exception(error)
+            return
+        for each, outcome in zip(taken, found, strict=True):
+            if isinstance(outcome, Exception):
+                each.answer.set_exception(outcome)
+            else:
+                each.answer.set_result(Answer(version, outcome))

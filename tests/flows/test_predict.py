@@ -1,0 +1,168 @@
+"""Answers from files, from S3, from the registered model and while the champion moves."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import mlflow
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from flows.learn import learn
+from flows.predict import predict, predict_batch
+from infra import database, tracking
+from infra.settings import settings
+from registry import versions
+from registry.errors import StateError
+from registry.records import VersionState
+from registry.versions import CHAMPION
+from tasks.answering import Line, Watch
+from tasks.promotion import load_manifest, move_alias
+from tasks.serving import Answerer
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+NAME = "answers"
+TEXTS = [b"a b c a b c a b", b"d e f d e f", b"s t u s t u s t u s t u", b"a c b"]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture(scope="module")
+def stream(backbone, tmp_path_factory, ready):  # noqa: ARG001  the home comes first
+    """Two versions, the second with an adapter of its own; two groups."""
+    inbox = tmp_path_factory.mktemp("answers")
+    made = make_stream(NAME, backbone, inbox)
+    made = made.model_copy(update={"columns": made.columns.model_copy(update={"group": "team"})})
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        rows = [{**row, "team": "ab"[n // 2 % 2]} for n, row in enumerate(deliver(inbox, name, topics, rows=120))]
+        (inbox / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn(made)
+    return made
+
+
+def put(s3, key, texts):
+    sink = BytesIO()
+    pq.write_table(pa.table({"key": [f"{key}-{n}" for n in range(len(texts))], "words": texts}), sink)
+    s3.put_object(Bucket=settings().inbox_bucket, Key=key, Body=sink.getvalue())
+
+
+def read(s3, uri):
+    bucket, key = uri.removeprefix("s3://").split("/", 1)
+    return pq.read_table(BytesIO(s3.get_object(Bucket=bucket, Key=key)["Body"].read()))
+
+
+def log_lines():
+    return [json.loads(line) for line in (settings().home / "predictions" / f"{NAME}.jsonl").read_text().splitlines()]
+
+
+def test_batch_scoring_reads_s3_writes_parquet_and_goes_on_where_it_stopped(stream, s3):
+    texts = [text.decode() for text in TEXTS]
+    for n in range(3):
+        put(s3, f"ask/{n}.parquet", texts)
+    question = (
+        stream.name,
+        f"s3://{settings().inbox_bucket}/ask/*.parquet",
+        f"s3://{settings().inbox_bucket}/told",
+        ["a"],
+    )
+    written = predict_batch(*question)
+    assert len(written) == 3
+    table = read(s3, written[0])
+    assert table.column_names == ["row", "label", "score", "adapter", "adapters", "version"]
+    assert table["row"].to_pylist() == [f"ask/0.parquet-{n}" for n in range(4)]
+    assert table.schema.metadata[b"groups"] == b"a"
+    assert predict_batch(*question) == []
+    bucket, key = written[1].removeprefix("s3://").split("/", 1)
+    s3.delete_object(Bucket=bucket, Key=key)
+    assert predict_batch(*question) == [written[1]]
+    assert len(predict_batch(*question[:3], ["b"])) == 3  # another caller asks another question
+
+
+def test_a_file_is_answered_and_written_whole(stream, tmp_path):
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"key": str(n), "words": t.decode()}) + "\n" for n, t in enumerate(TEXTS))
+    )
+    out = tmp_path / "out.parquet"
+    answers = predict(stream.name, str(tmp_path / "in.jsonl"), ["a", "b"], str(out))
+    assert [answer["label"] for answer in answers] == pq.read_table(out)["label"].to_pylist()
+    assert log_lines()[-1]["rows"] == 4
+    assert set(log_lines()[-1]) == {"at", "version", "entitlements", "groups", "rows", "adapters"}
+
+
+def test_grants_decide_over_what_is_asked(stream, tmp_path, set_variable):
+    grants = tmp_path / "grants.yaml"
+    grants.write_text(f"{NAME}:\n  ann: [a]\n")
+    set_variable("ENTITLEMENTS", grants)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"key": "1", "words": "a b"}) + "\n")
+    predict(stream.name, str(tmp_path / "in.jsonl"), ["a", "b"], None, "ann")
+    assert log_lines()[-1]["groups"] == ["a"]
+    assert len(log_lines()[-1]["entitlements"]) == 16
+    with pytest.raises(StateError, match="holds none"):
+        predict(stream.name, str(tmp_path / "in.jsonl"), ["a"], None, "bob")
+
+
+def test_every_answer_comes_from_one_version_while_the_champion_moves(stream, set_variable):
+    set_variable("FOLLOW", "champion")
+    set_variable("SERVING_SECONDS", 0)
+    expected = {n: Answerer(load_manifest(stream.name, n)).answer(TEXTS, ["a", "b"]).scores_NC for n in (1, 2)}
+    assert not torch.equal(expected[1], expected[2])
+    line = Line(Watch(stream.name, None))
+    seen = set()
+
+    def ask(_):
+        answer = line.ask(TEXTS, ["a", "b"])
+        assert torch.equal(answer.prediction.scores_NC, expected[answer.version])
+        seen.add(answer.version)
+
+    with ThreadPoolExecutor(8) as callers:
+        for version in (1, 2, 1, 2):
+            move_alias(stream.name, CHAMPION, version, "a test", "to and fro")
+            list(callers.map(ask, range(12)))
+    assert seen == {1, 2}
+
+
+def test_a_request_that_cannot_be_answered_leaves_the_others_alone(stream):
+    line = Line(Watch(stream.name, 2))
+    with ThreadPoolExecutor(4) as callers:
+        bad, broken, good = (callers.submit(line.ask, *each) for each in
+                             ((TEXTS, ["c"]), ([b"\xff\xfe"], ["a"]), (TEXTS, ["a"])))  # fmt: skip
+        assert good.result().version == 2
+        for each in (bad, broken):
+            with pytest.raises(StateError):
+                each.result()
+
+
+def test_a_version_that_a_deletion_takes_out_of_service_stops_answering_in_time(stream):
+    clock = Clock()
+    line = Line(Watch(stream.name, 1, clock))
+    assert line.ask(TEXTS, ["a"]).version == 1
+    with database.transaction() as session:
+        versions.set_state(session, stream.name, 1, VersionState.QUARANTINED)
+    try:
+        clock.now = 60.0
+        for _ in range(2):
+            with pytest.raises(StateError, match="taken out of service"):
+                line.ask(TEXTS, ["a"])
+    finally:
+        with database.transaction() as session:
+            versions.set_state(session, stream.name, 1, VersionState.READY)
+
+
+def test_the_registered_model_answers_with_labels_scores_adapters_and_version(stream):
+    tracking.prepare_tracking()
+    model = mlflow.pyfunc.load_model(f"models:/{stream.name}/2")
+    answers = model.predict([text.decode() for text in TEXTS], params={"groups": "a,b"})
+    expected = Answerer(load_manifest(stream.name, 2)).answer(TEXTS, ["a", "b"])
+    assert answers["label"].tolist() == expected.labels
+    assert answers["adapters"].tolist() == [",".join(visited) for visited in expected.visits]
+    assert set(answers["version"]) == {2}
+    assert model.metadata.signature.params is not None
+    assert model.input_example is not None

@@ -1,0 +1,89 @@
+"""Who may use what: grants are read again in time, strangers get nothing, and the log names the grants."""
+
+import hashlib
+
+import pytest
+
+from registry.errors import StateError
+from tasks.entitlement import OPEN, Entitlements, permitted
+
+SECRET = "s3cr3t"
+GRANTS = "mail:\n  ann: [sales]\n  sha256:{digest}: [sales, support]\n"
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def file(tmp_path, set_variable):
+    path = tmp_path / "grants.yaml"
+    path.write_text(GRANTS.format(digest=hashlib.sha256(SECRET.encode()).hexdigest()))
+    set_variable("ENTITLEMENTS", path)
+    return path
+
+
+def test_without_a_file_whoever_asks_says_what_they_hold():
+    assert Entitlements().of("mail", None, ["a"]) == Entitlements().of("mail", "anyone", ["a"])
+    assert Entitlements().of("mail", None, ["a"]).snapshot == OPEN
+
+
+def test_a_caller_gets_what_was_granted_never_more(file):
+    grants = Entitlements()
+    assert grants.of("mail", "ann", []).groups == ("sales",)
+    assert grants.of("mail", "ann", ["*"]).groups == ("sales",)
+    assert grants.of("mail", SECRET, ["support", "board"]).groups == ("support",)
+    assert grants.of("mail", "ann", []).snapshot == hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize("caller", [None, "", "bob", f"sha256:{hashlib.sha256(SECRET.encode()).hexdigest()}"])
+@pytest.mark.usefixtures("file")
+def test_strangers_and_a_digest_in_place_of_its_secret_get_nothing(caller):
+    with pytest.raises(StateError, match="holds none of the groups"):
+        Entitlements().of("mail", caller, [])
+
+
+@pytest.mark.usefixtures("file")
+def test_groups_and_streams_that_were_not_granted_are_denied():
+    for stream, asked in (("mail", ["support"]), ("other", [])):
+        with pytest.raises(StateError):
+            Entitlements().of(stream, "ann", asked)
+
+
+def test_a_revocation_takes_effect_within_a_minute_however_warm_the_process_is(file):
+    clock = Clock()
+    grants = Entitlements(clock)
+    before = grants.of("mail", SECRET, [])
+    file.write_text("mail:\n  ann: [sales]\n")
+    assert grants.of("mail", SECRET, []) == before
+    clock.now = 60.0
+    with pytest.raises(StateError):
+        grants.of("mail", SECRET, [])
+    assert grants.of("mail", "ann", []).snapshot != before.snapshot
+
+
+def test_no_setting_makes_a_revocation_later_than_a_minute(set_variable):
+    set_variable("ENTITLEMENT_SECONDS", 61)
+    with pytest.raises(ValueError, match="entitlement_seconds"):
+        Entitlements().of("mail", "ann", [])
+
+
+def test_when_grants_cannot_be_read_nobody_is_answered(file):
+    clock = Clock()
+    grants = Entitlements(clock)
+    grants.of("mail", "ann", [])
+    file.unlink()
+    clock.now = 60.0
+    for _ in range(2):
+        with pytest.raises(StateError, match="nobody is answered"):
+            grants.of("mail", "ann", [])
+
+
+def test_only_known_groups_are_permitted():
+    assert permitted({"a", "b"}, ["b", "unknown"]) == ("b",)
+    with pytest.raises(StateError, match="serves none of them"):
+        permitted({"a", "b"}, [])
