@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from infra.orchestration import prepare_prefect, without_heartbeat
 
-ROWS, EXPAND_EVERY = 40, 10
+ROWS, EXPAND_EVERY = 80, 10
 
 
 def deliver(inbox: Path, stream: str, batch: int) -> None:

@@ -14,7 +14,7 @@ from tasks import links
 from tasks.assembly import Manifest
 from tasks.evaluation import Score, total
 
-DRAWN = 24
+DRAWN = 12
 """Batches in a figure: a stream grows for years, what a person can read does not."""
 
 
