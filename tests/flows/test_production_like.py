@@ -1,0 +1,169 @@
+"""The main job on the servers that an organisation has: PostgreSQL under all of it, MLflow behind a login, workers."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from base64 import b64encode
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+from urllib.error import HTTPError
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from infra import postgres
+from infra.errors import StartError
+from infra.s3 import open_client
+from infra.settings import Settings, served_file
+from tasks import newsroom
+from tests.flows import pages
+
+ROOT = Path(__file__).resolve().parents[2]
+CLI = [sys.executable, "-W", "error", "-c", "from flows.cli import main; main()"]
+try:
+    postgres.find_binaries()
+    found = True
+except StartError:
+    found = False
+pytestmark = [pytest.mark.services, pytest.mark.skipif(not found, reason="needs PostgreSQL's initdb and postgres")]
+
+
+class Home:
+    """A home of its own whose every command is a process, as a user's are."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("DECIDUOUS_", "PREFECT_", "MLFLOW_", "AWS_"))}
+        self.environment = {**kept, "DECIDUOUS_HOME": str(folder), "PYTHONPATH": str(ROOT)}
+
+    def call(self, *arguments, code=0):
+        done = subprocess.run(
+            [*CLI, *map(str, arguments)], env=self.environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def ask(self, *arguments, code=0):
+        return json.loads(self.call(*arguments, "--json", code=code))
+
+    @property
+    def settings(self):
+        return Settings(home=self.folder, _env_file=served_file(self.folder))
+
+    def get(self, address, login=None, body=None):
+        content = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
+        if login is not None:
+            request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture(scope="module")
+def home():
+    # not below pytest's own folder: PostgreSQL's user has to be able to pass
+    folder = Path(tempfile.mkdtemp(prefix="deciduous-production-"))
+    home = Home(folder)
+    home.services = home.ask("up", "--production-like")
+    yield home
+    ended = home.call("down")
+    assert {"postgres", "mlflow", "prefect", "worker-cpu", "worker-gpu"} <= set(ended.replace(",", " ").split())
+    assert not any(psutil.pid_exists(service["pid"]) for service in home.services)
+
+
+@pytest.fixture(scope="module")
+def stream(home, tmp_path_factory):
+    """The demo's stream file, and the first three of its deliveries taken in."""
+    config = home.settings
+    keys = (config.s3_access_key.get_secret_value(), config.s3_secret_key.get_secret_value())
+    client = open_client(config.s3_endpoint, *keys, config.s3_region)
+    for name, table in islice(newsroom.tables(), 3):
+        sink = BytesIO()
+        pq.write_table(table, sink)
+        client.put_object(Bucket=config.inbox_bucket, Key=f"newsroom/{name}.parquet", Body=sink.getvalue())
+    path = tmp_path_factory.mktemp("stream") / "newsroom.yaml"
+    path.write_text(yaml.safe_dump(newsroom.STREAM.model_dump(mode="json")))
+    assert home.ask("run", path)["finished_batches"] == 3
+    return path
+
+
+def test_everything_runs_on_loopback_and_the_doctor_is_content(home):
+    assert {service["name"] for service in home.services if service["is_running"]} == {
+        *("s3", "postgres", "mlflow", "prefect", "worker-cpu", "worker-gpu")
+    }
+    listening = {
+        connection.laddr.ip
+        for service in home.services
+        for process in (psutil.Process(service["pid"]), *psutil.Process(service["pid"]).children(recursive=True))
+        for connection in process.net_connections("inet")
+        if connection.status == "LISTEN"
+    }
+    assert listening == {"127.0.0.1"}
+    findings = home.ask("doctor")
+    assert [finding for finding in findings if finding["health"] != "ok"] == []
+    assert any("PostgreSQL" in finding["found"] for finding in findings)
+    assert sum("is served by" in finding["found"] for finding in findings) == 2
+    assert home.ask("up") == home.services
+
+
+def test_mlflow_lets_nobody_in_without_the_password(home):
+    address = f"{home.settings.mlflow_tracking_uri}/api/2.0/mlflow/registered-models/search"
+    with pytest.raises(HTTPError, match="401"):
+        home.get(address)
+    with pytest.raises(HTTPError, match="401"):
+        home.get(address, "deciduous:wrong")
+    assert home.settings.mlflow_password.get_secret_value() not in repr(home.settings)
+
+
+def test_main_job_leaves_versions_behind_the_login_and_artifacts_behind_the_proxy(home, stream):
+    assert stream.exists()
+    config = home.settings
+    login = f"deciduous:{config.mlflow_password.get_secret_value()}"
+    api = f"{config.mlflow_tracking_uri}/api/2.0/mlflow"
+    champion = home.get(f"{api}/registered-models/alias?name=newsroom&alias=champion", login)["model_version"]
+    assert int(champion["version"]) == home.ask("status")[0]["champion"]
+    run = home.get(f"{api}/runs/get?run_id={champion['run_id']}", login)["run"]
+    assert run["info"]["artifact_uri"].startswith("mlflow-artifacts:")
+    listed = home.get(f"{api}/artifacts/list?run_id={champion['run_id']}", login)["files"]
+    assert {"README.md", "model"} <= {file["path"] for file in listed}
+
+
+@pytest.mark.skipif(pages.find_browser() is None, reason="needs Chromium")
+def test_pages_can_be_read(home, stream, tmp_path):
+    """PICTURES=docs writes the pictures of the operator's guide."""
+    assert stream.exists()
+    folder, config = Path(os.environ.get("PICTURES", tmp_path)), home.settings
+    api = next(service["url"] for service in home.services if service["name"] == "prefect") + "/api"
+    runs = [run for run in home.get(f"{api}/flow_runs/filter", body={}) if "03-tech" in run["name"]]
+    login = f"{config.mlflow_username}:{config.mlflow_password.get_secret_value()}"
+    with pages.signed_in(config.mlflow_tracking_uri, login) as server:
+        page = f"{server}/#/models/newsroom/versions/3?workflowType=machine_learning"
+        version = pages.take_picture(page, folder / "mlflow-version.png", tmp_path / "profile")
+        page = f"{server}/#/models/newsroom?workflowType=machine_learning"
+        model = pages.take_picture(page, folder / "mlflow-model.png", tmp_path / "profile", 800)
+    for shown in ("Why:", "03-tech-entertainment", "held-out accuracy", "registered by the Prefect run", "champion"):
+        assert shown in version
+    assert "Who moved an alias" in model.replace("\n", " ")
+    page = f"{api.removesuffix('/api')}/runs/flow-run/{runs[0]['id']}"
+    run = pages.take_picture(page, folder / "prefect-run.png", tmp_path / "profile-of-prefect")
+    assert "newsroom: 03-tech-entertainment" in run
+    assert "Completed" in run
+
+
+def test_rollback_and_a_deletion_reach_every_server(home, stream):
+    assert stream.exists()
+    before = home.ask("status")[0]["champion"]
+    assert f"version {before - 1} again" in home.call("rollback", "newsroom").replace("\n", " ")
+    ticket = home.ask("erase", "newsroom", "--subject", "politics-03")
+    assert ticket["state"] == "complete"
+    certificate = json.loads(Path(ticket["certificate"]).read_text())
+    assert certificate["guarantee"] == "E0"
+    assert certificate["sweep"]["hits"] == 0
+    assert {"database catalog", "database mlflow"} <= set(certificate["sweep"]["by_store"])
+    assert certificate["purge"]["mlflow_versions"] > 0
