@@ -21,7 +21,7 @@ from tasks.assembly import current_manifest
 from tasks.certificates import verify
 from tasks.forgetting import make_plan
 from tasks.opening import certificate_path
-from tasks.promotion import champion_manifest
+from tasks.promotion import load_manifest
 from tasks.release import check_release, tainted_shards
 from tests.flows.conftest import deliver, make_stream
 
@@ -95,7 +95,7 @@ def test_a_ticket_for_nobody_changes_nothing(learned):
 
 
 def test_the_release_gate_refuses_what_a_suppressed_record_shaped(learned):
-    _, champion = champion_manifest(learned.name)
+    champion = load_manifest(learned.name, queries.status(learned.name)[0]["champion"])
     open_ticket(learned, "person-5")
     with database.transaction() as session:
         with pytest.raises(StaleEpochError, match="deletion epoch"):
