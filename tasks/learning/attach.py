@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, D width, F hidden width of the MLP.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, NamedTuple
 
 import torch
@@ -41,13 +42,20 @@ class AttachPoint:
     last_norm: nn.Module | None  # the norm after it, in such a block
 
     def attach(self, hooks: ExitStack, delta: Callable[[Tensor], Tensor] | None) -> list[Tensor]:
-        """Add `delta` while `hooks` is open; the list receives residual and stem (B, T, D) when the block runs."""
+        """Add `delta` while `hooks` is open; the list receives residual and stem (B, T, D) when the block runs.
+
+        Threads share a backbone, and a module calls the hooks of all of them: each answers its own thread alone.
+        """
         seen: list[Tensor] = []
+        mine = get_ident()
 
         def read(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen.append(args[0])
+            if get_ident() == mine:
+                seen.append(args[0])
 
         def add(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            if get_ident() != mine:
+                return None
             seen.append(output)
             return None if delta is None else output + delta(seen[0])
 

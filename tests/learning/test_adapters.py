@@ -1,5 +1,6 @@
 """Adapters start as exact no-ops and join the MLP where the published formula says."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,12 @@ def test_a_spec_that_does_not_fit_is_refused(vit: Backbone) -> None:
 
 def _random_adapter(backbone: Backbone) -> dict[str, torch.Tensor]:
     return {name: torch.randn_like(w) / 8 for name, w in new_adapter(backbone, AdapterSpec(last_layers=2), 0).items()}
+
+
+def test_threads_that_share_a_backbone_do_not_meet(vit: Backbone) -> None:
+    states = vit.encode(pictures(12), 2)
+    adapters = [_random_adapter(vit) if n % 2 else None for n in range(16)]
+    alone = [features(vit, states, 2, adapter) for adapter in adapters]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda adapter: features(vit, states, 2, adapter), adapters))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
