@@ -46,7 +46,7 @@ def propose_merges(stream: Stream) -> list[tuple[str, str]]:
     with database.transaction() as session:
         known = adapter_rows.adapters(session, stream.name, KNOWN)
         depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
-    seen = {a.adapter_id: reference_of(a).rows_ND for a in known}
+    seen = {a.adapter_id: reference_of(stream, a).rows_ND for a in known}
     distance = {(a, b): mmd_test(seen[a], seen[b], permutations=1, seed=0).statistic for a, b in combinations(seen, 2)}
     pairs = merge_candidates(known, distance, depth, stream.merge_across)
     for a, b in pairs:

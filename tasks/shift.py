@@ -33,7 +33,7 @@ def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence]:
         known = [a for a in adapter_rows.adapters(session, stream.name, KNOWN) if a.group == shard.group]
     rows = load_rows(shard)[:MAX_ROWS]
     rows_LND = row_signatures(stream, rows)
-    sample = as_sample(rows_LND, [row.label or "" for row in rows])
+    sample = as_sample(stream, rows_LND, [row.label or "" for row in rows])
     evidence = [_against(stream, shard, adapter, rows_LND, sample) for adapter in known]
     for found in evidence:
         say(f"  against {found.adapter_id}: p = {found.p_value:.3f}, MMD² = {found.statistic:.4f}")
@@ -43,21 +43,24 @@ def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence]:
 def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor, sample: Sample) -> ShiftEvidence:
     descriptor = Descriptor.from_tensors(blobs.load_tensors(adapter.node, "descriptor"))
     seed = seed_of("shift", stream.name, shard.shard_id, adapter.adapter_id)
-    test = compare_samples(sample, reference_of(adapter), stream.shift.permutations, seed)
-    p_value = test.p_value if stream.shift.new_classes == "expand" else test.p_beyond_novelty
+    test = compare_samples(sample, reference_of(stream, adapter), stream.shift.permutations, seed)
     z_L = z_scores(descriptor, rows_LND).mean(1)
     first = cut_of(stream, open_backbone(stream))
     layers = {str(first + n): round(float(z), 4) for n, z in enumerate(z_L)}
-    return ShiftEvidence(adapter.adapter_id, p_value, test.statistic, layers, test.novelty)
+    return ShiftEvidence(adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty)
 
 
-def reference_of(adapter: Adapter) -> Sample:
+def reference_of(stream: Stream, adapter: Adapter) -> Sample:
     """Signatures and labels of the held-out rows of every shard that the adapter serves, newest shards first."""
     parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(adapter.serves)]
     labels = [label for part in parts for label in tensor_to_labels(part["labels"])]
-    return as_sample(torch.cat([part["LND"] for part in parts], 1)[:, :MAX_ROWS], labels[:MAX_ROWS])
+    return as_sample(stream, torch.cat([part["LND"] for part in parts], 1)[:, :MAX_ROWS], labels[:MAX_ROWS])
 
 
-def as_sample(signatures_LND: Tensor, labels: Sequence[str]) -> Sample:
-    """One row (L D) per record, its layers side by side; a record without a label leaves the labels out."""
-    return Sample(signatures_LND.transpose(0, 1).flatten(1), labels if all(labels) else None)
+def as_sample(stream: Stream, signatures_LND: Tensor, labels: Sequence[str]) -> Sample:
+    """One row (L D) per record, its layers side by side.
+
+    Labels are left out where a record has none, or where the stream takes new classes for shift.
+    """
+    known = all(labels) and stream.shift.new_classes == "reuse"
+    return Sample(signatures_LND.transpose(0, 1).flatten(1), labels if known else None)
