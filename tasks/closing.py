@@ -9,10 +9,10 @@ from infra import database, keys
 from infra.files import write_private
 from infra.settings import settings
 from registry import catalog, ticket_log, tickets
-from registry.records import Ticket, TicketState
+from registry.records import StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
-from tasks import blobs
+from tasks import blobs, certificate_journal
 from tasks.certificates import Certificate, digest, render_markdown, sign, verify
 from tasks.markers import escrow
 from tasks.narration import say
@@ -45,18 +45,25 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
             content = _content(session, stream, ticket, together, details, previous)
             certificate = sign(content, keys.signing_key())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
-            # the newest by its kind, and each by its digest: the chain needs those before a reopening too
-            kept = replace(stored, kind=f"certificate:{stored.sha256[:16]}")
-            catalog.put_objects(session, [stored, kept])
-            tickets.add_certificate(session, ticket.ticket_id, digest(certificate), previous, stored.key)
+            enter_certificate(session, ticket.ticket_id, stored, previous)
             noted = {"guarantee": content["guarantee"], "left": what_is_left(ticket.ticket_id, details)}
             tickets.finish_step(session, ticket.ticket_id, "certify", noted, 0.0)
-    _write_beside_home(ticket)
+    certificate = blobs.load_bytes(_node(ticket), "certificate")
+    certificate_journal.note(
+        stream.name, certificate
+    )  # now that it is committed: one that was not would fork the chain
+    _write_beside_home(ticket, certificate)
     return noted
 
 
-def _write_beside_home(ticket: Ticket) -> None:
-    certificate = blobs.load_bytes(_node(ticket), "certificate")
+def enter_certificate(session: Session, ticket_id: str, stored: StoredObject, previous: str) -> None:
+    """Name a certificate in the catalog and append it to the log: the newest by its kind, and each by its digest, for
+    the chain needs those before a reopening too."""
+    catalog.put_objects(session, [stored, replace(stored, kind=f"certificate:{stored.sha256[:16]}")])
+    tickets.add_certificate(session, ticket_id, stored.sha256, previous, stored.key)
+
+
+def _write_beside_home(ticket: Ticket, certificate: bytes) -> None:
     path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
     if path.exists() and path.read_bytes() != certificate:
         path.replace(path.with_stem(f"{ticket.ticket_id}-{digest(path.read_bytes())[:16]}"))

@@ -14,10 +14,11 @@ from infra.settings import settings
 from registry import artifacts, catalog, dump, tickets, versions
 from registry.errors import StateError
 from registry.records import Ticket, TicketState, VersionState
-from tasks import suppression_journal
+from tasks import certificate_journal, suppression_journal
 from tasks.assembly import keys_in, load_json
 from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
 from tasks.blobs import stream_prefix
+from tasks.closing import enter_certificate
 from tasks.exclusion import alone
 from tasks.promotion import mirror_aliases, withdraw_versions
 from tasks.tickets import withdraw
@@ -58,12 +59,14 @@ def _make_safe(connection: Connection) -> dict[str, Any]:
     with Session(connection) as session:
         streams = catalog.stream_names(session)
         replayed = [_replay(session, *each) for each in suppression_journal.noted() if each[0].stream in streams]
+        certificates = _enter_certificates(session, streams)
         incomplete = {stream: _withdraw_incomplete(session, stream) for stream in streams}
         champions = {stream: versions.alias_of(session, stream, versions.CHAMPION) for stream in streams}
         session.commit()  # of the session alone: the caller's transaction goes on
     return {
         "streams": streams,
         "tickets_replayed": [ticket_id for ticket_id in replayed if ticket_id],
+        "certificates_entered_again": certificates,
         "versions_withdrawn_for_missing_blobs": {stream: found for stream, found in incomplete.items() if found},
         "champions": champions,
     }
@@ -79,6 +82,20 @@ def _replay(session: Session, ticket: Ticket, targets: Sequence[tuple[str, str]]
     tickets.approve(session, ticket.ticket_id, BY, "took effect after the backup was made")
     withdraw(session, tickets.get_ticket(session, ticket.ticket_id))
     return ticket.ticket_id
+
+
+def _enter_certificates(session: Session, streams: Sequence[str]) -> list[str]:
+    """Go on with the chain up to the newest certificate that was issued since: the next one follows that, and no two
+    follow the same. Returns their tickets."""
+    noted = [each for stream in streams for each in certificate_journal.noted(stream)]
+    following = {content["previous_certificate"]: (stored, content["ticket"]) for stored, content in noted}
+    entered, head = [], tickets.last_certificate(session)
+    while head in following:
+        stored, ticket_id = following.pop(head)
+        enter_certificate(session, ticket_id, stored, head)
+        entered.append(ticket_id)
+        head = stored.sha256
+    return entered
 
 
 def _withdraw_incomplete(session: Session, stream: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from pathlib import Path
 
 import pytest
 
@@ -13,17 +14,21 @@ from registry import models, suppression, versions
 from registry.errors import StateError
 from registry.records import TicketState, VersionState
 from registry.versions import CHAMPION
-from tasks import opening, tickets
+from tasks import auditing, opening, tickets
 from tasks.backup import CATALOG, MLFLOW, back_up, read_lines
+from tasks.certificates import verify_chain
 from tasks.restoring import restore
 from tests.flows.conftest import deliver, make_stream
 
 
 @pytest.fixture
-def stream(ready, backbone, inbox, tmp_path, set_variable):  # noqa: ARG001
-    """A stream of two batches in databases of its own; the S3 is the session's."""
-    set_variable("DATABASE_URL", f"sqlite:///{tmp_path}/own/catalog.db")
-    set_variable("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/own/mlflow.db")
+def stream(ready, s3, backbone, inbox, tmp_path, set_variable):  # noqa: ARG001
+    """A stream of two batches in a home of its own, whose certificates are a chain of their own; the S3 is the
+    session's."""
+    access, secret = storage.keys()
+    own = {"S3_ENDPOINT": s3.meta.endpoint_url, "S3_ACCESS_KEY": access, "S3_SECRET_KEY": secret}
+    for name, value in {**own, "HOME": tmp_path / "own"}.items():
+        set_variable(name, value)
     opening.open_home()
     # a name of its own: hidden states are kept by stream and record, and each test writes other texts
     stream = make_stream(f"backed-up-{uuid.uuid4().hex[:8]}", backbone, inbox)
@@ -99,6 +104,30 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, tmp_path):
     assert withdrawn(stream) == [1, 2]
     assert champion(stream) not in (1, 2)
     assert stream.name in report["champions"]
+
+
+def test_certificates_that_came_after_the_backup_stay_in_the_chain(stream, inbox, tmp_path):
+    """Otherwise the next one would follow the same as they do, and the folder of all of them would be no chain."""
+    folder = inbox / f"{inbox.name}-other"
+    folder.mkdir()
+    deliver(folder, "batch-0", ["red", "blue"])
+    other = make_stream(f"{stream.name}-other", stream.backbone, folder)
+    learn(other)
+    back_up(tmp_path / "backup")
+    tickets_closed = [open_for(stream, "person-3").ticket_id, open_for(stream, "person-4").ticket_id]
+    assert forget(tickets_closed[0]).state == TicketState.COMPLETE
+    before = auditing.audit()
+    assert before["certificates"] == 2
+    report = restore(tmp_path / "backup", replace=True, dry_run=False)
+    assert sorted(report["certificates_entered_again"]) == sorted(tickets_closed)
+    restored = auditing.audit()
+    assert (restored["certificates"], restored["newest_certificate"]) == (2, before["newest_certificate"])
+    new = open_for(other, "person-5")
+    assert forget(new.ticket_id).state == TicketState.COMPLETE
+    issued = Path(opening.certificate_path(new.ticket_id)).parent.glob("*.json")
+    chain = verify_chain(file.read_bytes() for file in issued)
+    assert [each["ticket"] for each in chain] == [*report["certificates_entered_again"], new.ticket_id]
+    assert auditing.audit()["certificates"] == 3
 
 
 def test_backup_names_no_subject_and_a_changed_one_is_refused(stream, tmp_path):

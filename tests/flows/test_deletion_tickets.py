@@ -1,6 +1,7 @@
 """Tickets among themselves and against all else that happens to a stream: together, in between, refused, again."""
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,33 @@ def needs_approval(stream):
     yield
     with database.transaction() as session:
         catalog.save_stream(session, stream, digest)
+
+
+@pytest.fixture
+def under_hold(stream, set_variable):
+    """The first batch's source object lies in an inbox bucket of ours under a legal hold; (bucket, key, version)."""
+    s3, key, held = storage.s3(), f"{stream.name}/01.parquet", "inbox-under-hold"
+    s3.create_bucket(Bucket=held, ObjectLockEnabledForBucket=True)
+    data = s3.get_object(Bucket=settings().inbox_bucket, Key=key)["Body"].read()
+    s3.put_object(Bucket=held, Key=key, Body=data, ObjectLockLegalHoldStatus="ON")
+    version = s3.head_object(Bucket=held, Key=key)["VersionId"]
+    uri = move_first_batch(stream, f"s3://{held}/{key}")
+    set_variable("INBOX_BUCKET", held)
+    yield held, key, version
+    if version in [each.version_id for each in artifacts.list_versions(s3, held, key)]:
+        s3.put_object_legal_hold(Bucket=held, Key=key, VersionId=version, LegalHold={"Status": "OFF"})
+    artifacts.purge_keys(s3, held, [key])  # no inbox of ours any more: its rows would be found on the disk
+    move_first_batch(stream, uri)
+
+
+def move_first_batch(stream, uri: str) -> str:
+    """Have the batch come from elsewhere; returns where it came from."""
+    with database.transaction() as session:
+        batch = next(b for b in catalog.batches(session, stream.name) if b.name == "01")
+        session.execute(
+            database.text("update batch set uri = :uri where batch_id = :id"), {"uri": uri, "id": batch.batch_id}
+        )
+    return batch.uri
 
 
 def certificate_of(ticket_id: str) -> dict:
@@ -136,21 +164,9 @@ def test_a_denied_ticket_is_not_worked(stream):
     assert champion_of(stream) == before
 
 
-def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, set_variable):
+def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, under_hold):
     """A version of a source object under a legal hold. The ticket says so; afterwards it is reopened and completes."""
-    s3, key = storage.s3(), f"{stream.name}/01.parquet"
-    held = "inbox-under-hold"
-    s3.create_bucket(Bucket=held, ObjectLockEnabledForBucket=True)
-    data = s3.get_object(Bucket=settings().inbox_bucket, Key=key)["Body"].read()
-    s3.put_object(Bucket=held, Key=key, Body=data, ObjectLockLegalHoldStatus="ON")
-    first = s3.head_object(Bucket=held, Key=key)["VersionId"]
-    with database.transaction() as session:
-        batch = next(b for b in catalog.batches(session, stream.name) if b.name == "01")
-        session.execute(
-            database.text("update batch set uri = :uri where batch_id = :id"),
-            {"uri": f"s3://{held}/{key}", "id": batch.batch_id},
-        )
-    set_variable("INBOX_BUCKET", held)
+    held, key, version = under_hold
     ticket = open_ticket(stream, "person-8")
     closed = forget(ticket.ticket_id)
     assert closed.state == TicketState.EXCEPTION
@@ -160,18 +176,13 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, set_
     assert champion_of(stream) is not None
     assert forget(ticket.ticket_id).state == TicketState.EXCEPTION  # a second delivery changes nothing
 
-    s3.put_object_legal_hold(Bucket=held, Key=key, VersionId=first, LegalHold={"Status": "OFF"})
+    storage.s3().put_object_legal_hold(Bucket=held, Key=key, VersionId=version, LegalHold={"Status": "OFF"})
     opening.reopen_ticket(ticket.ticket_id, "ann", "the hold was lifted")
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
     assert auditing.audit()["certificates"] == len(list(Path(certificate_path("x")).parent.glob("*.json")))
-    artifacts.purge_keys(s3, held, [key])  # no inbox of ours any more: its rows would be found on the disk
     chain = verify_chain(file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json"))
     assert [c["guarantee"] for c in chain if c["ticket"] == ticket.ticket_id] == ["none", "E0"]
-    with database.transaction() as session:
-        session.execute(
-            database.text("update batch set uri = :uri where batch_id = :id"), {"uri": batch.uri, "id": batch.batch_id}
-        )
 
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
@@ -322,20 +333,40 @@ def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_p
     assert champion_of(stream) == max(used) + 1
 
 
-@pytest.mark.usefixtures("stream")
-def test_tampering_with_log_or_certificates_shows():
-    assert auditing.audit()["certificates"] > 2
+@contextmanager
+def second_entry_by(somebody: str):
+    """The second entry of the ticket log names somebody else meanwhile."""
+
+    def change(by: str) -> str:
+        with database.transaction() as session:
+            row = session.get_one(TicketEventRow, 2)
+            row.by, was = by, row.by
+        return was
+
+    was = change(somebody)
+    try:
+        yield
+    finally:
+        change(was)
+
+
+def test_certificates_that_are_taken_out_or_put_in_show(stream):
+    opened = [open_ticket(stream, f"person-{number}") for number in (50, 51, 52)]
+    forget(opened[0].ticket_id)
     whole = [file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json")]
-    second = verify_chain(whole)[1]
+    chain = verify_chain(whole)
+    assert len(chain) == auditing.audit()["certificates"] >= 3
+    assert {each["ticket"] for each in chain} >= {ticket.ticket_id for ticket in opened}
     with pytest.raises(CertificateError, match="breaks after 1 certificates"):
-        verify_chain(each for each in whole if verify(each) != second)
+        verify_chain(each for each in whole if verify(each) != chain[1])
     with pytest.raises(CertificateError, match="two certificates follow the same one"):
         verify_chain([*whole, whole[0]])
-    with database.transaction() as session:
-        row = session.get_one(TicketEventRow, 2)
-        row.by, was = "mallory", row.by
-    with pytest.raises(TamperedLogError, match="entry 2"):
+
+
+def test_tampering_with_the_log_shows(stream):
+    forget(open_ticket(stream, "person-53").ticket_id)
+    entries = auditing.audit()["log_entries"]
+    assert entries > 2
+    with second_entry_by("mallory"), pytest.raises(TamperedLogError, match="entry 2"):
         auditing.audit()
-    with database.transaction() as session:
-        session.get_one(TicketEventRow, 2).by = was
-    assert auditing.audit()["log_entries"] > 2
+    assert auditing.audit()["log_entries"] == entries
