@@ -51,7 +51,11 @@ def learn_batch(stream, batch) -> None:
             fitting.train_adapter.fn(stream, shard, decision.adapter_id)
         elif decision.kind == DecisionKind.REFRESH:
             fitting.refresh_adapter.fn(stream, shard, decision.adapter_id)
-        fitting.judge_adapter.fn(stream, shard, decision.adapter_id)
+        if decision.adapter_id is not None and decision.kind != DecisionKind.HOLD:
+            fitting.judge_adapter.fn(stream, shard, decision.adapter_id)
+    if all(decision.kind == DecisionKind.HOLD for decision in made):
+        batches.hold_batch.fn(stream, batch, made[0].reason)
+        return
     version = registration.register_batch.fn(stream, batch, made)
     promotion.promote_version.fn(stream, version)
     batches.finish_batch.fn(batch)
