@@ -22,8 +22,8 @@ from registry.stream import Stream
 from registry.tickets import WORKED
 from registry.versions import CHAMPION
 from tasks import approvals, auditing, deploying, forgetting, opening, promotion, queries, source, tickets
-from tasks.consolidation import reinstate_adapter, retire_adapter
 from tasks.deploying import Change
+from tasks.retirement import reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
 

@@ -1,21 +1,50 @@
-"""Merge adapters that have grown alike, keep a merge only if it holds up, retire its parents."""
+"""Keep a stream's adapters few: retire what nobody asks for, merge what has grown alike where accuracy holds."""
 
 from prefect import flow
 
 from registry.stream import Stream
-from tasks.consolidation import MergeOutcome, merge_adapters, propose_merges, retire_adapter
+from tasks.consolidation import MergeOutcome, measure_budget, merge_adapters
 from tasks.exclusion import alone
+from tasks.likeness import propose_merges
 from tasks.promotion import promote_version
 from tasks.registration import register_change
 from tasks.reports import report_merge
+from tasks.retirement import retire_adapter, retire_unused
+
+ATTEMPTS = 3
+"""Refused merges after one batch: each costs an evaluation, and the next batch tries the others."""
 
 
 @flow(name="consolidate", flow_run_name="consolidate-{stream.name}")
 def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bool = False) -> MergeOutcome | None:
-    """Try the closest pair, or the pair given; None when no two adapters may be merged."""
+    """Try the pair given; without one keep to the budget, and where nothing is over it try the closest pair.
+
+    The last merge that was tried; None when no two adapters may be merged.
+    """
     with alone(stream.name):
-        pairs = [pair] if pair is not None else propose_merges(stream)
-        return _merge(stream, pairs[0], dry_run) if pairs else None
+        if pair is not None:
+            return _merge(stream, pair, dry_run)
+        outcome = None if dry_run else keep_to_budget(stream)
+        pairs = propose_merges(stream) if outcome is None else []
+        return _merge(stream, pairs[0][0], dry_run) if pairs else outcome
+
+
+def keep_to_budget(stream: Stream) -> MergeOutcome | None:
+    """Retire what is no longer routed to, then merge the closest pairs of every group that is over budget.
+
+    The caller holds the stream. Returns the last merge that was tried.
+    """
+    if retired := retire_unused(stream):
+        _register(stream, f"retire:{'+'.join(retired)}", f"no longer routed to: {', '.join(retired)}", None)
+    outcome, refused, done = None, 0, set[str]()
+    while refused < ATTEMPTS and (excess := measure_budget(stream, done)):
+        pairs = propose_merges(stream, excess)
+        if pairs:
+            outcome = _merge(stream, pairs[0][0], dry_run=False)
+            refused += not outcome.accepted
+        else:
+            done.add(excess.group)
+    return outcome
 
 
 def _merge(stream: Stream, pair: tuple[str, str], dry_run: bool) -> MergeOutcome:
@@ -23,8 +52,12 @@ def _merge(stream: Stream, pair: tuple[str, str], dry_run: bool) -> MergeOutcome
     if outcome.accepted and outcome.adapter_id is not None:
         for parent in outcome.parent_ids:
             retire_adapter(parent, f"superseded by {outcome.adapter_id}")
-        version = register_change(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
-        if version is not None:
-            promote_version(stream, version)
+        _register(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
     report_merge(stream, outcome)
     return outcome
+
+
+def _register(stream: Stream, cause: str, reason: str, epoch: int | None) -> None:
+    version = register_change(stream, cause, reason, epoch)
+    if version is not None:
+        promote_version(stream, version)

@@ -6,7 +6,8 @@ from uuid import UUID
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from registry.errors import SourceError
+from flows.consolidate import keep_to_budget
+from registry.errors import SourceError, StaleEpochError, SuppressedRecordError
 from registry.records import Adapter, Batch, Decision, DecisionKind, Shard
 from registry.stream import Stream
 from tasks.adapters import judge_adapter, refresh_adapter, train_adapter
@@ -15,6 +16,7 @@ from tasks.decisions import decide
 from tasks.exclusion import alone
 from tasks.handover import TO_TRAIN, hand_over, is_trained, wait_for_training
 from tasks.missed import catch_up_when_deployed
+from tasks.narration import say
 from tasks.promotion import promote_version
 from tasks.registration import register_batch
 from tasks.reports import report_batch
@@ -88,7 +90,16 @@ def learn_batch(stream: Stream, batch: Batch) -> Outcome:
     promotion = promote_version(stream, version)
     finish_batch(batch)
     report_batch(stream, batch, decisions, promotion)
+    consolidate_after(stream)
     return Outcome(batch.batch_id)
+
+
+def consolidate_after(stream: Stream) -> None:
+    """Keep to the budget of adapters; what a ticket is about to rebuild waits for the next batch."""
+    try:
+        keep_to_budget(stream)
+    except (SuppressedRecordError, StaleEpochError) as error:
+        say(f"  not consolidated now: {error}")
 
 
 def train_adapters(stream: Stream, batch: Batch, decisions: list[Decision]) -> tuple[UUID, ...]:

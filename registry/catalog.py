@@ -1,6 +1,7 @@
 """Streams, batches, shards, records and objects. Every function takes the caller's session; none commits."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -242,6 +243,21 @@ def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decisio
             numbers=numbers,
         )
     )
+
+
+def add_consolidation(session: Session, stream: str, decision: Decision, numbers: dict[str, object]) -> None:
+    """A decision about adapters that no single batch asked for."""
+    row = DecisionRow(stream=stream, kind=decision.kind, adapter_id=decision.adapter_id, reason=decision.reason)
+    row.numbers = {**numbers, "p_value": None, "z_scores": {}, "alternatives": decision.alternatives}
+    session.add(row)
+    session.flush()
+
+
+def received_at(session: Session, batch_id: str) -> datetime:
+    row = session.get(BatchRow, batch_id)
+    if row is None:
+        raise UnknownIdError("batch", batch_id)
+    return row.received_at
 
 
 def decisions(session: Session, stream: str) -> list[DecisionRow]:

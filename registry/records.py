@@ -33,6 +33,10 @@ class DecisionKind(StrEnum):
     REFRESH = "refresh"
     EXPAND = "expand"
     HOLD = "hold"
+    MERGE = "merge"
+    KEEP = "keep"
+    """A merge or a retirement that was refused."""
+    RETIRE = "retire"
 
 
 class EdgeKind(StrEnum):

@@ -121,6 +121,13 @@ class Consolidation(_Section):
     operator: Literal["cat", "linear", "ties", "dare_ties", "ema", "ot"] = Field(
         "cat", description="cat is exact and adds up ranks; the others keep the rank, and the gate says at what loss"
     )
+    max_adapters: int | None = Field(
+        16, ge=1, description="serving adapters of one group; above it the closest are merged after a batch"
+    )
+    window: int = Field(20, ge=1, description="batches over which it is counted who is routed to")
+    retire_share: float = Field(
+        0.01, ge=0, lt=1, description="an adapter that took part in less of the window's answers retires; 0 never"
+    )
 
 
 class Deletion(_Section):

@@ -142,13 +142,16 @@ def erase_adapter(adapter: Adapter, reason: str) -> list[str]:
 
 
 def measure_reuse(stream: Stream, shard: Shard, adapter_id: str) -> tuple[float | None, float | None]:
-    """(held-out accuracy on the shard with its statistics joined, the adapter's accuracy on its own rows)."""
+    """(held-out accuracy on the shard with its statistics joined, the adapter's accuracy on its own rows).
+
+    Nothing is expected of a merged adapter: it cannot train on, because its weights are its parents'.
+    """
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=serving))
     score = score_shards(stream, model, [shard])[shard.shard_id]
-    return (score.accuracy if score.rows else None), adapter.accuracy
+    return (score.accuracy if score.rows else None), None if adapter.parent_ids else adapter.accuracy
 
 
 def load_in_order(shard_ids: Sequence[int]) -> list[Shard]:

@@ -1,31 +1,39 @@
-"""Merge close adapters behind an accuracy gate, and retire what is no longer needed."""
+"""Keep to the budget, and merge close adapters behind an accuracy gate."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage
+from registry import catalog
 from registry.errors import StateError
-from registry.records import LABEL_SEPARATOR, Adapter, AdapterState, Gate, Shard, Verdict, labels_of
+from registry.records import (
+    LABEL_SEPARATOR,
+    Adapter,
+    AdapterState,
+    Decision,
+    DecisionKind,
+    Gate,
+    Shard,
+    Verdict,
+    labels_of,
+)
 from registry.stream import Stream
 from tasks import blobs
-from tasks.adapters import erase_adapter, fit_closed_forms, judge_adapter
+from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.merging import merge
-from tasks.learning.shift import mmd_test
 from tasks.narration import say
 from tasks.policies.approval import asks_person
-from tasks.policies.merging import may_merge, merge_candidates
+from tasks.policies.merging import Excess, find_excess, may_merge
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
 from tasks.release import begin_work
 from tasks.retries import step
-from tasks.shift import KNOWN, reference_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +48,22 @@ class MergeOutcome:
     """Deletion epoch at which the merge began; its version is refused where a ticket took effect since."""
 
 
-@step("propose-merges-{stream.name}")
-def propose_merges(stream: Stream) -> list[tuple[str, str]]:
-    """Pairs of adapters, serving or waiting, that may be merged, closest first: MMD² between what they have seen."""
+@step("budget-{stream.name}")
+def measure_budget(stream: Stream, passed_over: Collection[str] = ()) -> Excess | None:
+    """A group that has more serving adapters than `consolidation.max_adapters`, or None.
+
+    What a killed merge left half done is thrown away first.
+    """
     with database.transaction() as session:
-        known = adapter_rows.adapters(session, stream.name, KNOWN)
-        depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
-    seen = {a.adapter_id: reference_of(stream, a).rows_ND for a in known}
-    distance = {(a, b): mmd_test(seen[a], seen[b], permutations=1, seed=0).statistic for a, b in combinations(seen, 2)}
-    pairs = merge_candidates(known, distance, depth, stream.merge_across)
-    for a, b in pairs:
-        say(f"  {a} and {b}: MMD² {distance[a, b]:.4f}")
-    return pairs
+        every = adapter_rows.adapters(session, stream.name)
+    serving = {a.adapter_id for a in every if a.state == AdapterState.SERVING}
+    for left in every:
+        if left.state == AdapterState.CANDIDATE and serving & set(left.parent_ids):
+            erase_adapter(left, "its merge was never finished")
+    excess = find_excess([a for a in every if a.adapter_id in serving], stream.consolidation.max_adapters, passed_over)
+    if excess is not None:
+        say(f"  over budget: {excess.reason} (group {excess.group})")
+    return excess
 
 
 @step("merge-{parent_ids}")
@@ -77,8 +89,11 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
         verdict = with_word(stream, Gate.MERGE, "+".join(parent_ids), verdict)
     accepted = verdict.passed and not dry_run
+    if not dry_run:
+        _note(stream, merged, verdict, {"before": was, "after": now, "exact_head": together.exact_accuracy})
     if accepted:
         state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
+        merged = replace(merged, accuracy=together.accuracy)
         _keep(merged, parents, state, f"merge kept: {verdict.reason}; {earned.reason}")
     else:
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
@@ -140,35 +155,17 @@ def _figures(scores: dict[str, Score], alone: bool = False) -> dict[str, tuple[f
 
 def _keep(merged: Adapter, parents: Sequence[Adapter], state: AdapterState, reason: str) -> None:
     with database.transaction() as session:
-        adapter_rows.move_adapter(session, merged.adapter_id, state, reason)
+        adapter_rows.put_adapter(session, replace(merged, state=state, reason=reason))
         for parent in parents:
             adapter_rows.move_adapter(
                 session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}"
             )
 
 
-@step("retire-{adapter_id}")
-def retire_adapter(adapter_id: str, reason: str) -> Adapter:
-    """Stop serving an adapter; its blobs stay, because a deletion may have to replay what was merged from it."""
+def _note(stream: Stream, merged: Adapter, verdict: Verdict, figures: dict[str, float | None]) -> None:
+    """Write the decision down; a refused pair is not tried again while it serves as many shards."""
+    kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
+    decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=figures)
+    numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
     with database.transaction() as session:
-        retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
-    say(f"  {adapter_id} retired: {reason}")
-    return retired
-
-
-@step("reinstate-{adapter_id}")
-def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
-    """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
-
-    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place.
-    """
-    with database.transaction() as session:
-        known = adapter_rows.adapters(session, stream.name, KNOWN)
-        adapter = adapter_rows.get_adapter(session, adapter_id)
-        heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
-        if adapter.state != AdapterState.RETIRED or heirs:
-            why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
-            raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
-        adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
-        shard = catalog.shards(session, adapter.serves)[0]
-    return judge_adapter.fn(stream, shard, adapter_id)
+        catalog.add_consolidation(session, stream.name, decision, numbers)

@@ -41,10 +41,10 @@ def register_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) 
 
 
 @step("register-{cause}")
-def register_change(stream: Stream, cause: str, reason: str, epoch: int) -> ModelVersion | None:
+def register_change(stream: Stream, cause: str, reason: str, epoch: int | None) -> ModelVersion | None:
     """The version after a merge or a retirement; None when no shard is left to answer from.
 
-    Raises StaleEpochError when a ticket took effect since `epoch`."""
+    Raises StaleEpochError when a ticket took effect since `epoch`; None is for a change that read no row."""
     manifest = current_manifest(stream, epoch=epoch)
     return register(stream, manifest, Change(cause, reason)) if manifest["shards"] else None
 

@@ -95,7 +95,18 @@ class Composed:
 
     def alone(self) -> "Composed":
         """The exact head without an adapter beside it."""
-        return replace(self, adapters=(), near_heads=(), adapter_heads=(), descriptors=None)
+        return self.only(())
+
+    def only(self, adapter_ids: Collection[str]) -> "Composed":
+        """As if only these adapters were known: nothing is solved again."""
+        kept = [n for n, entry in enumerate(self.adapters) if entry.adapter_id in adapter_ids]
+        return replace(
+            self,
+            adapters=tuple(self.adapters[n] for n in kept),
+            near_heads=tuple(self.near_heads[n] for n in kept),
+            adapter_heads=tuple(self.adapter_heads[n] for n in kept),
+            descriptors=side_by_side([self.adapters[n].descriptor for n in kept]) if kept else None,
+        )
 
 
 @dataclass(frozen=True)
@@ -220,22 +231,27 @@ def entry_id(composed: Composed, number: int) -> str:
 
 
 def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
-    """(A + waiting, N) share of each look in each record's answer, zero where the record does not visit it.
+    """(A + waiting, N) share of each look in each record's answer, as `visiting_shares` has it."""
+    if composed.descriptors is None:
+        return torch.zeros(0, signatures_LND.shape[1])
+    return visiting_shares(composed.descriptors, signatures_LND)
+
+
+def visiting_shares(descriptors: DescriptorBank, signatures_LND: Tensor) -> Tensor:
+    """(K, N) share of each look in each record's answer, zero where the record does not visit it.
 
     Adapters are compared by densities of their own. A record visits the likeliest among the familiar ones and those
     hardly less likely, so leaving an adapter out changes nothing for the records that do not visit it.
     """
-    if composed.descriptors is None:
-        return torch.zeros(0, signatures_LND.shape[1])
-    shift_AN, density_AN = shift_and_density(composed.descriptors, signatures_LND)
-    density_AN = density_AN.masked_fill(shift_AN > FAMILIAR, -torch.inf)
-    odds_AN = torch.exp((density_AN - density_AN.amax(0).clamp_min(-1e9)) / TEMPERATURE)
-    odds_AN = odds_AN.masked_fill(odds_AN < LEAST_ODDS, 0.0)
+    shift_KN, density_KN = shift_and_density(descriptors, signatures_LND)
+    density_KN = density_KN.masked_fill(shift_KN > FAMILIAR, -torch.inf)
+    odds_KN = torch.exp((density_KN - density_KN.amax(0).clamp_min(-1e9)) / TEMPERATURE)
+    odds_KN = odds_KN.masked_fill(odds_KN < LEAST_ODDS, 0.0)
     # summed in the order of the adapters: a zero in between leaves the sum's bits alone
-    total_N = torch.zeros(odds_AN.shape[1])
-    for odds_N in odds_AN:
+    total_N = torch.zeros(odds_KN.shape[1])
+    for odds_N in odds_KN:
         total_N = total_N + odds_N
-    return odds_AN / total_N.clamp_min(LEAST_ODDS)
+    return odds_KN / total_N.clamp_min(LEAST_ODDS)
 
 
 def combine(near_NC: Tensor, own_NC: Tensor, labels: Sequence[str], own_labels: Sequence[str]) -> Tensor:

@@ -1,34 +1,113 @@
-"""Which adapters to merge, and in what order."""
+"""Which adapters to merge, when, and in what order."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from registry.records import Adapter, labels_of
 
 MAX_DEPTH = 2
 MAX_COHORT = 50
 
+Pair = tuple[str, str]
 
-def merge_candidates(
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A group with more serving adapters than the budget allows."""
+
+    group: str
+    serving: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """How alike two adapters are, on held-out rows of their own shards."""
+
+    shift: tuple[float, float]
+    """Mean z-score of the second's rows under the first's descriptor, and the other way round; low is alike."""
+    shared_labels: float
+    """Share of all their labels that both know."""
+    agreement: float | None = None
+    """Share of their rows that both answer alike, where it was measured."""
+
+    @property
+    def figures(self) -> dict[str, float | None]:
+        there, back = self.shift
+        return {"shift_there": there, "shift_back": back, **{k: v for k, v in asdict(self).items() if k != "shift"}}
+
+    @property
+    def reason(self) -> str:
+        agreed = "" if self.agreement is None else f", they agree on {self.agreement:.0%} of their rows"
+        return (
+            f"z {self.shift[0]:.2f} one way and {self.shift[1]:.2f} the other, "
+            f"{self.shared_labels:.0%} of their labels shared{agreed}"
+        )
+
+
+def find_excess(
+    serving: Sequence[Adapter], max_adapters: int | None, passed_over: Collection[str] = ()
+) -> Excess | None:
+    """The first group over budget that was not passed over.
+
+    A group is what callers see, so each has the whole budget; `max_adapters` None is no limit.
+    """
+    if max_adapters is None:
+        return None
+    for group in sorted({adapter.group for adapter in serving} - {*passed_over}):
+        mine = tuple(adapter.adapter_id for adapter in serving if adapter.group == group)
+        if len(mine) > max_adapters:
+            return Excess(group, mine, f"{len(mine)} adapters serve, consolidation.max_adapters is {max_adapters}")
+    return None
+
+
+def mergeable_pairs(
     adapters: Sequence[Adapter],
-    distance: Mapping[tuple[str, str], float],
     depth: Mapping[str, int],
     across: Collection[Collection[str]] = (),
-) -> list[tuple[str, str]]:
-    """Pairs of one group, or of groups that are named together in `across`, that may be merged, closest first.
+    refused: Collection[tuple[Pair, int]] = (),
+) -> list[Pair]:
+    """Pairs of one group, or of groups that are named together in `across`, oldest first.
 
     A merge deeper than MAX_DEPTH or wider than MAX_COHORT shards would make every deletion beneath it expensive, so
-    such pairs are left out. `distance` is keyed by (adapter, adapter) in the order given.
+    such pairs are left out, and so are those that were refused with as many shards as they serve now.
     """
     pairs = [(a, b) for n, a in enumerate(adapters) for b in adapters[n + 1 :]]
-    allowed = [
+    return [
         (a.adapter_id, b.adapter_id)
         for a, b in pairs
         if may_merge(a, b, across)
-        and (a.adapter_id, b.adapter_id) in distance
         and max(depth.get(a.adapter_id, 0), depth.get(b.adapter_id, 0)) < MAX_DEPTH
-        and len({*a.serves, *b.serves}) <= MAX_COHORT
+        and cohort_of(a, b) <= MAX_COHORT
+        and ((a.adapter_id, b.adapter_id), cohort_of(a, b)) not in refused
     ]
-    return sorted(allowed, key=lambda pair: (distance[pair], pair))
+
+
+def cohort_of(a: Adapter, b: Adapter) -> int:
+    """How many shards a merge would serve."""
+    return len({*a.serves, *b.serves})
+
+
+def closest_first(likeness: Mapping[Pair, Likeness]) -> list[Pair]:
+    """Order by the sum of three ranks: shift (the worse way), shared labels, and agreement where it was measured.
+
+    Ranks need no common unit and no weight. Ties go to the names.
+    """
+    measures = [
+        {pair: max(each.shift) for pair, each in likeness.items()},
+        {pair: -each.shared_labels for pair, each in likeness.items()},
+    ]
+    if all(each.agreement is not None for each in likeness.values()):
+        measures.append({pair: -(each.agreement or 0.0) for pair, each in likeness.items()})
+    places = [_ranks(measure) for measure in measures]
+    return sorted(likeness, key=lambda pair: (sum(place[pair] for place in places), pair))
+
+
+def _ranks(measure: Mapping[Pair, float]) -> dict[Pair, int]:
+    """Equal values share the better rank."""
+    ordered = sorted(measure.values())
+    first = {value: rank for rank, value in reversed(list(enumerate(ordered)))}
+    return {pair: first[value] for pair, value in measure.items()}
 
 
 def may_merge(a: Adapter, b: Adapter, across: Collection[Collection[str]]) -> bool:

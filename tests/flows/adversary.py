@@ -15,7 +15,7 @@ from registry import adapters, tickets, versions
 from registry.records import AdapterState, DecisionKind, Ticket, TicketState, VersionState
 from registry.versions import CHAMPION
 from tasks import adapters as fitting
-from tasks import batches, consolidation, decisions, promotion, registration, shift
+from tasks import batches, consolidation, decisions, promotion, registration, retirement, shift
 from tasks import tickets as opening
 from tests.flows.conftest import deliver, make_stream
 
@@ -68,7 +68,7 @@ def merge(stream) -> str:
     with database.transaction() as session:
         adapters.move_adapter(session, outcome.adapter_id, AdapterState.SERVING, "for this test")
     for parent in outcome.parent_ids:
-        consolidation.retire_adapter.fn(parent, f"superseded by {outcome.adapter_id}")
+        retirement.retire_adapter.fn(parent, f"superseded by {outcome.adapter_id}")
     version = registration.register_change.fn(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
     promotion.promote_version.fn(stream, version)
     return outcome.adapter_id

@@ -1,0 +1,112 @@
+"""Which adapters are close enough to merge: how their shards look to each other, and whether they answer alike."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from infra import database
+from registry import adapters as adapter_rows
+from registry import catalog, lineage
+from registry.records import Adapter, AdapterState, DecisionKind, labels_of
+from registry.stream import Stream
+from registry.tables import DecisionRow
+from tasks import blobs
+from tasks.assembly import current_manifest, load_model
+from tasks.backbones import open_backbone
+from tasks.learning.composition import compose, predict
+from tasks.learning.descriptors import Descriptor, shift_and_density, side_by_side
+from tasks.learning.tensors import tensor_to_labels
+from tasks.narration import say
+from tasks.policies.merging import Excess, Likeness, Pair, closest_first, mergeable_pairs
+from tasks.prefix_cache import states_of
+from tasks.retries import step
+from tasks.rows import held_out
+from tasks.shards import load_rows
+from tasks.shift import KNOWN
+from tasks.suffix_memory import REMEMBERED
+
+SHORT_LIST = 6
+"""Pairs whose agreement is measured; the descriptors choose them, since answering costs passes and heads."""
+SEEN_ROWS = 128
+"""Held-out rows of an adapter that are looked at."""
+
+
+@step("propose-merges-{stream.name}")
+def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[Pair, Likeness]]:
+    """Pairs that may be merged, closest first: of the serving adapters over budget, or of all that are known.
+
+    Under `excess`, what was refused before is not proposed again until one of the two serves another shard.
+    """
+    with database.transaction() as session:
+        states = KNOWN if excess is None else [AdapterState.SERVING]
+        known = [
+            a
+            for a in adapter_rows.adapters(session, stream.name, states)
+            if excess is None or a.adapter_id in excess.serving
+        ]
+        depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
+        refused = [] if excess is None else _refused(catalog.decisions(session, stream.name))
+    pairs = mergeable_pairs(known, depth, stream.merge_across, refused)
+    if not pairs:
+        return []
+    by_id = {adapter.adapter_id: adapter for adapter in known}
+    likeness = likeness_of(known, pairs)
+    short = closest_first(likeness)[:SHORT_LIST]
+    agreed = agreements(stream, [by_id[name] for name in dict.fromkeys(name for pair in short for name in pair)], short)
+    measured = {pair: replace(likeness[pair], agreement=agreed[pair]) for pair in short}
+    for a, b in (ordered := closest_first(measured)):
+        say(f"  {a} and {b}: {measured[a, b].reason}")
+    return [(pair, measured[pair]) for pair in ordered]
+
+
+def _refused(decisions: Sequence[DecisionRow]) -> list[tuple[Pair, int]]:
+    """Pairs that were refused, with the number of shards that they served then."""
+    told = [d.numbers for d in decisions if d.kind == DecisionKind.KEEP and len(d.numbers.get("parents", ())) == 2]
+    return [((n["parents"][0], n["parents"][1]), n["cohort"]) for n in told]
+
+
+def likeness_of(adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair, Likeness]:
+    """What the descriptors say, all against all in one product per adapter."""
+    bank = side_by_side([Descriptor.from_tensors(blobs.load_tensors(a.node, "descriptor")) for a in adapters])
+    seen = {a.adapter_id: _seen_by(a) for a in adapters}
+    z_scores: dict[Pair, float] = {}
+    for rows_of, (rows_LND, _) in seen.items():
+        shift_KN, _ = shift_and_density(bank, rows_LND)
+        z_scores |= {(a.adapter_id, rows_of): float(z) for a, z in zip(adapters, shift_KN.mean(1), strict=True)}
+    labels = {name: found for name, (_, found) in seen.items()}
+    return {
+        (a, b): Likeness(
+            (z_scores[a, b], z_scores[b, a]), len(labels[a] & labels[b]) / max(len(labels[a] | labels[b]), 1)
+        )
+        for a, b in pairs
+    }
+
+
+def _seen_by(adapter: Adapter) -> tuple[Tensor, set[str]]:
+    """Signatures (L, N, D) of held-out rows of the newest shards that it serves, and all labels among them."""
+    parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(adapter.serves)]
+    labels = {label for part in parts for label in tensor_to_labels(part["labels"])}
+    return torch.cat([part["LND"] for part in parts], 1)[:, :SEEN_ROWS], labels - {""}
+
+
+def agreements(stream: Stream, adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair, float]:
+    """Share of a pair's held-out rows that get one label from the model with the first adapter alone and with the
+    second alone."""
+    with database.transaction() as session:
+        shards = {a.adapter_id: [s for s in catalog.shards(session, a.serves) if s.held_out] for a in adapters}
+    rows = {name: [row for s in reversed(own) for row in held_out(load_rows(s))] for name, own in shards.items()}
+    states = {name: states_of(stream, own[:SEEN_ROWS]) for name, own in rows.items()}
+    model = load_model({**current_manifest(stream, adapters=adapters), "waiting": []})
+    groups = frozenset(label for adapter in adapters for label in labels_of(adapter.group)) & set(model.frozen)
+    composed, backbone = compose(model, groups), open_backbone(stream)
+
+    def answers(by: str, of: str) -> list[str]:
+        return predict(backbone, composed.only([by]), states[of], REMEMBERED).labels if states[of] else []
+
+    found = {}
+    for a, b in pairs:
+        both = [(x, y) for of in (a, b) for x, y in zip(answers(a, of), answers(b, of), strict=True)]
+        found[a, b] = sum(x == y for x, y in both) / max(len(both), 1)
+    return found

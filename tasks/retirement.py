@@ -1,0 +1,154 @@
+"""Retire adapters that are no longer routed to, or by hand, and bring them back."""
+
+import json
+from collections import Counter
+from collections.abc import Collection
+from datetime import datetime
+
+import torch
+
+from infra import database
+from infra.settings import settings
+from registry import adapters as adapter_rows
+from registry import catalog
+from registry.errors import StateError
+from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
+from registry.stream import Stream
+from tasks import blobs
+from tasks.adapters import judge_adapter
+from tasks.assembly import current_manifest, load_model
+from tasks.evaluation import score_shards, total
+from tasks.learning.composition import visiting_shares
+from tasks.learning.descriptors import Descriptor, side_by_side
+from tasks.narration import say
+from tasks.policies.promotion import merge_is_kept
+from tasks.policies.retirement import Retirement, Routing, choose_retirements
+from tasks.retries import step
+from tasks.shift import KNOWN
+
+
+@step("retire-unused-{stream.name}")
+def retire_unused(stream: Stream) -> list[str]:
+    """Retire what the last batches and callers do not ask for, where its own held-out rows do not lose by it.
+
+    Returns the ids of the retired. The reasons and the figures are written down, of a refusal as well.
+    """
+    rule, retired = stream.consolidation, []
+    for unused in choose_retirements(measure_routing(stream), rule.retire_share, rule.window):
+        verdict = may_go(stream, unused.adapter_id)
+        with database.transaction() as session:
+            if verdict.passed:
+                adapter_rows.move_adapter(session, unused.adapter_id, AdapterState.RETIRED, unused.reason)
+                retired.append(unused.adapter_id)
+            catalog.add_consolidation(session, stream.name, _decision(unused, verdict), {"window": rule.window})
+        say(f"  {unused.adapter_id} {'retired' if verdict.passed else 'stays'}: {unused.reason}; {verdict.reason}")
+    return retired
+
+
+def _decision(unused: Retirement, verdict: Verdict) -> Decision:
+    kind = DecisionKind.RETIRE if verdict.passed else DecisionKind.KEEP
+    return Decision(kind, unused.adapter_id, f"{unused.reason}; {verdict.reason}", alternatives=unused.figures)
+
+
+def measure_routing(stream: Stream) -> list[Routing]:
+    """How often each serving adapter took part in answers to the window's held-out rows and to callers since."""
+    with database.transaction() as session:
+        done = [b for b in catalog.batches(session, stream.name) if b.state == BatchState.DONE]
+        known = adapter_rows.adapters(session, stream.name, KNOWN)
+        window = done[-stream.consolidation.window :]
+        since = catalog.received_at(session, window[0].batch_id) if window else None
+    serving = [adapter for adapter in known if adapter.state == AdapterState.SERVING]
+    if since is None or not serving:
+        return []
+    rows, visits = _held_out_visits(known, window)
+    asked, answered = _logged_visits(stream.name, since)
+    return [
+        Routing(
+            adapter_id=adapter.adapter_id,
+            held_out_rows=rows[adapter.adapter_id],
+            held_out_visits=visits[adapter.adapter_id],
+            answered_rows=asked[adapter.group],
+            answered_visits=answered[adapter.adapter_id],
+            age=_age(adapter, done),
+        )
+        for adapter in serving
+    ]
+
+
+def _age(adapter: Adapter, done: list[Batch]) -> int:
+    """Batches since the newest one that shaped or joined the adapter."""
+    own = {*adapter.shard_ids, *adapter.serves}
+    newest = max((n for n, batch in enumerate(done) if own & {s.shard_id for s in batch.shards}), default=-1)
+    return len(done) - 1 - newest
+
+
+def _held_out_visits(known: Collection[Adapter], window: list[Batch]) -> tuple[Counter[str], Counter[str]]:
+    """Adapter -> rows that a caller of the row's own group could have had answered by it, and those that visit it."""
+    rows, visits = Counter[str](), Counter[str]()
+    shards = [shard for batch in window for shard in batch.shards if shard.held_out]
+    for group in sorted({shard.group for shard in shards}):
+        permitted = [a for a in known if group in labels_of(a.group)]
+        seen = [blobs.load_tensors(s.node, "reference")["LND"] for s in shards if s.group == group]
+        if not permitted or not seen:
+            continue
+        looks = [Descriptor.from_tensors(blobs.load_tensors(a.node, "descriptor")) for a in permitted]
+        shares_KN = visiting_shares(side_by_side(looks), torch.cat(seen, 1))
+        for adapter, visited in zip(permitted, (shares_KN > 0).sum(1).tolist(), strict=True):
+            rows[adapter.adapter_id] += shares_KN.shape[1]
+            visits[adapter.adapter_id] += visited
+    return rows, visits
+
+
+def _logged_visits(stream: str, since: datetime) -> tuple[Counter[str], Counter[str]]:
+    """From the prediction log: group of an adapter -> rows of callers who could use it, adapter -> rows that did."""
+    asked, answered = Counter[str](), Counter[str]()
+    path = settings().home / "predictions" / f"{stream}.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    with database.transaction() as session:
+        groups = {a.group for a in adapter_rows.adapters(session, stream)}
+    for line in map(json.loads, lines):
+        if datetime.fromisoformat(line["at"]) >= since:
+            asked.update({group: line["rows"] for group in groups if labels_of(group) <= set(line["groups"])})
+            answered.update(line["adapters"])
+    return asked, answered
+
+
+def may_go(stream: Stream, adapter_id: str) -> Verdict:
+    """The gate of a retirement: what the adapter serves loses no more without it than a merge may lose."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        served = [shard for shard in catalog.shards(session, adapter.serves) if shard.rows]
+    before, after = (
+        total(list(score_shards(stream, load_model(current_manifest(stream, adapters=chosen)), served).values()))
+        for chosen in (serving, [each for each in serving if each.adapter_id != adapter_id])
+    )
+    was, now = ({adapter_id: (score.accuracy, score.rows)} for score in (before, after))
+    return merge_is_kept(was, now, stream.gates.merge_drop)
+
+
+@step("retire-{adapter_id}")
+def retire_adapter(adapter_id: str, reason: str) -> Adapter:
+    """Stop serving an adapter; its blobs stay, because a deletion may have to replay what was merged from it."""
+    with database.transaction() as session:
+        retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
+    say(f"  {adapter_id} retired: {reason}")
+    return retired
+
+
+@step("reinstate-{adapter_id}")
+def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
+    """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
+
+    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place.
+    """
+    with database.transaction() as session:
+        known = adapter_rows.adapters(session, stream.name, KNOWN)
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+        heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
+        if adapter.state != AdapterState.RETIRED or heirs:
+            why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
+            raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
+        adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
+        shard = catalog.shards(session, adapter.serves)[0]
+    return judge_adapter.fn(stream, shard, adapter_id)

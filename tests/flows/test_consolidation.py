@@ -1,0 +1,123 @@
+"""The budget of adapters: merged, retired and written down, and what a merged adapter still recognises."""
+
+import json
+
+import pytest
+
+from flows.consolidate import consolidate
+from flows.learn import learn
+from infra import database
+from infra.settings import settings
+from registry import adapters, catalog
+from registry.records import AdapterState, DecisionKind
+from registry.stream import Consolidation, Gates, ShiftOptions
+from registry.tables import now
+from tasks import consolidation, queries, retirement
+from tasks.likeness import propose_merges
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+SURE = ShiftOptions(alpha=0.003, permutations=399, min_rows=20, new_classes="expand")
+LOOKS = {"01": ["red", "blue"], "02": ["green", "gold"], "03": ["pink", "grey"]}
+
+
+def learned(name, backbone, inbox, batches=("01", "02"), **changes):
+    stream = make_stream(name, backbone, inbox, shift=SURE, **changes)
+    for batch in batches:
+        deliver(inbox, batch, LOOKS[batch], rows=80)
+    learn(stream)
+    return stream, serve_all(stream)
+
+
+def serve_all(stream) -> list[str]:
+    with database.transaction() as session:
+        born = [a.adapter_id for a in adapters.adapters(session, stream.name)]
+        for adapter_id in born:
+            adapters.move_adapter(session, adapter_id, AdapterState.SERVING, "for this test")
+    return born
+
+
+def states(stream) -> dict[str, str]:
+    return {row["adapter_id"]: row["state"] for row in queries.listing("adapters", stream.name)}
+
+
+def decisions(stream) -> list[dict]:
+    return queries.listing("decisions", stream.name)
+
+
+def numbers(stream, kind) -> list[dict]:
+    with database.transaction() as session:
+        return [d.numbers for d in catalog.decisions(session, stream.name) if d.kind == kind]
+
+
+def test_over_budget_the_closest_merge_and_the_merged_one_still_knows_both_looks(backbone, inbox):
+    stream, born = learned("budget", backbone, inbox, consolidation=Consolidation(max_adapters=1))
+    outcome = consolidate(stream)
+    assert outcome is not None
+    assert outcome.accepted, outcome.reason
+    assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.RETIRED] * 2
+    (merged,) = numbers(stream, DecisionKind.MERGE)
+    assert (merged["parents"], merged["operator"], merged["cohort"]) == (born, "cat", 2)
+    assert set(merged["alternatives"]) == {"before", "after", "exact_head"}
+
+    deliver(inbox, "04", LOOKS["02"], rows=80)
+    learn(stream)
+    last = [d for d in decisions(stream) if d["kind"] in ("expand", "reuse", "refresh")][-1]
+    assert (last["kind"], last["adapter_id"]) == (DecisionKind.REUSE, outcome.adapter_id)
+
+
+def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(backbone, inbox, monkeypatch):
+    gates = Gates(approval={"promotion": "never", "merge": "always", "erasure": "never"})
+    stream, born = learned("refuses", backbone, inbox, consolidation=Consolidation(max_adapters=1), gates=gates)
+    with monkeypatch.context() as patch:
+        patch.setattr(consolidation, "merge_is_kept", power_cut)
+        with pytest.raises(PowerCutError):
+            consolidation.merge_adapters.fn(stream, tuple(born))
+    (left,) = set(states(stream)) - set(born)
+    assert states(stream)[left] == AdapterState.CANDIDATE
+
+    excess = consolidation.measure_budget.fn(stream)
+    assert states(stream)[left] == AdapterState.ERASED
+    ((pair, likeness),) = propose_merges.fn(stream, excess)
+    assert (pair, likeness.shared_labels) == (tuple(born), 0)
+    assert likeness.shift[0] != likeness.shift[1]
+    assert 0 <= likeness.agreement <= 1
+
+    outcome = consolidation.merge_adapters.fn(stream, pair)  # a person is asked, and has not answered
+    assert not outcome.accepted, outcome.reason
+    assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.SERVING] * 2
+    (kept,) = numbers(stream, DecisionKind.KEEP)
+    assert (kept["parents"], kept["cohort"]) == (born, 2)
+    assert propose_merges.fn(stream, excess) == []
+
+
+class PowerCutError(Exception):
+    """Ends a merge where it stands, as a killed process would."""
+
+
+def power_cut(*_):
+    raise PowerCutError
+
+
+def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox):
+    stream, born = learned(
+        "seasons", backbone, inbox, consolidation=Consolidation(max_adapters=None, window=2, retire_share=0.9)
+    )
+    for name in ("04", "05"):
+        deliver(inbox, name, LOOKS["02"], rows=80)
+    learn(stream)
+    old = born[0]
+    with database.transaction() as session:
+        adapters.move_adapter(session, old, AdapterState.SERVING, "for this test")
+    log = settings().home / "predictions" / "seasons.jsonl"
+    log.parent.mkdir(exist_ok=True)
+    asked = {"at": now().isoformat(), "version": 1, "groups": ["default"], "rows": 50, "adapters": {old: 50}}
+    log.write_text(json.dumps(asked) + "\n")
+    assert retirement.retire_unused.fn(stream) == []
+    log.unlink()
+    assert retirement.retire_unused.fn(stream) == [old]
+    assert states(stream)[old] == AdapterState.RETIRED
+    assert "held-out rows of the last 2 batches" in decisions(stream)[-1]["reason"]
+    assert decisions(stream)[-1]["kind"] == DecisionKind.RETIRE
+    retirement.reinstate_adapter.fn(stream, old, "the season begins")
+    assert states(stream)[old] in (AdapterState.SERVING, AdapterState.CANDIDATE)
