@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from registry.errors import StreamFileError
 
@@ -25,6 +25,7 @@ class _Section(BaseModel):
 class TaskType(StrEnum):
     TEXT = "text-classification"
     IMAGE = "image-classification"
+    LANGUAGE = "causal-lm"
 
 
 class Approval(StrEnum):
@@ -63,7 +64,9 @@ class Columns(_Section):
 
 
 class AdapterOptions(_Section):
-    method: str = Field("bottleneck", pattern="^bottleneck$")
+    method: Literal["bottleneck", "lora"] = Field(
+        "bottleneck", description="lora where the task is causal-lm, bottleneck elsewhere; the task chooses"
+    )
     rank: int = Field(16, ge=1, le=1024)
     last_layers: int | None = Field(
         None, ge=1, description="adapters sit in this many of the last blocks; two thirds of the depth where absent"
@@ -81,6 +84,13 @@ class ShiftOptions(_Section):
     permutations: int = Field(999, ge=99)
     min_rows: int = Field(40, ge=4, description="a shifted batch with fewer labelled rows is held for a person")
     new_classes: Literal["reuse", "expand"] = Field("reuse", description="what classes that no adapter has met ask for")
+
+
+class Completion(_Section):
+    """How a causal-lm stream answers; it shapes no artifact."""
+
+    top_k: int = Field(1, ge=1, le=8, description="adapters that share an answer, the likeliest first")
+    new_tokens: int = Field(32, ge=1, le=512, description="longest completion")
 
 
 class CacheOptions(_Section):
@@ -159,11 +169,14 @@ class Stream(_Section):
     source: str = Field(description="s3://bucket/prefix/*.parquet, or a local path or pattern; every object is a batch")
     columns: Columns = Columns()
     schedule: str | None = Field(None, description="cron expression for `deciduous deploy`")
-    max_tokens: int = Field(64, ge=8, le=512)
+    max_tokens: int = Field(
+        64, ge=8, le=512, description="texts are cut here; documents of a causal-lm stream are packed to it"
+    )
     adapter: AdapterOptions = AdapterOptions()
     shift: ShiftOptions = ShiftOptions()
     composition: str = Field("retrieve", pattern="^retrieve$")
     gates: Gates = Gates()
+    completion: Completion = Completion()
     cache: CacheOptions = CacheOptions()
     consolidation: Consolidation = Consolidation()
     merge_across: tuple[tuple[str, ...], ...] = Field(
@@ -181,6 +194,30 @@ class Stream(_Section):
             raise ValueError("a cron expression has five fields, for example '0 * * * *'")
         return cron
 
+    @model_validator(mode="before")
+    @classmethod
+    def _what_the_task_asks_for(cls, fields: Any) -> Any:
+        """Documents have no label, and are learned by LoRA; said here, once, so that no step has to ask."""
+        if not isinstance(fields, dict) or fields.get("task") != TaskType.LANGUAGE:
+            return fields
+        columns, adapter = (_fields_set(fields.get(name)) for name in ("columns", "adapter"))
+        adapter = {"method": "lora", "learning_rate": 1e-3, **adapter}
+        return {**fields, "columns": {**columns, "label": columns.get("label")}, "adapter": adapter}
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> "Stream":
+        documents = self.task == TaskType.LANGUAGE
+        if documents and self.columns.label is not None:
+            raise ValueError(f"columns.label is {self.columns.label!r}, documents of a causal-lm stream have none")
+        if documents != (self.adapter.method == "lora"):
+            raise ValueError(f"adapter.method is {self.adapter.method!r}: causal-lm takes lora, the others bottleneck")
+        return self
+
+    @property
+    def answers(self) -> str:
+        """What an answer is called."""
+        return "completion" if self.task == TaskType.LANGUAGE else "label"
+
     @property
     def recipe_digest(self) -> str:
         """Digest of everything that shapes an artifact; two streams with the same digest train the same bytes."""
@@ -190,6 +227,11 @@ class Stream(_Section):
         if self.cache.dtype != "float32":
             shaping["states"] = self.cache.dtype
         return sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+def _fields_set(section: Any) -> dict[str, Any]:
+    """What a file or a caller wrote of a section."""
+    return section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else dict(section or {})
 
 
 def load_stream(path: Path) -> Stream:

@@ -16,7 +16,6 @@ from tasks.evaluation import score_shards, total
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
 from tasks.narration import say
-from tasks.policies.promotion import adapter_earns_its_place
 from tasks.release import begin_work, check_epoch
 from tasks.retries import step
 from tasks.rows import held_out, trainable
@@ -111,7 +110,8 @@ def store_statistics(
 
 @step("judge-{adapter_id}")
 def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
-    """Let the adapter serve where it beats the exact head on held-out rows; else it waits as a candidate."""
+    """Let the adapter serve where it beats the exact head (of documents: the backbone) on held-out rows; else it waits
+    as a candidate."""
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
@@ -119,7 +119,7 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
     others = [a for a in serving if a.adapter_id != adapter_id]
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
     score = total(list(score_shards(stream, model, served).values()))
-    verdict = adapter_earns_its_place(score.accuracy, score.exact_accuracy, score.rows)
+    verdict = score.earns_its_place()
     state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
     with database.transaction() as session:
         moved = adapter_rows.move_adapter(session, adapter_id, state, verdict.reason)

@@ -11,14 +11,16 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blob_cache, blobs
-from tasks.backbones import adapter_spec, cut_of, open_backbone
+from tasks.backbones import adapter_spec, cut_of, open_frozen
+from tasks.language import load_language_model
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.banks import AdapterBank
 from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel
 from tasks.learning.descriptors import Descriptor
 from tasks.learning.heads import ClassStatistics
+from tasks.learning.language.serving import LanguageModel
 
 Manifest = dict[str, Any]
 ReadTensors = Callable[[str, str], dict[str, Tensor]]
@@ -60,7 +62,7 @@ def build_manifest(
     waiting: Sequence[Adapter],
     objects: Sequence[StoredObject],
 ) -> Manifest:
-    backbone = open_backbone(stream)
+    backbone = open_frozen(stream)
     blob = {(o.owner, o.kind): {"key": o.key, "sha256": o.sha256} for o in objects}
     return {
         "format": FORMAT,
@@ -89,7 +91,12 @@ def build_manifest(
             for a in adapters
         ],
         "waiting": [
-            {"adapter_id": a.adapter_id, "group": a.group, "descriptor": blob[a.node, "descriptor"]}
+            {
+                "adapter_id": a.adapter_id,
+                "group": a.group,
+                "descriptor": blob[a.node, "descriptor"],
+                "serves": list(a.serves),
+            }
             for a in waiting
             if (a.node, "descriptor") in blob
         ],
@@ -102,8 +109,10 @@ def load_json(key: str, sha256: str) -> Manifest:
     return manifest
 
 
-def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) -> ServingModel:
+def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) -> ServingModel | LanguageModel:
     """The model of a manifest, its adapters written into a bank slot by slot; every blob's bytes are checked."""
+    if manifest["stream"]["task"] == TaskType.LANGUAGE:
+        return load_language_model(manifest, read)
     of_shard = {shard["shard_id"]: _statistics(shard["statistics"], read) for shard in manifest["shards"]}
     frozen: dict[str, list[ClassStatistics]] = {}
     for shard in manifest["shards"]:

@@ -10,19 +10,30 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from infra.settings import settings
 from registry.errors import StateError, UnsupportedBackboneError
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import Backbone, load_backbone
+from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone
 
 
 def open_backbone(stream: Stream) -> Backbone:
-    """The stream's frozen backbone, loaded once per process."""
+    """The frozen encoder of a classification stream, loaded once per process."""
     return _open(stream.backbone, stream.max_tokens)
+
+
+def open_language(stream: Stream) -> LanguageBackbone:
+    """The frozen model of a causal-lm stream, loaded once per process."""
+    return _open_language(stream.backbone, stream.max_tokens)
+
+
+def open_frozen(stream: Stream) -> Backbone | LanguageBackbone:
+    """Either of them: its digest, depth and width, the work done so far, and the states that enter a cut."""
+    return open_language(stream) if stream.task == TaskType.LANGUAGE else open_backbone(stream)
 
 
 def adapter_spec(stream: Stream) -> AdapterSpec:
     """Where the stream's adapters sit; two thirds of the depth where the stream names no number of layers."""
-    depth, layers = open_backbone(stream).num_blocks, stream.adapter.last_layers
+    depth, layers = open_frozen(stream).num_blocks, stream.adapter.last_layers
     if layers is not None and layers > depth:
         raise StateError(
             f"stream {stream.name!r} asks for adapter.last_layers {layers}, {stream.backbone!r} has {depth} blocks"
@@ -30,7 +41,7 @@ def adapter_spec(stream: Stream) -> AdapterSpec:
     return AdapterSpec(stream.adapter.method, stream.adapter.rank, layers or default_layers(depth))
 
 
-def cut_of(stream: Stream, backbone: Backbone) -> int:
+def cut_of(stream: Stream, backbone: Backbone | LanguageBackbone) -> int:
     """The block whose input the prefix cache keeps: everything before it is frozen for ever."""
     return backbone.num_blocks - adapter_spec(stream).last_layers
 
@@ -40,6 +51,12 @@ def _open(source: str, max_tokens: int) -> Backbone:
     # one fixed thread count: the split of a matrix product over threads changes its last bits
     torch.set_num_threads(settings().threads)
     return load_backbone(str(locate(source)), max_tokens=max_tokens)
+
+
+@cache
+def _open_language(source: str, max_tokens: int) -> LanguageBackbone:
+    torch.set_num_threads(settings().threads)
+    return load_language_backbone(str(locate(source)), max_tokens=max_tokens)
 
 
 def locate(source: str) -> Path:

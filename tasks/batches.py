@@ -8,7 +8,7 @@ from registry.errors import SourceError, StaleEpochError
 from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
-from tasks.backbones import open_backbone
+from tasks.backbones import open_frozen
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import taking_in
 from tasks.identity import catalog_key
@@ -23,7 +23,7 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
     """Check that the backbone opens and enter the stream in the catalog."""
-    digest = open_backbone(stream).digest
+    digest = open_frozen(stream).digest
     with database.transaction() as session:
         catalog.save_stream(session, stream, digest)
 

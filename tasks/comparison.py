@@ -15,11 +15,8 @@ from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import blobs
 from tasks.adapters import load_in_order
-from tasks.backbones import cut_of, open_backbone
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
-from tasks.learning.features import features, signatures
-from tasks.learning.heads import class_statistics
 from tasks.learning.merging import merge
 from tasks.narration import say
 from tasks.prefix_cache import encode
@@ -27,7 +24,7 @@ from tasks.rebuilding import block_evaluations, is_named
 from tasks.retries import step
 from tasks.rows import Row, held_out, trainable
 from tasks.saga import Detail, once
-from tasks.shards import REFERENCE_ROWS, as_reference, load_rows
+from tasks.shards import REFERENCE_ROWS, as_reference, fit_statistics, load_rows, signatures_of
 from tasks.training import train
 
 Tensors = Mapping[str, Tensor]
@@ -113,15 +110,14 @@ class Scratch:
 
     def __init__(self, stream: Stream, changed: Collection[str]) -> None:
         """`changed` names the adapters whose weights were rebuilt; what no dropped row shaped is taken as stored."""
-        self.stream, self.backbone, self.changed = stream, open_backbone(stream), changed
-        self.cut = cut_of(stream, self.backbone)
+        self.stream, self.changed = stream, changed
         self._weights: dict[str, AdapterWeights] = {}
         self._encoded = lru_cache(maxsize=SHARDS_IN_MEMORY)(self._encode)
 
     def of_shard(self, shard: Shard) -> Iterator[tuple[str, Tensors]]:
         yield "statistics", self._statistics(shard, None)
         kept = [(row, state) for row, state in self._encoded(shard) if held_out([row])][:REFERENCE_ROWS]
-        seen_LND = signatures(self.backbone, [state for _, state in kept], self.cut)
+        seen_LND = signatures_of(self.stream, [state for _, state in kept])
         yield "reference", as_reference(seen_LND, [row for row, _ in kept])
 
     def of_adapter(self, adapter: Adapter, refit: Sequence[int] | None = None) -> Iterator[tuple[str, Tensors]]:
@@ -153,15 +149,15 @@ class Scratch:
         own = sorted(load_in_order(adapter.shard_ids), key=lambda shard: shard.shard_id)
         pairs = [pair for shard in own for pair in self._encoded(shard)]
         train_LND, held_LND = (
-            signatures(self.backbone, [state for row, state in pairs if chosen([row])], self.cut)
+            signatures_of(self.stream, [state for row, state in pairs if chosen([row])])
             for chosen in (trainable, held_out)
         )
         return fit_descriptor(train_LND, held_LND).to_tensors()
 
     def _statistics(self, shard: Shard, adapter: AdapterWeights | None) -> Tensors:
         used = [(row, state) for row, state in self._encoded(shard) if trainable([row])]
-        features_NF = features(self.backbone, [state for _, state in used], self.cut, adapter)
-        return class_statistics(features_NF, [row.label or "" for row, _ in used]).to_tensors()
+        rows, states = [row for row, _ in used], [state for _, state in used]
+        return fit_statistics(self.stream, rows, states, adapter).to_tensors()
 
     def _encode(self, shard: Shard) -> list[tuple[Row, Tensor]]:
         rows = load_rows(shard)

@@ -20,7 +20,7 @@ from registry.records import (
     Verdict,
     labels_of,
 )
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
@@ -102,7 +102,9 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
 
 
 def refuse_across(stream: Stream, parents: Sequence[Adapter]) -> None:
-    """Raise StateError where the parents' groups are not named together in the stream file."""
+    """Raise StateError where the parents' groups are not named together in the stream file, or hold documents."""
+    if stream.task == TaskType.LANGUAGE:
+        raise StateError(f"adapters of the causal-lm stream {stream.name!r} are not merged; retire one instead")
     for a, b in combinations(parents, 2):
         if not may_merge(a, b, stream.merge_across):
             groups = ", ".join(sorted(_labels([a, b])))

@@ -10,12 +10,12 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
 from registry.records import Adapter, AdapterState, DecisionKind, labels_of
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from registry.tables import DecisionRow
 from tasks import blobs
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import open_backbone
-from tasks.learning.composition import compose, predict
+from tasks.learning.composition import ServingModel, compose, predict
 from tasks.learning.descriptors import Descriptor, shift_and_density, side_by_side
 from tasks.learning.tensors import tensor_to_labels
 from tasks.narration import say
@@ -37,8 +37,10 @@ SEEN_ROWS = 128
 def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[Pair, Likeness]]:
     """Pairs that may be merged, closest first: of the serving adapters over budget, or of all that are known.
 
-    Under `excess`, what was refused before is not proposed again until one of the two serves another shard.
+    Adapters of documents are never proposed. Under `excess`, what was refused before is not proposed again until one of the two serves another shard.
     """
+    if stream.task == TaskType.LANGUAGE:
+        return []
     with database.transaction() as session:
         states = KNOWN if excess is None else [AdapterState.SERVING]
         known = [
@@ -99,6 +101,7 @@ def agreements(stream: Stream, adapters: Sequence[Adapter], pairs: Sequence[Pair
     rows = {name: [row for s in reversed(own) for row in held_out(load_rows(s))] for name, own in shards.items()}
     states = {name: states_of(stream, own[:SEEN_ROWS]) for name, own in rows.items()}
     model = load_model({**current_manifest(stream, adapters=adapters), "waiting": []})
+    assert isinstance(model, ServingModel)
     groups = frozenset(label for adapter in adapters for label in labels_of(adapter.group)) & set(model.frozen)
     composed, backbone = compose(model, groups), open_backbone(stream)
 

@@ -17,8 +17,8 @@ from tasks.assembly import Manifest
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = (
-    "torch", "transformers", "safetensors", "boto3", "sqlalchemy", "alembic", "pydantic-settings", "pyarrow", "pillow",
-    "prefect", "pyyaml", "tenacity", "cryptography", "psutil",
+    "torch", "transformers", "peft", "safetensors", "boto3", "sqlalchemy", "alembic", "pydantic-settings", "pyarrow",
+    "pillow", "prefect", "pyyaml", "tenacity", "cryptography", "psutil",
 )  # fmt: skip
 
 
@@ -34,7 +34,8 @@ def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
             python_model=str(CODE),
             artifacts={"manifest": str(written)},
             signature=_signature(stream),
-            input_example=None if stream.task == TaskType.IMAGE else ["a raw text"],
+            # of documents none: MLflow would have it completed at every registration
+            input_example=["a raw text"] if stream.task == TaskType.TEXT else None,
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
             metadata={"stream": stream.name, "shards": json.dumps(len(manifest["shards"]))},
         )
@@ -48,7 +49,7 @@ def _signature(stream: Stream) -> ModelSignature:
         inputs=Schema([ColSpec(kind)]),
         outputs=Schema(
             [
-                ColSpec("string", "label"),
+                ColSpec("string", stream.answers),
                 ColSpec("double", "score"),
                 ColSpec("string", "adapter", required=False),
                 ColSpec("string", "adapters"),

@@ -84,7 +84,7 @@ def read_inputs(stream: str, uri: str) -> Rows:
 
 @step("answer-{job.stream}")
 def answer_rows(job: Job, rows: Rows) -> Rows:
-    """A label, its score, the likeliest adapter, all that took part, and the version, per row."""
+    """A label or a completion, its score, the likeliest adapter, all that took part, and the version, per row."""
     answerer = Answerer(load_manifest(job.stream, job.version))
     columns, answers = answerer.stream.columns, []
     for start in range(0, len(rows), CHUNK):
@@ -97,7 +97,7 @@ def answer_rows(job: Job, rows: Rows) -> Rows:
             answers.append(
                 {
                     "row": row.get(columns.id, start + number),
-                    "label": found.labels[number],
+                    answerer.stream.answers: found.labels[number],
                     "score": round(best[number], 4),
                     "adapter": found.adapter_ids[number],
                     "adapters": list(found.visits[number]),
@@ -111,14 +111,16 @@ def answer_rows(job: Job, rows: Rows) -> Rows:
 @step("write-answers-{job.stream}")
 def write_answers(job: Job, answers: Rows, out: str) -> str:
     """One Parquet file, whole or not at all; version, groups and grants stand in its metadata."""
+    with database.transaction() as session:
+        named = catalog.get_stream(session, job.stream).answers
     schema = pa.schema(
-        [("row", pa.string()), ("label", pa.string()), ("score", pa.float64()), ("adapter", pa.string()),
+        [("row", pa.string()), (named, pa.string()), ("score", pa.float64()), ("adapter", pa.string()),
          ("adapters", pa.list_(pa.string())), ("version", pa.int64())],
         {"stream": job.stream, "version": str(job.version), "groups": ",".join(job.groups), "grants": job.snapshot},
     )  # fmt: skip
-    named = [{**answer, "row": str(answer["row"])} for answer in answers]
+    rows = [{**answer, "row": str(answer["row"])} for answer in answers]
     sink = BytesIO()
-    pq.write_table(pa.Table.from_pylist(named, schema=schema), sink)
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     if out.startswith("s3://"):
         bucket, key = source.split_s3(out)
         storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())

@@ -20,7 +20,7 @@ from torch import Tensor
 from infra.settings import settings
 from registry.stream import Stream, TaskType
 from tasks import disk_cache
-from tasks.backbones import cut_of, open_backbone
+from tasks.backbones import cut_of, open_frozen
 from tasks.learning.stored_states import BYTES_PER_VALUE, pack, rounded, unpack
 from tasks.narration import say
 from tasks.policies.caching import CachePlan, cache_or_recompute
@@ -51,7 +51,7 @@ def encode_missing(stream: Stream, rows: Sequence[Row]) -> int:
 
 def plan_of(stream: Stream) -> CachePlan:
     """Whether this process keeps the stream's states, and why; said once."""
-    backbone = open_backbone(stream)
+    backbone = open_frozen(stream)
     width, dtype = BYTES_PER_VALUE[stream.cache.dtype], stream.cache.dtype
     flops = settings().device_flops or (
         CUDA_FLOPS if backbone.device.type == "cuda" else CPU_FLOPS * settings().threads
@@ -87,7 +87,7 @@ def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
 @timing("prefix")
 def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
     """The states of raw inputs: UTF-8 text, or image files."""
-    backbone = open_backbone(stream)
+    backbone = open_frozen(stream)
     images = stream.task == TaskType.IMAGE
     raw: Any = [Image.open(BytesIO(i)).convert("RGB") if images else i.decode() for i in inputs]
     return [rounded(state_TD, stream.cache.dtype) for state_TD in backbone.encode(raw, cut_of(stream, backbone))]
@@ -116,7 +116,7 @@ def _root(stream_name: str) -> Path:
 
 
 def _file(stream: Stream, record: str) -> Path:
-    backbone = open_backbone(stream)
+    backbone = open_frozen(stream)
     key = sha256(f"{backbone.digest}\x1f{cut_of(stream, backbone)}\x1f{stream.cache.dtype}".encode()).hexdigest()[:16]
     return _root(stream.name) / key / record[:2] / record
 
@@ -129,4 +129,4 @@ def _read(stream: Stream, record: str) -> Tensor | None:
         os.utime(path)
     except FileNotFoundError:
         return None
-    return unpack(data, stream.cache.dtype, open_backbone(stream).width)
+    return unpack(data, stream.cache.dtype, open_frozen(stream).width)

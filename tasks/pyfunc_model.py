@@ -1,4 +1,4 @@
-"""The registered model as MLflow loads it (models from code): raw inputs in, labels and scores out.
+"""The registered model as MLflow loads it (models from code): raw inputs in, labels (or completions) and scores out.
 
 The MLflow version holds the manifest alone; blobs are read from the artifact bucket that DECIDUOUS_* names. So a
 deletion has one copy of every weight to remove, not one per version.
@@ -13,6 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from registry.stream import Stream
 from tasks.answering import Line, Watch, registered_as
 from tasks.entitlement import Entitlements
 from tasks.prediction_log import note_prediction
@@ -24,7 +25,8 @@ class StreamModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         written = Path(context.artifacts["manifest"]).read_bytes()
-        self.stream = str(json.loads(written)["stream"]["name"])
+        stream = Stream.model_validate(json.loads(written)["stream"])
+        self.stream, self.answers = stream.name, stream.answers
         version = registered_as(self.stream, hashlib.sha256(written).hexdigest())
         self.line = Line(Watch(self.stream, version))
         self.entitlements = Entitlements()
@@ -44,7 +46,7 @@ class StreamModel(PythonModel):
         note_prediction(self.stream, answer.version, entitled, found)
         return pd.DataFrame(
             {
-                "label": found.labels,
+                self.answers: found.labels,
                 "score": found.scores_NC.max(1).values.double().tolist(),
                 "adapter": found.adapter_ids,
                 "adapters": [",".join(visited) for visited in found.visits],

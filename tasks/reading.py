@@ -105,10 +105,17 @@ def _raw_row(fields: dict[str, Any], stream: Stream) -> dict[str, Any]:
         "record": None if id_ is None else keyed_hash("record", stream.name, id_),
         "keyed_subject": None if subject is None else keyed_hash("subject", stream.name, subject),
         "group": as_text(fields.get(columns.group)) if columns.group else DEFAULT_GROUP,
-        "label": as_text(fields.get(columns.label)) if columns.label else None,
+        "label": _label(fields, stream),
         "time": as_text(fields.get(columns.time)) if columns.time else None,
         "input": fields.get(columns.input),
     }
+
+
+def _label(fields: dict[str, Any], stream: Stream) -> str | None:
+    """A document of a language stream is learned as it is: its label is blank, not missing."""
+    if stream.task == TaskType.LANGUAGE:
+        return ""
+    return as_text(fields.get(stream.columns.label)) if stream.columns.label else None
 
 
 def as_text(value: object) -> str | None:

@@ -10,7 +10,7 @@ from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import blobs, prefix_cache, shards
 from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, store_statistics
-from tasks.backbones import open_backbone
+from tasks.backbones import open_frozen
 from tasks.consolidation import merged_weights
 from tasks.forgetting import plan_for
 from tasks.identity import catalog_key
@@ -66,7 +66,7 @@ def rebuild(stream: Stream, together: Sequence[Ticket], resolved: Detail, droppe
 
 def block_evaluations(stream: Stream) -> int:
     """Rows times blocks that this process has run so far, forwards and backwards: a price that no clock distorts."""
-    work = open_backbone(stream).work
+    work = open_frozen(stream).work
     return work.forwards + work.backwards
 
 

@@ -160,6 +160,8 @@ def _publish(
 def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
     overall = total(list(scores.values()))
     accuracies = {"accuracy": overall.accuracy, "accuracy_exact_head": overall.exact_accuracy} if scores else {}
+    if overall.tokens:
+        accuracies |= dict(zip(("perplexity", "perplexity_backbone"), overall.perplexities, strict=True))
     return {
         **accuracies,
         "held_out_rows": overall.rows,

@@ -9,9 +9,10 @@ from torch import Tensor
 from registry.errors import StateError
 from registry.stream import Stream
 from tasks.assembly import Manifest, load_model
-from tasks.backbones import open_backbone
+from tasks.backbones import open_backbone, open_frozen, open_language
 from tasks.entitlement import permitted
-from tasks.learning.composition import Composed, Prediction, compose, predict, predict_each
+from tasks.learning.composition import Composed, Prediction, ServingModel, compose, predict, predict_each
+from tasks.learning.language.serving import Entitled, LanguageModel
 from tasks.prefix_cache import encode_inputs
 
 
@@ -28,21 +29,38 @@ class Answerer:
 
     def __init__(self, manifest: Manifest) -> None:
         self.stream = Stream.model_validate(manifest["stream"])
-        self.backbone = open_backbone(self.stream)
-        if manifest["backbone_digest"] != self.backbone.digest:
+        digest = open_frozen(self.stream).digest
+        if manifest["backbone_digest"] != digest:
             raise StateError(
                 f"the model of {self.stream.name!r} was trained on backbone digest {manifest['backbone_digest']}, "
-                f"{self.stream.backbone!r} now has {self.backbone.digest}; restore that backbone"
+                f"{self.stream.backbone!r} now has {digest}; restore that backbone"
             )
-        self.model = load_model(manifest)
+        model = load_model(manifest)
+        self._answers = (
+            _Completions(self.stream, model) if isinstance(model, LanguageModel) else _Labels(self.stream, model)
+        )
+
+    def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
+        """Labels or completions, scores and adapters for raw inputs (UTF-8 text or image files), as a caller with these
+        groups."""
+        return self._answers.answer(inputs, groups)
+
+    def answer_each(self, requests: Sequence[Request]) -> list[Prediction | Exception]:
+        """Several callers at once. A request that cannot be answered gets its error; the others their answers."""
+        return self._answers.answer_each(requests)
+
+
+class _Labels:
+    """Callers of a classifier are answered in one pass."""
+
+    def __init__(self, stream: Stream, model: ServingModel) -> None:
+        self.stream, self.model, self.backbone = stream, model, open_backbone(stream)
         self._composed: dict[tuple[str, ...], Composed] = {}
 
     def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
-        """Labels, scores and adapters for raw inputs (UTF-8 text or image files), as a caller with these groups."""
         return predict(self.backbone, self._composed_for(groups), encode_inputs(self.stream, inputs))
 
     def answer_each(self, requests: Sequence[Request]) -> list[Prediction | Exception]:
-        """Several callers in one pass. A request that cannot be answered gets its error; the others their answers."""
         found: dict[int, Prediction | Exception] = {}
         composed: dict[int, Composed] = {}
         states: dict[int, Sequence[Tensor]] = {}
@@ -69,3 +87,28 @@ class Answerer:
         if allowed not in self._composed:
             self._composed[allowed] = compose(self.model, allowed)
         return self._composed[allowed]
+
+
+class _Completions:
+    """Callers of a language model are answered prompt by prompt: no answer depends on another caller."""
+
+    def __init__(self, stream: Stream, model: LanguageModel) -> None:
+        self.model, self.backbone = model, open_language(stream)
+        self._entitled: dict[tuple[str, ...], Entitled] = {}
+
+    def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
+        allowed = permitted(self.model.groups, groups)
+        if allowed not in self._entitled:
+            self._entitled[allowed] = Entitled(self.backbone, self.model, allowed)
+        return self._entitled[allowed].answer([text.decode() for text in inputs])
+
+    def answer_each(self, requests: Sequence[Request]) -> list[Prediction | Exception]:
+        return [self._answer_one(request) for request in requests]
+
+    def _answer_one(self, request: Request) -> Prediction | Exception:
+        try:
+            return self.answer(request.inputs, request.groups)
+        except UnicodeDecodeError as error:
+            return StateError(f"an input cannot be read: {error}")
+        except StateError as error:
+            return error

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from registry import artifacts
 from registry.records import Batch, Shard, StoredObject
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.backbones import cut_of, open_backbone
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.features import features, signatures
 from tasks.learning.heads import ClassStatistics, class_statistics
+from tasks.learning.language.retrieval import Moments, embeddings, moments_of
 from tasks.learning.tensors import text_to_tensor
 from tasks.prefix_cache import states_of
 from tasks.reading import Quarantined
@@ -58,14 +59,33 @@ def as_reference(signatures_LND: Tensor, rows: Sequence[Row]) -> dict[str, Tenso
     return {"LND": signatures_LND, "labels": text_to_tensor([row.label or "" for row in rows])}
 
 
-def statistics_of(stream: Stream, rows: Sequence[Row], adapter: AdapterWeights | None) -> ClassStatistics:
-    """Additive class statistics of the trainable rows under an adapter, or under the frozen backbone alone."""
-    backbone, used = open_backbone(stream), trainable(rows)
-    features_NF = features(backbone, states_of(stream, used), cut_of(stream, backbone), adapter)
-    return class_statistics(features_NF, [row.label or "" for row in used])
+def statistics_of(
+    stream: Stream, rows: Sequence[Row], adapter: AdapterWeights | None = None
+) -> ClassStatistics | Moments:
+    """Additive statistics of the trainable rows, under an adapter or under the frozen backbone alone."""
+    used = trainable(rows)
+    return fit_statistics(stream, used, states_of(stream, used), adapter)
 
 
 def row_signatures(stream: Stream, rows: Sequence[Row]) -> Tensor:
     """(L, N, D) frozen signatures of rows."""
+    return signatures_of(stream, states_of(stream, rows))
+
+
+def fit_statistics(
+    stream: Stream, rows: Sequence[Row], states: Sequence[Tensor], adapter: AdapterWeights | None
+) -> ClassStatistics | Moments:
+    """Class statistics of rows from their states; of documents, the moments that retrieval's Gaussians are made of."""
+    if stream.task == TaskType.LANGUAGE:
+        return moments_of(embeddings(states))
     backbone = open_backbone(stream)
-    return signatures(backbone, states_of(stream, rows), cut_of(stream, backbone))
+    features_NF = features(backbone, states, cut_of(stream, backbone), adapter)
+    return class_statistics(features_NF, [row.label or "" for row in rows])
+
+
+def signatures_of(stream: Stream, states: Sequence[Tensor]) -> Tensor:
+    """(L, N, D) of states; documents have one layer of them, the embeddings that retrieval sees."""
+    if stream.task == TaskType.LANGUAGE:
+        return embeddings(states)[None]
+    backbone = open_backbone(stream)
+    return signatures(backbone, states, cut_of(stream, backbone))

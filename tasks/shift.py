@@ -10,7 +10,7 @@ from registry import adapters as adapter_rows
 from registry.records import Adapter, AdapterState, Shard, ShiftEvidence
 from registry.stream import Stream
 from tasks import blobs
-from tasks.backbones import cut_of, open_backbone
+from tasks.backbones import cut_of, open_frozen
 from tasks.identity import seed_of
 from tasks.learning.descriptors import Descriptor, z_scores
 from tasks.learning.shift import Sample, compare_samples
@@ -49,7 +49,7 @@ def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor, s
     ]
     test = min(tests, key=lambda each: (-each.p_beyond_novelty, each.statistic))
     z_L = z_scores(descriptor, rows_LND).mean(1)
-    first = cut_of(stream, open_backbone(stream))
+    first = cut_of(stream, open_frozen(stream))
     layers = {str(first + n): round(float(z), 4) for n, z in enumerate(z_L)}
     return ShiftEvidence(adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty)
 

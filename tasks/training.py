@@ -1,17 +1,19 @@
 """Train an adapter on its shards, slice by slice, with a checkpoint after each."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import groupby
 
 from infra import database
 from registry import catalog
 from registry.records import Shard
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blobs
-from tasks.backbones import adapter_spec, cut_of, open_backbone
+from tasks.backbones import adapter_spec, cut_of, open_backbone, open_language
 from tasks.identity import seed_of
+from tasks.language import documents_of
+from tasks.learning.language.training import PACKED_ROWS, train_documents
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
@@ -35,7 +37,8 @@ class Stage:
 def recipe_of(stream: Stream) -> Recipe:
     """Epochs are spread so that all slices together cost what one unsliced run would (SISA, arXiv 1912.03817)."""
     epochs = max(1, round(2 * stream.adapter.epochs / (stream.adapter.slices + 1)))
-    return Recipe(epochs=epochs, learning_rate=stream.adapter.learning_rate)
+    recipe = Recipe(epochs=epochs, learning_rate=stream.adapter.learning_rate)
+    return replace(recipe, minibatch=PACKED_ROWS) if stream.task == TaskType.LANGUAGE else recipe
 
 
 def stages_of(stream: Stream, shards: Sequence[Shard]) -> Iterator[Stage]:
@@ -88,13 +91,19 @@ def train(
 def _train_stage(
     stream: Stream, stage: Stage, start: TrainState | None, from_scratch: bool, tell: Callable[[float], None]
 ) -> TrainState:
-    backbone, rows, recipe = open_backbone(stream), list(stage.rows), recipe_of(stream)
+    rows, recipe = list(stage.rows), recipe_of(stream)
     states = encode(stream, rows) if from_scratch else states_of(stream, rows)
 
     def on_epoch(epoch: int, loss: float) -> None:
         say(f"  training, {len(rows)} rows: epoch {epoch + 1}/{recipe.epochs}, loss {loss:.3f}", progress=True)
         tell((epoch + 1) / recipe.epochs)
 
+    if stream.task == TaskType.LANGUAGE:
+        model = open_language(stream)
+        where = (cut_of(stream, model), adapter_spec(stream))
+        documents = documents_of(stream, rows, states)
+        return train_documents(model, documents, *where, recipe, stage.seed, start, on_epoch)
+    backbone = open_backbone(stream)
     return train_slice(
         backbone,
         states,

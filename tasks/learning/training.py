@@ -78,12 +78,12 @@ def train_slice(
     state = start if start is not None and resuming else _begin(backbone, spec, labels, seed, start)
     named = {f"adapter/{n}": t for n, t in state.adapter.items()} | {f"head/{n}": t for n, t in state.head.items()}
     weights = {n: t.detach().clone().to(backbone.device).requires_grad_() for n, t in named.items()}
-    optimizer = _optimizer(weights, recipe)
-    _load_optimizer(optimizer, weights, state.optimizer)
+    optimizer = make_optimizer(weights, recipe)
+    load_moments(optimizer, weights, state.optimizer)
     targets_N = torch.tensor([state.labels.index(label) for label in labels])
     for epoch in range(state.epoch, recipe.epochs):
         loss = _run_epoch(backbone, states, targets_N, cut, weights, optimizer, recipe, seed, epoch)
-        state = _snapshot(weights, optimizer, state.labels, epoch + 1)
+        state = snapshot(weights, optimizer, state.labels, epoch + 1)
         if on_epoch is not None:
             on_epoch(epoch, loss)
         if on_state is not None:
@@ -119,10 +119,8 @@ def _run_epoch(
 ) -> float:
     steps = math.ceil(len(states) / recipe.minibatch)
     losses: list[float] = []
-    for step, chosen in enumerate(_minibatches(len(states), recipe.minibatch, seed, epoch)):
-        progress = (epoch * steps + step) / (recipe.epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
+    for step, chosen in enumerate(minibatches_of(len(states), recipe.minibatch, seed, epoch)):
+        anneal(optimizer, (epoch * steps + step) / (recipe.epochs * steps))
         logits_BC = _logits(backbone, [states[i] for i in chosen], cut, weights)
         loss = functional.cross_entropy(logits_BC.float(), targets_N[chosen].to(logits_BC.device))
         optimizer.zero_grad()
@@ -132,7 +130,14 @@ def _run_epoch(
     return sum(losses) / len(losses)
 
 
-def _minibatches(count: int, size: int, seed: int, epoch: int) -> Iterator[list[int]]:
+def anneal(optimizer: torch.optim.Optimizer, progress: float) -> None:
+    """Set the rates for this share of the training: a cosine from the initial ones to zero."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def minibatches_of(count: int, size: int, seed: int, epoch: int) -> Iterator[list[int]]:
+    """Row numbers of an epoch in an order that seed and epoch alone decide."""
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     order = torch.randperm(count, generator=generator).tolist()
     return (order[first : first + size] for first in range(0, count, size))
@@ -147,7 +152,8 @@ def _logits(backbone: Backbone, states: Sequence[Tensor], cut: int, weights: Map
         return functional.linear(features_BF, weights["head/weight"], weights["head/bias"])
 
 
-def _optimizer(weights: Mapping[str, Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe) -> torch.optim.Optimizer:
+    """Over tensors named adapter/.. and head/..; raises ValueError for an optimiser that is not known."""
     groups = [
         {"params": [t for n, t in weights.items() if n.startswith(prefix)], "lr": rate, "initial_lr": rate}
         for prefix, rate in (("adapter/", recipe.learning_rate), ("head/", recipe.head_learning_rate))
@@ -159,18 +165,19 @@ def _optimizer(weights: Mapping[str, Tensor], recipe: Recipe) -> torch.optim.Opt
     raise ValueError(f"optimizer {recipe.optimizer!r}: use 'adamw' or 'sgd'")
 
 
-def _load_optimizer(
-    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], saved: Mapping[str, Tensor]
-) -> None:
+def load_moments(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Go on with the moments that a state was stored with."""
     for key, tensor in saved.items():
         name, kind = key.rsplit("|", 1)
         at = tensor.clone() if kind == "step" else tensor.clone().to(weights[name].device)
         optimizer.state[weights[name]][kind] = at
 
 
-def _snapshot(
+def snapshot(
     weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, labels: tuple[str, ...], epoch: int
 ) -> TrainState:
+    """Copies on the CPU of all that training goes on from."""
+
     def group(prefix: str) -> dict[str, Tensor]:
         named = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
         return {name: tensor.detach().cpu().clone() for name, tensor in named.items()}

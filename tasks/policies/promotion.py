@@ -21,6 +21,16 @@ def adapter_earns_its_place(with_adapter: float, exact_head: float, rows: int) -
     return Verdict(False, f"does not beat the exact head: {compared}")
 
 
+def adapter_lowers_perplexity(with_adapter: float, backbone: float, rows: int) -> Verdict:
+    """A language adapter serves only where its held-out perplexity beats that of the frozen backbone."""
+    compared = f"perplexity {with_adapter:.2f} with it, {backbone:.2f} by the backbone alone, {rows} held-out documents"
+    if rows == 0:
+        return Verdict(False, "no held-out document to judge the adapter on")
+    if with_adapter < backbone:
+        return Verdict(True, f"earns its place: {compared}")
+    return Verdict(False, f"does not beat the backbone: {compared}")
+
+
 def version_clears_gates(
     candidate: Accuracies, champion: Accuracies, accuracy_drop: float, forgetting: float
 ) -> Verdict:

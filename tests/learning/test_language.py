@@ -1,0 +1,212 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from registry.errors import UnsupportedBackboneError
+from tasks.learning.adapters import AdapterSpec
+from tasks.learning.language.backbones import load_language_backbone, shared_copy
+from tasks.learning.language.lora import AdaptedModel, new_lora, save_peft_folder
+from tasks.learning.language.packing import pack
+from tasks.learning.language.retrieval import embeddings, fit_gaussian, moments_of, nearest
+from tasks.learning.language.scoring import perplexity, score_tokens
+from tasks.learning.language.serving import Entitled, LanguageEntry, LanguageModel
+from tasks.learning.language.training import Documents, pack_states, train_documents
+from tasks.learning.training import Recipe
+from tests.tiny_language import save_tiny_llama
+
+SPEC, CUT = AdapterSpec("lora", rank=4, last_layers=2), 2
+RECIPE = Recipe(epochs=6, learning_rate=2e-2, minibatch=1)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def backbone(folder):
+    return load_language_backbone(str(folder), max_tokens=32)
+
+
+def texts(letters: str, count: int = 12, seed: int = 0) -> list[str]:
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(5, 20, (count,), generator=draw).tolist()
+    return [" ".join(letters[i] for i in torch.randint(len(letters), (n,), generator=draw)) for n in lengths]
+
+
+def documents(backbone, written, cut=CUT) -> Documents:
+    return Documents([backbone.document(text) for text in written], backbone.encode(written, cut))
+
+
+def train(backbone, written, spec=SPEC, **more):
+    cut = backbone.num_blocks - spec.last_layers
+    return train_documents(backbone, documents(backbone, written, cut), cut, spec, RECIPE, seed=3, **more)
+
+
+def logits_of(model, tokens, states=None):
+    inputs = model.backbone.inputs([[tokens]], len(tokens))
+    with torch.inference_mode():
+        return model.logits(inputs, None if states is None else states[None])[0]
+
+
+def test_the_states_of_a_document_do_not_depend_on_its_company(backbone):
+    written = [*texts("abc"), " ".join("abcdefgh" * 10)]  # the last is longer than the context
+    together = backbone.encode(written, CUT)
+    for text, state_TD in zip(written, together, strict=True):
+        assert torch.equal(backbone.encode([text], CUT)[0], state_TD)
+    assert len(together[-1]) == 81
+
+
+@pytest.mark.parametrize("layers", [2, 4])
+def test_packed_documents_are_read_as_if_each_were_alone(backbone, layers):
+    cut = 4 - layers
+    some = documents(backbone, texts("abcdef", 3), cut)
+    model = AdaptedModel(backbone, AdapterSpec("lora", 4, layers), cut)
+    model.load("default", {name: torch.randn_like(t) / 4 for name, t in new_lora(model, 1).items()})
+    whole = AdaptedModel(backbone, AdapterSpec("lora", 4, layers))
+    whole.load("default", {name: p.detach() for name, p in model.parameters().items()})
+    inputs, states_BTD = pack_states(backbone, [some])
+    with torch.inference_mode():
+        packed_TV, place = model.logits(inputs, states_BTD)[0], 0
+    for ids in some.tokens:
+        alone_TV = logits_of(whole, ids)
+        torch.testing.assert_close(packed_TV[place : place + len(ids)], alone_TV, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(alone_TV, backbone.model(input_ids=torch.tensor([ids])).logits[0], atol=1e-3)
+        place += len(ids)
+
+
+def test_rows_hold_no_more_than_the_context():
+    assert pack([10, 20, 5, 30, 2], 32) == [[0, 1], [2], [3, 4]]
+    with pytest.raises(ValueError, match="chunk it first"):
+        pack([33], 32)
+
+
+def test_a_new_adapter_changes_nothing_and_a_copy_leaves_the_backbone_alone(backbone):
+    before = {name: t.clone() for name, t in backbone.model.state_dict().items()}
+    ids = backbone.document("a b c d")
+    model = AdaptedModel(backbone, SPEC)
+    model.load("default", new_lora(model, 7))
+    alone = backbone.model(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(logits_of(model, ids), alone, rtol=0, atol=1e-6)
+    train(backbone, texts("abc"))
+    assert all(torch.equal(t, backbone.model.state_dict()[name]) for name, t in before.items())
+    copied, _ = shared_copy(backbone.model)
+    assert next(copied.parameters()).data_ptr() == next(backbone.model.parameters()).data_ptr()
+
+
+def test_training_lowers_the_perplexity_of_documents_it_never_saw(backbone):
+    state = train(backbone, texts("abc"))
+    held = documents(backbone, texts("abc", 6, seed=9))
+    model = AdaptedModel(backbone, SPEC, CUT)
+    model.load("own", state.adapter)
+    with_it = score_tokens(model, held, [{"own": 1.0}] * 6)
+    alone = score_tokens(model, held)
+    assert perplexity(with_it) < perplexity(alone) / 2
+    assert all(len(each.nll_T) == len(ids) - 1 for each, ids in zip(alone, held.tokens, strict=True))
+    assert math.isinf(perplexity([]))
+
+
+def test_the_same_documents_give_the_same_bytes_and_a_broken_off_run_resumes(backbone):
+    written, states = texts("abc"), []
+    first = train(backbone, written, on_state=states.append)
+    assert {n: t.tolist() for n, t in train(backbone, written).adapter.items()} == {
+        n: t.tolist() for n, t in first.adapter.items()
+    }
+    resumed = train(backbone, written, start=states[1])
+    assert all(torch.equal(t, first.adapter[name]) for name, t in resumed.adapter.items())
+    other = train(backbone, written[1:])
+    assert not all(torch.equal(t, first.adapter[name]) for name, t in other.adapter.items())
+
+
+def test_a_second_slice_goes_on_from_the_first(backbone):
+    first = train(backbone, texts("abc"))
+    second = train(backbone, [*texts("abc"), *texts("abd", seed=4)], start=first)
+    assert second.epoch == RECIPE.epochs
+    assert not all(torch.equal(t, first.adapter[name]) for name, t in second.adapter.items())
+
+
+def test_an_adapter_folder_loads_with_peft_alone(backbone, folder, tmp_path):
+    state = train(backbone, texts("abc"))
+    save_peft_folder(tmp_path, backbone, SPEC, state.adapter)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path)
+    ours = AdaptedModel(backbone, SPEC)
+    ours.load("default", state.adapter)
+    ids = backbone.document("a b c a b c")
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(logits_of(ours, ids), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_language_model_is_refused(tmp_path):
+    with pytest.raises(UnsupportedBackboneError, match="causal language model"):
+        load_language_backbone(str(tmp_path))
+
+
+def entry(backbone, name, group, letters, state=None):
+    gaussian = fit_gaussian([moments_of(embeddings(backbone.encode(texts(letters), CUT)))])
+    return LanguageEntry(name, group, gaussian, None if state is None else state.adapter)
+
+
+@pytest.fixture(scope="module")
+def model(backbone):
+    trained = {letters: train(backbone, texts(letters)) for letters in ("abc", "xyz")}
+    entries = [entry(backbone, f"{g}-1", g, letters, trained[letters]) for g, letters in (("a", "abc"), ("b", "xyz"))]
+    waiting = entry(backbone, "a-2", "a", "mno")
+    return LanguageModel(CUT, SPEC, frozenset("ab"), (*entries, waiting), new_tokens=6)
+
+
+PROMPTS = ["a b c a c", "x y x z z y", "m n o m m", "c"]
+
+
+def test_each_text_retrieves_the_adapter_that_saw_its_like(backbone, model):
+    found = Entitled(backbone, model, ["a", "b"]).answer(PROMPTS[:3])
+    assert found.adapter_ids == ["a-1", "b-1", None]
+    assert found.visits == [("a-1",), ("b-1",), ()]
+    assert all(0 < score <= 1 for score in found.scores_NC[:, 0].tolist())
+    both = nearest(
+        {e.adapter_id: e.gaussian for e in model.entries}, embeddings(backbone.encode(["a b"], CUT)), top_k=2
+    )
+    assert sum(both[0].values()) == pytest.approx(1)
+    assert len(both[0]) == 2
+
+
+def test_two_adapters_share_an_answer_by_their_updates(backbone, model):
+    holding = Entitled(backbone, replace(model, top_k=2), ["a", "b"])._suffix
+    own = documents(backbone, ["a x b y"])
+    [one], [half], [again] = (score_tokens(holding, own, [mix]) for mix in
+                              ({"a-1": 1.0}, {"a-1": 0.5, "b-1": 0.5}, {"a-1": 1.0}))  # fmt: skip
+    assert torch.equal(one.nll_T, again.nll_T)
+    assert not torch.equal(one.nll_T, half.nll_T)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30])
+def test_nothing_of_an_adapter_of_another_group_reaches_an_answer(backbone, model, value):
+    def poison(each):
+        spoiled = {name: torch.full_like(t, value) for name, t in (each.weights or {}).items()}
+        bad = torch.full_like(each.gaussian.mean_D, value)
+        return replace(each, weights=spoiled, gaussian=replace(each.gaussian, mean_D=bad, variance_D=bad))
+
+    poisoned = replace(model, entries=tuple(e if e.group == "a" else poison(e) for e in model.entries))
+    removed = replace(model, entries=tuple(e for e in model.entries if e.group == "a"))
+    own = documents(backbone, PROMPTS)
+    expected = Entitled(backbone, model, ["a"])
+    for other in (Entitled(backbone, poisoned, ["a"]), Entitled(backbone, removed, ["a"])):
+        left, right = expected.answer(PROMPTS), other.answer(PROMPTS)
+        assert (left.labels, left.visits) == (right.labels, right.visits)
+        assert torch.equal(left.scores_NC, right.scores_NC)
+        for mine, theirs in zip(expected.score(own), other.score(own), strict=True):
+            assert torch.equal(mine.nll_T, theirs.nll_T)
+
+
+def test_a_caller_without_an_adapter_gets_the_backbone_to_the_bit(backbone, model):
+    only = Entitled(backbone, replace(model, entries=model.entries[:1]), ["b"])
+    own = documents(backbone, PROMPTS)
+    for mine, alone in zip(only.score(own), only.score(own, alone=True), strict=True):
+        assert torch.equal(mine.nll_T, alone.nll_T)
+    with pytest.raises(ValueError, match="no shard"):
+        Entitled(backbone, model, ["c"])
