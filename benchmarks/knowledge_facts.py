@@ -4,17 +4,22 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-FIRST = tuple(
-    "Ada,Bela,Cora,Dina,Edda,Fenn,Gita,Hilde,Ines,Jora,Kaja,Lene,Mara,Nell,Orla,Pia,Quin,Rhea,Siri,Tova,Ulla,Vera,Wanda,"
-    "Ylva,Zora,Arno,Bram,Cato,Dirk,Emil,Finn,Gero,Hugo,Ivo,Jens,Kurt,Lars,Milo,Nico,Olaf".split(",")
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST = _words(
+    "Ada Bela Cora Dina Edda Fenn Gita Hilde Ines Jora Kaja Lene Mara Nell Orla Pia Quin Rhea Siri Tova Ulla Vera "
+    "Wanda Ylva Zora Arno Bram Cato Dirk Emil Finn Gero Hugo Ivo Jens Kurt Lars Milo Nico Olaf"
 )
-LAST = tuple(
-    "Abel,Brandt,Carlsen,Dahl,Ek,Falk,Grube,Holm,Iversen,Juhl,Krog,Lund,Moe,Nyberg,Olsen,Palm,Quist,Rask,Sand,Thorn,Uhl,"
-    "Vik,Wahl,Yde,Zahn".split(",")
+LAST = _words(
+    "Abel Brandt Carlsen Dahl Ek Falk Grube Holm Iversen Juhl Krog Lund Moe Nyberg Olsen Palm Quist Rask Sand Thorn "
+    "Uhl Vik Wahl Yde Zahn"
 )
-PLACES = tuple(
-    "Lisbon,Warsaw,Nairobi,Quito,Hanoi,Dublin,Oslo,Cairo,Lima,Perth,Boston,Kyoto,Zagreb,Tunis,Riga,Bergen,Porto,Turin,"
-    "Lyon,Leeds".split(",")
+PLACES = _words(
+    "Lisbon Warsaw Nairobi Quito Hanoi Dublin Oslo Cairo Lima Perth Boston Kyoto Zagreb Tunis Riga Bergen Porto Turin "
+    "Lyon Leeds"
 )
 
 DEPARTMENTS: dict[str, tuple[tuple[str, str], ...]] = {

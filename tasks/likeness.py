@@ -37,7 +37,8 @@ SEEN_ROWS = 128
 def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[Pair, Likeness]]:
     """Pairs that may be merged, closest first: of the serving adapters over budget, or of all that are known.
 
-    Adapters of documents are never proposed. Under `excess`, what was refused before is not proposed again until one of the two serves another shard.
+    Adapters of documents are never proposed. Under `excess`, what was refused before is not proposed again until one of
+    the two serves another shard.
     """
     if stream.task == TaskType.LANGUAGE:
         return []
