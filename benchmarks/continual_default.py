@@ -8,9 +8,10 @@ from torch import Tensor
 from benchmarks.continual_stream import Run, split_rows
 from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
+from tasks.learning.banks import stacked
 from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, answer_visits, compose, predict
 from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
-from tasks.learning.features import run_suffix
+from tasks.learning.features import SuffixPass, run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics
 from tasks.learning.shift import Sample, compare_samples
 from tasks.learning.training import Recipe, train_slice
@@ -51,13 +52,13 @@ def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool 
     for number, batch in enumerate(run.batches):
         states = run.train_states(number)
         with run.meter.measure("train"):
-            suffix = run_suffix(run.backbone, states, run.cut)
+            suffix = run_suffix(run.backbone, states, run.cut, keep_starts=use_adapters)
             frozen.append(_meet(suffix.features_NF, batch.train_labels, run.seed))
             if use_adapters:
                 name = _decide(run, known, suffix.signatures_LND, number)
                 if name not in known:
-                    known[name] = _expand(run, states, suffix.signatures_LND, number, spec, recipe)
-                _join(run, known[name], states, suffix.signatures_LND, frozen[-1], number)
+                    known[name] = _expand(run, suffix, number, spec, recipe)
+                _join(run, known[name], suffix, frozen[-1], number)
             serving = {name: k for name, k in known.items() if _earns_its_place(run, spec, k, frozen)}
         if use_adapters:
             run.decisions[-1]["serving"] = list(serving)
@@ -125,24 +126,24 @@ def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: i
     return adapter_id
 
 
-def _expand(
-    run: Run, states: list[Tensor], signatures_LND: Tensor, number: int, spec: AdapterSpec, recipe: Recipe
-) -> Known:
+def _expand(run: Run, suffix: SuffixPass, number: int, spec: AdapterSpec, recipe: Recipe) -> Known:
     labels = run.batches[number].train_labels
     train, held_out = split_rows(labels, run.seed)
-    chosen, names = [states[i] for i in train], [labels[i] for i in train]
-    state = train_slice(run.backbone, chosen, names, run.cut, spec, recipe, run.seed)
+    starts, names = [suffix.starts[i] for i in train], [labels[i] for i in train]
+    state = train_slice(run.backbone, starts, names, run.cut, spec, recipe, run.seed)
+    signatures_LND = suffix.signatures_LND
     return Known(state.adapter, fit_descriptor(signatures_LND[:, train], signatures_LND[:, held_out]))
 
 
-def _join(run: Run, adapter: Known, states: list[Tensor], signatures_LND: Tensor, frozen: Met, number: int) -> None:
+def _join(run: Run, adapter: Known, suffix: SuffixPass, frozen: Met, number: int) -> None:
     """The batch becomes a shard that the adapter serves: its statistics join, exact under deletion."""
     labels = run.batches[number].train_labels
-    adapted = run_suffix(run.backbone, states, run.cut, adapter.weights)
-    adapter.met.append(_meet(adapted.features_NF, labels, run.seed))
+    everyone = [(i, "its own") for i in range(len(labels))]
+    adapted_NF = stacked({"its own": adapter.weights}).features(run.backbone, suffix.starts, run.cut, everyone)
+    adapter.met.append(_meet(adapted_NF, labels, run.seed))
     adapter.frozen.append(frozen)
     _, held_out = split_rows(labels, run.seed)
-    adapter.samples.append(as_sample(signatures_LND[:, held_out]))
+    adapter.samples.append(as_sample(suffix.signatures_LND[:, held_out]))
     adapter.labels += [labels[i] for i in held_out]
 
 

@@ -143,10 +143,34 @@ def training_features(backbone: Backbone, states: Sequence[Tensor], cut: int, de
     Padding depends on the minibatch here, so these bytes do depend on a record's company.
     """
     hidden_BTD, lengths_B = backbone.pad(states, max(len(state) for state in states), len(states))
-    pooled = [backbone.pool(hidden_BTD, lengths_B)]
+    entering_BD = backbone.pool(hidden_BTD, lengths_B)
+    return _differentiable(backbone, hidden_BTD, lengths_B, [entering_BD], cut, deltas)
 
+
+def training_features_from(
+    backbone: Backbone, starts: Sequence[Start], cut: int, deltas: Mapping[int, Delta]
+) -> Tensor:
+    """(B, F): as `training_features`, from where the first adapter joins: block `cut` is neither run nor differentiated
+    again."""
+    longest = max(len(start.joint.residual) for start in starts)
+    residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in starts], longest, len(starts))
+    stem_BTD, _ = backbone.pad([start.joint.stem for start in starts], longest, len(starts))
+    hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), deltas[cut](residual_BTD))
+    entering_BD = torch.stack([start.entering_D for start in starts]).to(backbone.device)
+    pooled = [entering_BD, backbone.pool(hidden_BTD, lengths_B)]
+    return _differentiable(backbone, hidden_BTD, lengths_B, pooled, cut + 1, deltas)
+
+
+def _differentiable(
+    backbone: Backbone,
+    hidden_BTD: Tensor,
+    lengths_B: Tensor,
+    pooled: list[Tensor],
+    first: int,
+    deltas: Mapping[int, Delta],
+) -> Tensor:
     def keep(_block: int, _joint: Joint, output_BTD: Tensor) -> None:
         pooled.append(backbone.pool(output_BTD, lengths_B))
 
-    backbone.run_blocks(hidden_BTD, lengths_B, cut, backbone.num_blocks, deltas, keep)
+    backbone.run_blocks(hidden_BTD, lengths_B, first, backbone.num_blocks, deltas, keep)
     return functional.layer_norm(torch.stack(pooled[-MAX_STATES:], 1), (backbone.width,)).flatten(1)

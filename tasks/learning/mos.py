@@ -35,6 +35,32 @@ class MosOptions:
     ensemble: bool = True
 
 
+@dataclass(frozen=True)
+class Moments:
+    """A class's mean (F,), and a factor (K, F) of its scatter: factor' factor sums the squares of the centred rows.
+
+    Fewer rows than features are their own factor, which is exact and far smaller than a covariance; more are reduced to
+    a triangle of F rows.
+    """
+
+    mean_F: Tensor
+    factor_KF: Tensor
+    count: int
+
+    def draw(self, number: int, generator: torch.Generator) -> Tensor:
+        """(number, F) from the Gaussian of this mean and unbiased covariance, plus 1e-4 I as published."""
+        noise_BF = 1e-2 * torch.randn(number, len(self.mean_F), generator=generator)
+        mixed_BF = torch.randn(number, len(self.factor_KF), generator=generator) @ self.factor_KF
+        return self.mean_F + mixed_BF / max(self.count - 1, 1) ** 0.5 + noise_BF
+
+
+def moments_of(rows_NF: Tensor) -> Moments:
+    mean_F = rows_NF.mean(0)
+    centred_NF = rows_NF - mean_F
+    few = len(rows_NF) <= rows_NF.shape[1]
+    return Moments(mean_F, centred_NF if few else torch.linalg.qr(centred_NF, mode="r").R, len(rows_NF))
+
+
 @dataclass
 class Mos:
     """Adapters in order of arrival, and per batch the statistics of its classes."""
@@ -44,7 +70,7 @@ class Mos:
     options: MosOptions = field(default_factory=MosOptions)
     adapters: list[AdapterWeights] = field(default_factory=list)
     statistics: list[ClassStatistics] = field(default_factory=list)  # of each batch under its own adapter
-    moments: list[dict[str, tuple[Tensor, Tensor]]] = field(default_factory=list)  # class -> mean, centred rows
+    moments: list[dict[str, Moments]] = field(default_factory=list)  # by class
     prototypes: dict[str, Tensor] = field(default_factory=dict)  # under the first adapter
     batch_of: dict[str, int] = field(default_factory=dict)
 
@@ -66,7 +92,7 @@ def learn_batch(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: 
     moments = {}
     for name in sorted(set(labels)):
         rows = [i for i, label in enumerate(labels) if label == name]
-        moments[name] = (own_NF[rows].mean(0), own_NF[rows] - own_NF[rows].mean(0))
+        moments[name] = moments_of(own_NF[rows])
         mos.prototypes[name] = first_NF[rows].mean(0)
         mos.batch_of[name] = len(mos.adapters) - 1
     mos.moments.append(moments)
@@ -82,7 +108,7 @@ def _train(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: Seque
     earlier = {n: torch.stack([a[n] for a in mos.adapters]).mean(0) for n in start} if mos.adapters else None
     head = [torch.zeros(len(names), backbone.width * num_states(mos.spec.last_layers)), torch.zeros(len(names))]
     head = [tensor.requires_grad_() for tensor in head]
-    means = [mean for moments in mos.moments for mean, _ in moments.values()]
+    means = [each.mean_F for moments in mos.moments for each in moments.values()]
 
     def loss_of(rows: list[int]) -> Tensor:
         features_BF = training_features(backbone, [states[i] for i in rows], mos.cut, deltas_of(fold_scale(weights)))
@@ -119,20 +145,14 @@ def solve_mos_head(mos: Mos, seed: int = 0) -> Head:
 
 
 def _align(mos: Mos, labels: tuple[str, ...], seed: int, epochs: int = 30, per_class: int = 80) -> Head:
-    """Draws mu + X' z / sqrt(n - 1) + 0.01 e have exactly the published mean and covariance, without a D x D factor."""
+    """The published alignment: fresh Gaussian draws of every class in each epoch, cross-entropy over all classes."""
     generator = torch.Generator().manual_seed(seed)
-    moments = {name: pair for batch in mos.moments for name, pair in batch.items()}
-    width = next(iter(moments.values()))[0].numel()
+    moments = {name: each for batch in mos.moments for name, each in batch.items()}
+    width = len(moments[labels[0]].mean_F)
     weight_CF, bias_C = torch.zeros(len(labels), width), torch.zeros(len(labels))
     targets_N = torch.arange(len(labels)).repeat_interleave(per_class)
     for epoch in range(epochs):
-        drawn = []
-        for name in labels:
-            mean_F, centred_NF = moments[name]
-            mixed_BF = torch.randn(per_class, len(centred_NF), generator=generator) @ centred_NF
-            noise_BF = 1e-2 * torch.randn(per_class, width, generator=generator)
-            drawn.append(mean_F + mixed_BF / max(len(centred_NF) - 1, 1) ** 0.5 + noise_BF)
-        drawn_NF = torch.cat(drawn)
+        drawn_NF = torch.cat([moments[name].draw(per_class, generator) for name in labels])
         weight_CF, bias_C = weight_CF.requires_grad_(), bias_C.requires_grad_()
 
         def loss_of(rows: list[int], rows_NF: Tensor = drawn_NF, w: Tensor = weight_CF, b: Tensor = bias_C) -> Tensor:
@@ -152,29 +172,31 @@ def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -
     """Self-refined retrieval: start at the nearest prototype's adapter, follow the head's own answer to its adapter,
     at most four times; then add the prototype branch. An adapter runs only on the records that visit it."""
     first_NF = features(backbone, states, mos.cut, mos.adapters[0])
-    prototypes_CF = torch.stack([mos.prototypes[name] for name in head.labels])
-    centre_F = prototypes_CF.mean(0)  # a large common mean would make every cosine alike
-    prototypes_CF = functional.normalize(prototypes_CF - centre_F, dim=1)
-    cosine_NC = functional.normalize(first_NF - centre_F, dim=1) @ prototypes_CF.mT
+    cosine_NC = _cosines(mos, head.labels, first_NF)
     batch_of_C = torch.tensor([mos.batch_of[name] for name in head.labels])
-    known = {0: dict(enumerate(head_scores(head, first_NF)))}
-    at_N = batch_of_C[cosine_NC.argmax(1)]
-    scores_NC = torch.empty_like(cosine_NC)
-    moving = list(range(len(states)))
+    scores_ANC = torch.zeros(len(mos.adapters), *cosine_NC.shape)
+    visited_AN = torch.zeros(scores_ANC.shape[:2], dtype=torch.bool)
+    scores_ANC[0], visited_AN[0] = head_scores(head, first_NF), True
+    at_N, scores_NC = batch_of_C[cosine_NC.argmax(1)], scores_ANC[0]
     for _ in range(HOPS):
-        for adapter in sorted({int(at_N[i]) for i in moving}):
-            missing = [i for i in moving if int(at_N[i]) == adapter and i not in known.setdefault(adapter, {})]
+        for adapter in at_N.unique().tolist():
+            missing = ((at_N == adapter) & ~visited_AN[adapter]).nonzero().flatten().tolist()
             if missing:
                 rows_NF = features(backbone, [states[i] for i in missing], mos.cut, mos.adapters[adapter])
-                known[adapter].update(zip(missing, head_scores(head, rows_NF), strict=True))
-        for i in moving:
-            scores_NC[i] = known[int(at_N[i])][i]
-        following = batch_of_C[scores_NC[moving].argmax(1)]
-        moving = [i for i, to in zip(moving, following.tolist(), strict=True) if to != int(at_N[i])]
-        at_N[moving] = batch_of_C[scores_NC[moving].argmax(1)]
-        if not moving:
+                scores_ANC[adapter, missing], visited_AN[adapter, missing] = head_scores(head, rows_NF), True
+        scores_NC = scores_ANC[at_N, torch.arange(len(states))]
+        following_N = batch_of_C[scores_NC.argmax(1)]
+        if torch.equal(following_N, at_N):
             break
+        at_N = following_N
     if mos.options.ensemble:
         scores_NC = scores_NC.softmax(1) + (len(mos.adapters) * cosine_NC).softmax(1)
-    visits = [tuple(sorted(a for a, rows in known.items() if i in rows)) for i in range(len(states))]
+    visits = [tuple(visited_A.nonzero().flatten().tolist()) for visited_A in visited_AN.mT]
     return MosAnswer([head.labels[i] for i in scores_NC.argmax(1).tolist()], scores_NC, visits)
+
+
+def _cosines(mos: Mos, labels: Sequence[str], first_NF: Tensor) -> Tensor:
+    """(N, C): to the prototypes, all centred, since a large common mean would make every cosine alike."""
+    prototypes_CF = torch.stack([mos.prototypes[name] for name in labels])
+    centre_F = prototypes_CF.mean(0)
+    return functional.normalize(first_NF - centre_F, dim=1) @ functional.normalize(prototypes_CF - centre_F, dim=1).mT

@@ -25,7 +25,7 @@ DETECTION_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class SemaOptions:
-    descent: Descent = field(default_factory=lambda: Descent(epochs=3, learning_rate=0.05, minibatch=16))
+    descent: Descent = field(default_factory=lambda: Descent(epochs=3, learning_rate=0.005, minibatch=16))
     threshold: float = 1.0
     two_sided: bool = False
     rank: int = 16
@@ -194,14 +194,14 @@ def _train(
     """Cross-entropy on the batch's own classes; head rows of older classes are left alone, new ones start at zero."""
     names = sorted(set(labels))
     targets_N = torch.tensor([names.index(label) for label in labels])
-    width = sema.backbone.width * num_states(sema.backbone.num_blocks - cut)
+    width = sema.backbone.width * num_states(sema.options.watched)  # what every later batch sees as well
     blank = (torch.zeros(width), torch.zeros(()))
     weight_CF, bias_C = (torch.stack([sema.head.get(n, blank)[i] for n in names]).requires_grad_() for i in (0, 1))
 
     def loss_of(rows: list[int]) -> Tensor:
         chosen = [states[i] for i in rows]
         features_BF = training_features(sema.backbone, chosen, cut, _deltas(mixtures()))
-        return functional.cross_entropy(functional.linear(features_BF, weight_CF, bias_C), targets_N[rows])
+        return functional.cross_entropy(functional.linear(features_BF[:, -width:], weight_CF, bias_C), targets_N[rows])
 
     descend([(trained, 1.0), ([weight_CF, bias_C], 1.0)], loss_of, len(states), sema.options.descent, seed)
     sema.head.update({name: (weight_CF[i].detach(), bias_C[i].detach()) for i, name in enumerate(names)})

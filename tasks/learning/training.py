@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import num_states, training_features
+from tasks.learning.features import Start, num_states, training_features, training_features_from
 from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_tensor
 
 
@@ -58,7 +58,7 @@ class TrainState:
 
 def train_slice(
     backbone: Backbone,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor] | Sequence[Start],
     labels: Sequence[str],
     cut: int,
     spec: AdapterSpec,
@@ -70,6 +70,7 @@ def train_slice(
 ) -> TrainState:
     """Train for the recipe's epochs from the frozen backbone, or on from `start`.
 
+    `states` enter block `cut`; where a frozen pass has left its starts behind, they save that block every time.
     A `start` whose slice is unfinished (0 < epoch < epochs) resumes it exactly: the order of the rows comes from the
     seed and the epoch, never from what ran before. A finished one begins the next slice with a fresh optimiser.
     `on_epoch` gets the epoch and its mean loss, `on_state` a state to store. Raises NonFiniteError on divergence.
@@ -108,7 +109,7 @@ def _begin(
 
 def _run_epoch(
     backbone: Backbone,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor] | Sequence[Start],
     targets_N: Tensor,
     cut: int,
     weights: dict[str, Tensor],
@@ -143,12 +144,18 @@ def minibatches_of(count: int, size: int, seed: int, epoch: int) -> Iterator[lis
     return (order[first : first + size] for first in range(0, count, size))
 
 
-def _logits(backbone: Backbone, states: Sequence[Tensor], cut: int, weights: Mapping[str, Tensor]) -> Tensor:
+def _logits(backbone: Backbone, rows: Sequence[Tensor | Start], cut: int, weights: Mapping[str, Tensor]) -> Tensor:
     """(B, C): the training head on the features that the serving head sees."""
     adapter = {name.removeprefix("adapter/"): t for name, t in weights.items() if name.startswith("adapter/")}
     half = backbone.device.type == "cuda"
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
-        features_BF = training_features(backbone, states, cut, deltas_of(adapter))
+        deltas, starts = deltas_of(adapter), [row for row in rows if isinstance(row, Start)]
+        states = [row for row in rows if isinstance(row, Tensor)]
+        features_BF = (
+            training_features_from(backbone, starts, cut, deltas)
+            if starts
+            else training_features(backbone, states, cut, deltas)
+        )
         return functional.linear(features_BF, weights["head/weight"], weights["head/bias"])
 
 

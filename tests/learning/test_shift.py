@@ -1,13 +1,17 @@
 """The batch test keeps its promise about false alarms and sees shifts that lower the reconstruction error."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.shift import Sample, _whiten, compare_samples, mmd_test
 from tasks.learning.tensors import NonFiniteError
+from tasks.policies.expansion import ShiftRule, choose_expansion
 
 
 def sample(count: int, seed: int) -> torch.Tensor:
@@ -109,3 +113,35 @@ def test_a_small_batch_of_wide_rows_is_not_blind() -> None:
     rows_ND = torch.randn(32, 128, generator=generator)
     rows_ND[:16, :4] += 4
     assert mmd_test(rows_ND[:16], rows_ND[16:], 199, 0).p_value <= 0.01
+
+
+def share_that_expands(alpha: float, trials: int, batch_of: Callable[[int], Sample]) -> int:
+    """How many batches expand, each decided against two known looks: one of the stream's own and a stranger."""
+    rule, expanded = ShiftRule(alpha, min_rows=1, refresh_drop=1.0), 0
+    for i in range(trials):
+        looks = {"own": by_class(40, 3 * i + 1, "0122"), "strange": by_class(40, 3 * i + 2, "0122", offset=2)}
+        batch, evidence = batch_of(3 * i), []
+        for name, reference in looks.items():
+            test = compare_samples(batch, reference, 99, seed=i)
+            evidence.append(ShiftEvidence(name, test.p_beyond_novelty, test.statistic, {}, test.novelty))
+        expanded += choose_expansion(evidence, len(batch.rows_ND), rule).kind is DecisionKind.EXPAND
+    return expanded
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.1])
+def test_decisions_without_shift_expand_within_the_binomial_interval_of_alpha(alpha: float) -> None:
+    expanded = share_that_expands(alpha, 150, lambda seed: by_class(30, seed, "0012"))
+    assert binomtest(expanded, 150, alpha).pvalue > 0.001
+
+
+@pytest.mark.parametrize("offset", [-1.5, 1.0])
+def test_decisions_on_a_planted_shift_expand(offset: float) -> None:
+    assert share_that_expands(0.02, 40, lambda seed: by_class(30, seed, "0012", offset)) >= 38
+
+
+def test_decisions_see_rows_that_collapse_towards_their_mean() -> None:
+    def collapsed(seed: int) -> Sample:
+        batch = by_class(30, seed, "0012")
+        return Sample(batch.rows_ND * 0.3 + 0.7 * batch.rows_ND.mean(0), batch.labels)
+
+    assert share_that_expands(0.02, 40, collapsed) >= 38
