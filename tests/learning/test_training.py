@@ -1,10 +1,13 @@
 """Training learns, repeats itself to the bit, and resumes where a killed worker stopped."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from tasks.learning.adapters import AdapterSpec
-from tasks.learning.backbones import Backbone
+from tasks.learning.adapters import AdapterSpec, deltas_of, new_adapter
+from tasks.learning.backbones import Backbone, load_backbone
+from tasks.learning.features import run_suffix, training_features, training_features_from
 from tasks.learning.tensors import NonFiniteError
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tests.learning.conftest import pictures, sentences
@@ -61,6 +64,27 @@ def test_backward_passes_are_counted(vit: Backbone, states: list[torch.Tensor]) 
     before = vit.work.backwards
     train_slice(vit, states, LABELS, 2, SPEC, Recipe(epochs=2), 1)
     assert vit.work.backwards - before == 2 * 2 * 15
+
+
+@pytest.mark.parametrize("name", ["vit", "dinov2", "bert"])
+def test_training_from_where_an_adapter_joins_is_training_from_the_states_before(
+    folders: dict[str, Path], name: str
+) -> None:
+    backbone = load_backbone(str(folders[name]))
+    states = backbone.encode(sentences(8) if name == "bert" else pictures(8, 28), 2)
+    starts = run_suffix(backbone, states, 2, keep_starts=True).starts
+    weights = new_adapter(backbone, SPEC, 1)
+    gradients = []
+    for rows, run in ((states, training_features), (starts, training_features_from)):
+        live = {n: torch.randn(t.shape, generator=torch.Generator().manual_seed(1)) / 8 for n, t in weights.items()}
+        before = backbone.work.backwards
+        features_BF = run(backbone, rows, 2, deltas_of({n: t.requires_grad_() for n, t in live.items()}))
+        features_BF.square().mean().backward()
+        gradients.append((features_BF.detach(), {n: t.grad for n, t in live.items()}, backbone.work.backwards - before))
+    (one_BF, one, all_blocks), (two_BF, two, fewer) = gradients
+    torch.testing.assert_close(one_BF, two_BF)
+    torch.testing.assert_close(one, two)
+    assert (all_blocks, fewer) == (16, 8)
 
 
 def test_divergence_and_unknown_optimisers_are_errors(vit: Backbone, states: list[torch.Tensor]) -> None:
