@@ -73,6 +73,7 @@ class AdapterOptions(_Section):
     )
     epochs: int = Field(3, ge=1, le=1000)
     learning_rate: float = Field(5e-3, gt=0)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd has momentum 0.9 and asks for its own rate")
     slices: int = Field(
         2, ge=1, le=64, description="checkpoints per shard: a deletion retrains from the last clean one"
     )
@@ -224,6 +225,8 @@ class Stream(_Section):
         shaping = self.model_dump(
             mode="json", include={"name", "task", "backbone", "max_tokens", "adapter", "composition"}
         )
+        if self.adapter.optimizer == "adamw":
+            del shaping["adapter"]["optimizer"]  # streams from before there was a choice keep their digest
         if self.cache.dtype != "float32":
             shaping["states"] = self.cache.dtype
         return sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

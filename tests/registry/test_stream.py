@@ -41,3 +41,10 @@ def test_gates_and_schedule_shape_no_artifact():
     stream = Stream(name="mail", backbone="b", source="s")
     assert stream.model_copy(update={"schedule": "0 * * * *"}).recipe_digest == stream.recipe_digest
     assert stream.model_copy(update={"max_tokens": 128}).recipe_digest != stream.recipe_digest
+
+
+def test_a_choice_that_is_newer_than_a_stream_leaves_its_digest_alone():
+    stream = Stream(name="mail", backbone="b", source="s")
+    assert stream.recipe_digest == "bb0040123758d1a0e89bc8d2fc630c3d7947f2c62c213928bb84e927c87b8dd2"
+    sgd = stream.model_copy(update={"adapter": stream.adapter.model_copy(update={"optimizer": "sgd"})})
+    assert sgd.recipe_digest != stream.recipe_digest
