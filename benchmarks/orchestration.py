@@ -2,7 +2,11 @@
 
 Learning is stubbed, here only (`benchmarks.orchestration_worker`). The headline is one worker on a Prefect server over
 PostgreSQL, for all the batches; the other servers and numbers of workers are in `others`, for fewer. A worker is a
-process with a stream of its own. CPU seconds are those of the worker: a busy machine leaves them as they are.
+process with a stream of its own. CPU seconds are those of the worker: a busy machine leaves them nearly as they are.
+
+`seconds_batch_200` is the median of batches 191 to 200, `seconds_batch_20` that of batches 11 to 20 of a second stream,
+learned in turn with them on the same server; `growth` is the median of their quotients, pair by pair. `course` tells
+CPU seconds of the long stream on its way.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from typing import Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from benchmarks.orchestration_worker import TURNS
 from infra import postgres, seaweed
 from infra.children import end, spawn
 from infra.environment import prefect_environment
@@ -28,14 +33,15 @@ from infra.settings import settings
 
 EPHEMERAL, SQLITE, POSTGRESQL = "ephemeral", "sqlite", "postgresql"
 SERVERS, WORKERS = (EPHEMERAL, SQLITE, POSTGRESQL), (1, 2, 4)
-AROUND = 5
-"""A batch's seconds are the median of so many before it: single ones are noise."""
+YOUNG = 20
+"""Batches of the second stream, with which the end of the long one is compared."""
 
 
 def measure(folder: Path, server: str, workers: int, batches: int) -> dict[str, Any]:
     """Seconds per batch with so many processes, each on a stream of its own, at the same server."""
     os.environ["DECIDUOUS_HOME"] = str(folder / "home")
     settings.cache_clear()
+    young = YOUNG if batches >= 2 * YOUNG else 0
     with ExitStack() as stack:
         stack.callback(seaweed.stop_now, folder / "home")
         variables = {} if server == EPHEMERAL else {"PREFECT_API_URL": stack.enter_context(_server(folder, server))}
@@ -43,7 +49,7 @@ def measure(folder: Path, server: str, workers: int, batches: int) -> dict[str, 
         command = [sys.executable, "-m", "benchmarks.orchestration_worker"]
         running = [
             subprocess.Popen(
-                [*command, f"stream-{n}", str(batches), str(folder / f"inbox-{n}")],
+                [*command, f"stream-{n}", str(batches), str(folder / f"inbox-{n}"), str(young)],
                 env={**environment, **variables},
                 stdout=subprocess.PIPE,
                 text=True,
@@ -56,25 +62,29 @@ def measure(folder: Path, server: str, workers: int, batches: int) -> dict[str, 
     return _summary(server, workers, [json.loads(answer.splitlines()[-1]) for answer in answers])
 
 
-def _summary(server: str, workers: int, took: list[list[tuple[float, float]]]) -> dict[str, Any]:
-    """`took` holds (seconds, seconds of the worker's CPU) of each batch, by worker."""
-    batches = len(took[0])
-    steady = [seconds for each in took for seconds, _ in each[1:]]  # the first one starts and creates everything
-    last = sorted({n for n in (20, 200, batches) if n <= batches and n >= AROUND})
-    at, cpu = ({n: _around([[b[which] for b in each] for each in took], n) for n in last} for which in (0, 1))
+def _summary(server: str, workers: int, took: list[dict[str, list[tuple[float, float]]]]) -> dict[str, Any]:
+    """`took` holds, by worker and stream, (seconds, seconds of the worker's CPU) of each batch."""
+    batches = len(took[0]["old"])
+    steady = median(seconds for each in took for seconds, _ in each["old"][1:])  # the first one creates everything
     return {
         "server": server,
         "workers": workers,
         "batches": batches,
-        "seconds_batch": round(median(steady), 3),
-        **{f"seconds_batch_{n}": round(seconds, 3) for n, seconds in at.items()},
-        **{f"cpu_seconds_batch_{n}": round(seconds, 3) for n, seconds in cpu.items()},
-        "batches_per_second": round(workers / median(steady), 3),
+        "seconds_batch": round(steady, 3),
+        "batches_per_second": round(workers / steady, 3),
+        **(_growth(took[0]["old"], took[0]["young"]) if took[0]["young"] else {}),
     }
 
 
-def _around(took: list[list[float]], batch: int) -> float:
-    return median(median(each[batch - AROUND : batch]) for each in took)
+def _growth(old: list[tuple[float, float]], young: list[tuple[float, float]]) -> dict[str, Any]:
+    pairs = list(zip(old[-TURNS:], young[-TURNS:], strict=True))
+    answer: dict[str, Any] = {}
+    for name, which in (("", 0), ("cpu_", 1)):
+        answer[f"{name}seconds_batch_{len(young)}"] = round(median(y[which] for _, y in pairs), 3)
+        answer[f"{name}seconds_batch_{len(old)}"] = round(median(o[which] for o, _ in pairs), 3)
+        answer[f"{name}growth"] = round(median(o[which] / y[which] for o, y in pairs), 3)
+    stops = range(2 * TURNS, len(old) + 1, 2 * TURNS)
+    return {**answer, "course": {stop: round(median(cpu for _, cpu in old[stop - TURNS : stop]), 3) for stop in stops}}
 
 
 @contextmanager

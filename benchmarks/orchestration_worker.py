@@ -2,6 +2,9 @@
 
 What is left is what the pipeline adds around learning: Prefect's flows and tasks, the catalog, S3 and MLflow. Every
 tenth batch asks for a new adapter, so that adapters grow with the batches.
+
+Whether a batch costs more in an old stream than in a young one is asked of both in turn: the last batches of a long
+stream alternate with those of a second, short one, so that a machine which is busy for a minute is busy for both.
 """
 
 import json
@@ -19,6 +22,8 @@ import pyarrow.parquet as pq
 from infra.orchestration import prepare_prefect, without_heartbeat
 
 ROWS, EXPAND_EVERY = 80, 10
+TURNS = 10
+"""Batches at the end of either stream that are learned in turn."""
 
 
 def deliver(inbox: Path, stream: str, batch: int) -> None:
@@ -73,27 +78,37 @@ def stubs(stack: ExitStack) -> None:
     stack.enter_context(patch.object(blobs, "store_tensors", stored))
 
 
-def main(name: str, batches: int, inbox: Path) -> None:
+def in_turn(old: int, young: int) -> list[str]:
+    """Which stream learns its next batch: the two alternate at the end, for TURNS batches each."""
+    if not young:
+        return ["old"] * old
+    return ["old"] * (old - TURNS) + ["young"] * (young - TURNS) + ["old", "young"] * TURNS
+
+
+def main(name: str, batches: int, inbox: Path, young: int) -> None:
     from flows.learn import learn  # noqa: PLC0415
     from registry.stream import Stream  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
 
-    inbox.mkdir(parents=True, exist_ok=True)
-    stream = Stream(name=name, backbone="stub", source=f"{inbox}/*.parquet")
-    took: list[tuple[float, float]] = []
+    streams, took = {}, {"old": list[tuple[float, float]](), "young": list[tuple[float, float]]()}
+    for age in took:
+        (inbox / age).mkdir(parents=True, exist_ok=True)
+        streams[age] = Stream(name=f"{name}-{age}", backbone="stub", source=f"{inbox / age}/*.parquet")
     opening.open_home()
     with ExitStack() as stack:
         stubs(stack)
-        for batch in range(batches):
-            deliver(inbox, name, batch)
+        for age in in_turn(batches, young):
+            stream, batch = streams[age], len(took[age])
+            deliver(inbox / age, stream.name, batch)
             start, cpu = time.perf_counter(), time.process_time()
             learn(stream)
-            took.append((time.perf_counter() - start, time.process_time() - cpu))
-            print(f"{name} {batch} {took[-1][0]:.3f} s, {took[-1][1]:.3f} s of CPU", file=sys.stderr, flush=True)
+            took[age].append((time.perf_counter() - start, time.process_time() - cpu))
+            seconds, of_cpu = took[age][-1]
+            print(f"{stream.name} {batch} {seconds:.3f} s, {of_cpu:.3f} s of CPU", file=sys.stderr, flush=True)
     print(json.dumps(took))
 
 
 if __name__ == "__main__":
     prepare_prefect()
     with without_heartbeat():
-        main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+        main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))

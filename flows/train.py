@@ -22,7 +22,7 @@ def train(
     kind: DecisionKind = DecisionKind.EXPAND,
     waiting: str | None = None,  # noqa: ARG001  read by wake_waiting
 ) -> str:
-    """Return the adapter's id. A killed run goes on from the last slice's checkpoint; the bytes do not depend on where.
+    """Return the adapter's id. A killed run goes on from the last slice's checkpoint, on any worker of its kind.
 
     `waiting` is the id of a suspended run to resume at the end.
     """

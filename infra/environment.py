@@ -1,6 +1,9 @@
 """Environment variables that Prefect and MLflow read; nothing here imports them, for that takes seconds."""
 
 import json
+import os
+from base64 import urlsafe_b64encode
+from hashlib import sha256
 
 from infra import storage
 from infra.settings import settings
@@ -46,8 +49,24 @@ def mlflow_environment() -> dict[str, str]:
         "MLFLOW_LOGGING_LEVEL": "WARNING",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+        **_webhooks(),
     }
     return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _webhooks() -> dict[str, str]:
+    """MLflow sends to nothing but public https addresses, and forgets its webhooks' secrets with the process, unless it
+    is told otherwise; a value of the user's own stays."""
+    config = settings()
+    if config.webhook_url is None or config.webhook_secret is None:
+        return {}
+    secret = config.webhook_secret.get_secret_value().encode()
+    ours = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": urlsafe_b64encode(sha256(secret).digest()).decode(),
+    }
+    return {name: os.environ.get(name, value) for name, value in ours.items()}
 
 
 def _encryption() -> str | None:

@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
     threads: int = Field(default=2, ge=1)
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
+    """What trains in this process: auto takes a GPU where torch sees one; cpu, cuda, cuda:1. All else is the CPU's."""
     follow: Literal["version", "champion"] = "version"
     """What a loaded model answers with: the version that it is, or the stream's champion, swapped in when it moves."""
     serving_seconds: float = Field(default=15, ge=0, le=60)

@@ -97,7 +97,7 @@ def stack_status() -> list[ServiceStatus]:
 
 
 def _starters() -> dict[str, Callable[[], Service]]:
-    starters = {PREFECT: _start_prefect, MLFLOW: _start_mlflow}
+    starters = {PREFECT: _start_prefect, MLFLOW: start_mlflow}
     return {name: start for name, start in starters.items() if not _elsewhere(name)}
 
 
@@ -115,7 +115,8 @@ def _start_prefect() -> Service:
     return Service(PREFECT, spawn(command, log_file(PREFECT), environment), url, f"{url}/api/health")
 
 
-def _start_mlflow() -> Service:
+def start_mlflow() -> Service:
+    """MLflow's server over this home's state, started and not waited for."""
     (port,) = free_ports(1)
     url = f"http://{LOOPBACK}:{port}"
     location = f"s3://{settings().artifact_bucket}/mlflow"

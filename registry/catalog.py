@@ -7,7 +7,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from registry.errors import StateError, UnknownIdError
-from registry.records import Batch, BatchState, Decision, Delivery, Shard, StoredObject
+from registry.records import Batch, BatchState, Decision, DecisionKind, Delivery, Shard, StoredObject
 from registry.stream import Stream
 from registry.tables import (
     BatchRow,
@@ -73,8 +73,9 @@ def _stream_row(session: Session, name: str, lock: bool = False) -> StreamRow:
 
 def known_deliveries(session: Session, stream: str) -> tuple[set[str], set[str]]:
     """(content digests, tags) of every source object that was taken in."""
-    rows = list(session.scalars(select(DeliveryRow).where(DeliveryRow.stream == stream)))
-    return {row.digest for row in rows}, {row.tag for row in rows}
+    query = select(DeliveryRow.digest, DeliveryRow.tag).where(DeliveryRow.stream == stream)
+    rows = session.execute(query).tuples().all()
+    return {digest for digest, _ in rows}, {tag for _, tag in rows}
 
 
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
@@ -114,11 +115,18 @@ def get_batch(session: Session, batch_id: str) -> Batch:
 
 
 def batches(session: Session, stream: str, *states: BatchState) -> list[Batch]:
+    """Oldest first, of these states or all."""
     query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal)
     query = query.options(selectinload(BatchRow.shards))  # else a query for each batch
     if states:
         query = query.where(BatchRow.state.in_(states))
     return [_to_batch(row) for row in session.scalars(query)]
+
+
+def last_batches(session: Session, stream: str, count: int) -> list[Batch]:
+    """The newest batches, oldest of them first."""
+    query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal.desc()).limit(count)
+    return [_to_batch(row) for row in session.scalars(query.options(selectinload(BatchRow.shards)))][::-1]
 
 
 def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: str = "") -> None:
@@ -264,6 +272,13 @@ def decisions(session: Session, stream: str) -> list[DecisionRow]:
     return list(
         session.scalars(select(DecisionRow).where(DecisionRow.stream == stream).order_by(DecisionRow.decision_id))
     )
+
+
+def expansions(session: Session, stream: str) -> list[int]:
+    """Ordinals of the batches that asked for a new adapter, ascending; twice where two of its groups did."""
+    query = select(BatchRow.ordinal).join(DecisionRow, DecisionRow.batch_id == BatchRow.batch_id)
+    query = query.where(DecisionRow.stream == stream, DecisionRow.kind == DecisionKind.EXPAND)
+    return list(session.scalars(query.order_by(BatchRow.ordinal)))
 
 
 def find_decision(session: Session, shard_id: int) -> DecisionRow | None:

@@ -148,10 +148,17 @@ class Deletion(_Section):
 
 
 class TaskOptions(_Section):
-    """Where steps run; it shapes no artifact."""
+    """Where steps run; none of it shapes an artifact, but for `processes`, which an adapter's own recipe keeps."""
 
     runner: Runner = Field(Runner.THREAD, description="what trains several adapters at once; dask and ray are extras")
     workers: int = Field(1, ge=1, le=64, description="adapters that the thread runner trains at once")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes, one a GPU, that train one adapter together; more than 1 round otherwise, so a deletion "
+        "trains such an adapter again from its first slice, in one process",
+    )
     pool: str | None = Field("gpu", description="work pool that trains for a deployed stream; null trains in place")
     without_worker: WithoutWorker = Field(
         WithoutWorker.LOCAL, description="where the pool has no live worker: train in place, or wait for one"
@@ -212,6 +219,8 @@ class Stream(_Section):
             raise ValueError(f"columns.label is {self.columns.label!r}, documents of a causal-lm stream have none")
         if documents != (self.adapter.method == "lora"):
             raise ValueError(f"adapter.method is {self.adapter.method!r}: causal-lm takes lora, the others bottleneck")
+        if documents and self.tasks.processes > 1:
+            raise ValueError(f"tasks.processes is {self.tasks.processes}: documents are trained by one process")
         return self
 
     @property

@@ -1,8 +1,8 @@
 """Model versions, the aliases' history and the accuracy matrix. Takes the caller's session, never commits."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import UnknownIdError
@@ -87,6 +87,11 @@ def add_alias_event(session: Session, stream: str, alias: str, version: int | No
     session.flush()
 
 
+def last_alias_event(session: Session, stream: str, alias: str) -> AliasEventRow | None:
+    query = select(AliasEventRow).where(AliasEventRow.stream == stream, AliasEventRow.alias == alias)
+    return session.scalar(query.order_by(AliasEventRow.event_id.desc()).limit(1))
+
+
 def alias_history(session: Session, stream: str) -> list[AliasEventRow]:
     query = select(AliasEventRow).where(AliasEventRow.stream == stream).order_by(AliasEventRow.event_id)
     return list(session.scalars(query))
@@ -95,22 +100,27 @@ def alias_history(session: Session, stream: str) -> list[AliasEventRow]:
 def add_accuracies(session: Session, stream: str, version: int, cells: Iterable[tuple[str, float, float, int]]) -> None:
     """Cells are (batch id, accuracy, accuracy of the exact head, held-out rows)."""
     session.execute(delete(AccuracyRow).where(AccuracyRow.stream == stream, AccuracyRow.version == version))
-    session.add_all(
-        AccuracyRow(stream=stream, version=version, batch_id=b, accuracy=a, exact_head=e, rows=n)
+    rows = [
+        {"stream": stream, "version": version, "batch_id": b, "accuracy": a, "exact_head": e, "rows": n}
         for b, a, e, n in cells
-    )
-    session.flush()
+    ]
+    if rows:
+        session.execute(insert(AccuracyRow), rows)
 
 
-def accuracies(session: Session, stream: str, version: int) -> dict[str, tuple[float, float, int]]:
-    """Batch id -> (accuracy, accuracy of the exact head, rows), in the order the batches came."""
+def accuracies(
+    session: Session, stream: str, version: int, only: Collection[str] | None = None
+) -> dict[str, tuple[float, float, int]]:
+    """Batch id -> (accuracy, accuracy of the exact head, rows), in the order the batches came; `only` of these."""
     query = (
-        select(AccuracyRow)
+        select(AccuracyRow.batch_id, AccuracyRow.accuracy, AccuracyRow.exact_head, AccuracyRow.rows)
         .join(BatchRow, BatchRow.batch_id == AccuracyRow.batch_id)
         .where(AccuracyRow.stream == stream, AccuracyRow.version == version)
         .order_by(BatchRow.ordinal)
     )
-    return {row.batch_id: (row.accuracy, row.exact_head, row.rows) for row in session.scalars(query)}
+    if only is not None:
+        query = query.where(AccuracyRow.batch_id.in_(only))
+    return {batch: (accuracy, exact, rows) for batch, accuracy, exact, rows in session.execute(query).tuples()}
 
 
 def count_versions(session: Session, stream: str) -> int:

@@ -20,7 +20,7 @@ from tasks.release import begin_work, check_epoch
 from tasks.retries import step
 from tasks.rows import held_out, trainable
 from tasks.shards import load_rows, row_signatures, statistics_of
-from tasks.training import train
+from tasks.training import means_of, train
 
 
 @step("train-{adapter_id}")
@@ -35,7 +35,7 @@ def train_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
         serves=(shard.shard_id,),
         recipe={"kind": "trained", **stream.adapter.model_dump()},
     )
-    return fit_trained(stream, adapter, begin_work(stream.name, adapter.shard_ids))
+    return fit_trained(stream, adapter, begin_work(stream.name, adapter.shard_ids), stream.tasks.processes)
 
 
 @step("refresh-{adapter_id}")
@@ -46,7 +46,7 @@ def refresh_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     grown = tuple(dict.fromkeys((*adapter.shard_ids, shard.shard_id)))
     served = tuple(dict.fromkeys((*adapter.serves, shard.shard_id)))
     epoch = begin_work(stream.name, {*grown, *served})
-    return fit_trained(stream, replace(adapter, shard_ids=grown, serves=served), epoch)
+    return fit_trained(stream, replace(adapter, shard_ids=grown, serves=served), epoch, stream.tasks.processes)
 
 
 @step("join-{adapter_id}-{shard.batch_id}")
@@ -64,10 +64,15 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     return joined
 
 
-def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None) -> Adapter:
-    """Train an adapter on its shards and fit everything that hangs on its weights; `epoch` as in fit_closed_forms."""
+def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None, processes: int = 1) -> Adapter:
+    """Train an adapter on its shards and fit everything that hangs on its weights; `epoch` as in fit_closed_forms.
+
+    Its recipe says on what it was trained. A deletion takes one process, whatever the stream asks for: E0 is about
+    bytes, and several processes round otherwise."""
     shards = [shard for shard in load_in_order(adapter.shard_ids) if shard.rows]
-    return fit_closed_forms(stream, adapter, train(stream, adapter.node, shards, epoch=epoch).adapter, epoch)
+    trained = replace(adapter, recipe={**adapter.recipe, "trained_on": means_of(stream, processes)})
+    weights = train(stream, adapter.node, shards, epoch=epoch, processes=processes).adapter
+    return fit_closed_forms(stream, trained, weights, epoch)
 
 
 def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, epoch: int | None = None) -> Adapter:

@@ -32,7 +32,7 @@ from tasks.runs import deployed_run
 class Answer(RunInput):
     """The form that the Prefect UI shows."""
 
-    approver: str = Field(min_length=1, description="your name; it is recorded")
+    approver: str = Field(pattern=r"\S", description="your name; it is recorded")
     approved: bool = Field(False, description="let it pass")
     note: str = Field("", description="why; it is recorded")
 

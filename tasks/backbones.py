@@ -16,9 +16,10 @@ from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone
 
 
-def open_backbone(stream: Stream) -> Backbone:
-    """The frozen encoder of a classification stream, loaded once per process."""
-    return _open(stream.backbone, stream.max_tokens)
+def open_backbone(stream: Stream, device: str = "cpu") -> Backbone:
+    """The frozen encoder of a classification stream, loaded once per process and device. All but training runs on the
+    CPU's, so that hidden states, statistics and answers have the same bytes on every worker."""
+    return _open(stream.backbone, stream.max_tokens, device)
 
 
 def open_language(stream: Stream) -> LanguageBackbone:
@@ -47,10 +48,13 @@ def cut_of(stream: Stream, backbone: Backbone | LanguageBackbone) -> int:
 
 
 @cache
-def _open(source: str, max_tokens: int) -> Backbone:
+def _open(source: str, max_tokens: int, device: str) -> Backbone:
     # one fixed thread count: the split of a matrix product over threads changes its last bits
     torch.set_num_threads(settings().threads)
-    return load_backbone(str(locate(source)), max_tokens=max_tokens)
+    backbone = load_backbone(str(locate(source)), max_tokens=max_tokens, device=device)
+    if device != "cpu":
+        backbone.work = _open(source, max_tokens, "cpu").work  # one count of what was computed
+    return backbone
 
 
 @cache

@@ -1,14 +1,14 @@
 """What a version's page in MLflow says and shows."""
 
-from collections.abc import Collection, Sequence
-from itertools import accumulate
+from bisect import bisect_right
+from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
 from infra import database
 from registry import adapters, catalog, models, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
-from registry.records import Decision, DecisionKind, Shard
+from registry.records import Decision, Shard
 from registry.stream import Stream
 from tasks import links
 from tasks.assembly import Manifest
@@ -41,13 +41,24 @@ def describe_version(
         "",
         "| batch | group | rows | held-out accuracy | exact head |",
         "| --- | --- | ---: | ---: | ---: |",
-        *[_line(shard, scores[shard.shard_id]) for shard in shards],
+        *_accuracies(shards, scores),
         "",
         *_lineage(manifest),
         "",
         f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
     ]
     return "\n".join(lines)
+
+
+def _accuracies(shards: Sequence[Shard], scores: dict[int, Score]) -> list[str]:
+    """A line for each of the newest shards, one for all before them: MLflow reads every card to number a version."""
+    earlier, newest = shards[:-DRAWN], shards[-DRAWN:]
+    lines = [_line(shard, scores[shard.shard_id]) for shard in newest]
+    if earlier:
+        score, rows = total([scores[shard.shard_id] for shard in earlier]), sum(shard.rows for shard in earlier)
+        named = f"{len(earlier)} earlier shards |  | {rows}"
+        lines.insert(0, f"| {named} | {score.accuracy:.3f} | {score.exact_accuracy:.3f} |")
+    return lines
 
 
 def _line(shard: Shard, score: Score) -> str:
@@ -108,17 +119,17 @@ def draw_figures(
 def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:
     """How many adapters were born until each batch, and the batches' names: flat where batches are reused."""
     with database.transaction() as session:
-        batches = catalog.batches(session, stream)
-        born = [d.batch_id for d in catalog.decisions(session, stream) if d.kind == DecisionKind.EXPAND]
-    counts = [born.count(batch.batch_id) for batch in batches]
-    return {"adapters": list(accumulate(counts))[-DRAWN:]}, [batch.name for batch in batches][-DRAWN:]
+        batches = catalog.last_batches(session, stream, DRAWN)
+        born = catalog.expansions(session, stream)
+    return {"adapters": [bisect_right(born, batch.ordinal) for batch in batches]}, [batch.name for batch in batches]
 
 
-def accuracy_matrix(stream: str, only: Collection[str] | None = None) -> tuple[list[str], list[list[float]]]:
-    """Batch names, and per batch the accuracies right after it on every batch until then; `only`: of these ids."""
+def accuracy_matrix(stream: str, only: Sequence[str] | None = None) -> tuple[list[str], list[list[float]]]:
+    """Batch names, and per batch the accuracies right after it on every batch until then; `only` these ids."""
     with database.transaction() as session:
-        batches = [b for b in catalog.batches(session, stream) if only is None or b.batch_id in only]
+        every = only is None
+        batches = catalog.batches(session, stream) if every else [catalog.get_batch(session, b) for b in only or ()]
         found = [(batch, versions.find_by_cause(session, stream, batch.node)) for batch in batches]
-        cells = [versions.accuracies(session, stream, version.version) for _, version in found if version is not None]
+        cells = [versions.accuracies(session, stream, v.version, only) for _, v in found if v is not None]
     names = [batch.name for batch, version in found if version is not None]
-    return names, [[a for b, (a, _, _) in row.items() if only is None or b in only] for row in cells]
+    return names, [[accuracy for accuracy, _, _ in row.values()] for row in cells]

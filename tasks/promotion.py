@@ -92,17 +92,19 @@ def mirror_aliases(stream: str) -> None:
     """Bring MLflow's aliases in line with the catalog's history."""
     client = tracking.prepare_tracking()
     with database.transaction() as session:
-        last = {event.alias: event for event in versions.alias_history(session, stream)}
-        wanted = {alias: versions.alias_of(session, stream, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)}
-        notes = {
-            alias: f"since {event.at:%Y-%m-%d %H:%M} UTC by {event.by}: {event.reason}" for alias, event in last.items()
+        moves = {a: versions.last_alias_event(session, stream, a) for a in (CHAMPION, CHALLENGER, PREVIOUS)}
+        wanted = {
+            alias: (move.version, f"since {move.at:%Y-%m-%d %H:%M} UTC by {move.by}: {move.reason}")
+            for alias, move in moves.items()
+            if move is not None
         }
-    for alias, version in wanted.items():
+    for alias in moves:
+        version, note = wanted.get(alias, (None, ""))
         if version is None:
             models.drop_alias(client, stream, alias)
         elif models.find_alias(client, stream, alias) != version:
             models.set_alias(client, stream, alias, version)
-            models.note_alias(client, stream, alias, version, notes[alias])
+            models.note_alias(client, stream, alias, version, note)
 
 
 def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:

@@ -131,15 +131,12 @@ def _publish(
     digest = sha256(blobs.json_bytes(manifest)).hexdigest()
     tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"], "manifest": digest}
     same = f"tags.`deciduous.cause` = '{change.cause}' and tags.`deciduous.manifest` = '{digest}'"
+    runs = [run.info.run_id for run in client.search_runs([experiment], f"{same} and status = 'FINISHED'")]
     with database.transaction() as session:
-        named = {version.run_id for version in versions.versions(session, stream.name)}
-    left = [
-        run
-        for run in client.search_runs([experiment], f"{same} and status = 'FINISHED'")
-        if run.info.run_id not in named
-    ]
+        named = {version.run_id for version in versions.versions(session, stream.name)} if runs else set()
+    left = [run_id for run_id in runs if run_id not in named]
     if left:
-        run_id = left[0].info.run_id
+        run_id = left[0]
     else:
         with packed_model(stream, manifest) as folder:
             run_id = models.log_run(

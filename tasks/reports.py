@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 
 from prefect.artifacts import create_markdown_artifact
+from sqlalchemy.orm import Session
 
-from infra import database
+from infra import database, tracking
 from registry import catalog, tickets, versions
 from registry.records import Batch, Decision, Ticket, Verdict
 from registry.stream import Stream
-from registry.versions import CHAMPION
+from registry.versions import CHAMPION, PREVIOUS
 from tasks import links
+from tasks.batch_page import SHOWN, Effect, batch_page
 from tasks.consolidation import MergeOutcome
 from tasks.pictures import show_figures
 from tasks.retries import step
@@ -19,49 +21,28 @@ from tasks.retries import step
 def report_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision], promotion: Verdict | None) -> None:
     """What came, what shifted, what was decided and why, what it did to the accuracy, and where to look."""
     with database.transaction() as session:
-        reasons = catalog.quarantine_counts(session, batch.batch_id)
-        champion = versions.alias_of(session, stream.name, CHAMPION)
-        mine = versions.find_by_cause(session, stream.name, batch.node)
-        names = {b.batch_id: b.name for b in catalog.batches(session, stream.name)}
-        after = versions.accuracies(session, stream.name, mine.version) if mine else {}
-        earlier = [v.version for v in versions.versions(session, stream.name) if mine and v.version < mine.version]
-        before = versions.accuracies(session, stream.name, earlier[-1]) if earlier else {}
-    lines = [
-        f"# {stream.name}: {batch.name}",
-        "",
-        f"{batch.rows} rows, {batch.quarantined} quarantined, {batch.suppressed} suppressed.",
-    ]
-    lines += [f"- {count} × {reason}" for reason, count in sorted(reasons.items())]
-    for shard, decision in zip(batch.shards, decisions, strict=True):
-        lines += ["", f"## {decision.kind.value} (group {shard.group})", "", decision.reason, "", *_scores(decision)]
-    verdict = promotion.reason if promotion else "the model stays as it is"
-    lines += ["", f"**Champion:** version {champion and links.mlflow_version(stream.name, champion)}. {verdict}", ""]
-    if after:
-        lines += ["| batch | accuracy before | accuracy after | exact head | held-out rows |"]
-        lines += ["| --- | ---: | ---: | ---: | ---: |"]
-        lines += [f"| {names[b]} | {_figure(before, b)} | {a:.3f} | {e:.3f} | {n} |" for b, (a, e, n) in after.items()]
-    lines += ["", f"`deciduous describe {batch.batch_id}` tells all of it."]
-    create_markdown_artifact(
-        "\n".join(lines), key=f"batch-{batch.batch_id}", description=f"{stream.name}: {batch.name}"
+        refused = catalog.quarantine_counts(session, batch.batch_id)
+        effect = _effect(session, stream.name, batch)
+    page = batch_page(stream, batch, decisions, promotion, refused, effect)
+    create_markdown_artifact(page, key=f"batch-{batch.batch_id}", description=f"{stream.name}: {batch.name}")
+    if effect.version is not None:
+        show_figures(stream, effect.version)
+
+
+def _effect(session: Session, stream: str, batch: Batch) -> Effect:
+    mine = versions.find_by_cause(session, stream, batch.node)
+    champion, previous = (versions.alias_of(session, stream, alias) for alias in (CHAMPION, PREVIOUS))
+    served = previous if mine is not None and champion == mine.version else champion
+    after = versions.accuracies(session, stream, mine.version) if mine is not None else {}
+    return Effect(
+        version=mine,
+        champion=champion,
+        served=served,
+        before=versions.accuracies(session, stream, served) if served is not None else {},
+        after=after,
+        names={batch_id: catalog.get_batch(session, batch_id).name for batch_id in list(after)[-SHOWN:]},
+        links=[links.mlflow_version(stream, mine.version)] if mine is not None and tracking.has_server() else [],
     )
-    if mine is not None:
-        show_figures(stream, mine)
-
-
-def _figure(cells: dict[str, tuple[float, float, int]], batch_id: str) -> str:
-    return f"{cells[batch_id][0]:.3f}" if batch_id in cells else ""
-
-
-def _scores(decision: Decision) -> list[str]:
-    """z-scores as a table, a row per layer."""
-    known = sorted({adapter for row in decision.z_scores.values() for adapter in row})
-    if not known:
-        return ["No adapter to compare with."]
-    lines = [f"| layer | {' | '.join(known)} |", f"| --- |{' ---: |' * len(known)}"]
-    return lines + [
-        f"| {layer} | {' | '.join(f'{row[a]:.2f}' if a in row else '' for a in known)} |"
-        for layer, row in decision.z_scores.items()
-    ]
 
 
 @step("report-merge-{stream.name}")

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from itertools import groupby
 
 from infra import database
+from infra.settings import settings
 from registry import catalog
 from registry.records import Shard
 from registry.stream import Stream, TaskType
 from tasks import blobs
-from tasks.backbones import adapter_spec, cut_of, open_backbone, open_language
+from tasks.backbones import adapter_spec, cut_of, locate, open_backbone, open_language
+from tasks.devices import CPU, device_name, require_gpus, require_repeatable, training_device
 from tasks.identity import seed_of
 from tasks.language import documents_of
+from tasks.learning.backbones import load_backbone
+from tasks.learning.data_parallel import Slice, train_together
 from tasks.learning.language.training import PACKED_ROWS, train_documents
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
@@ -31,7 +36,8 @@ class Stage:
     rows: tuple[Row, ...]
     seed: int
     digest: str
-    """Of the surviving record ids and the recipe: a deletion misses it from the first touched slice on."""
+    """Of the surviving record ids, the recipe and what it ran on: a deletion misses it from the first touched slice on,
+    and bytes of a GPU are never trained on by a CPU."""
 
 
 def recipe_of(stream: Stream) -> Recipe:
@@ -41,15 +47,27 @@ def recipe_of(stream: Stream) -> Recipe:
     return replace(recipe, minibatch=PACKED_ROWS) if stream.task == TaskType.LANGUAGE else recipe
 
 
-def stages_of(stream: Stream, shards: Sequence[Shard]) -> Iterator[Stage]:
+def means_of(stream: Stream, processes: int) -> str:
+    """What of the machine shapes the bytes: 'cpu', 'cuda NVIDIA H100', or either with '× 4' for four processes.
+
+    Documents are trained by one process on the CPU."""
+    if stream.task == TaskType.LANGUAGE:
+        return CPU
+    name = device_name(training_device())
+    return name if processes == 1 else f"{name} × {processes}"
+
+
+def stages_of(stream: Stream, shards: Sequence[Shard], processes: int = 1) -> Iterator[Stage]:
     """Shards in training order, slices within a shard in ascending order; seeds come from names, not from rows."""
     so_far: list[Row] = []
+    means = means_of(stream, processes)
+    recipe = [stream.recipe_digest] if means == CPU else [stream.recipe_digest, means]
     for shard in shards:
         rows = sorted(trainable(load_rows(shard)), key=lambda row: row.slice)
         for slice_, members in groupby(rows, key=lambda row: row.slice):
             so_far += list(members)
             name = f"{shard.batch_name}\x1f{shard.group}\x1f{slice_}"
-            ids = sha256("\n".join([stream.recipe_digest, name, *(row.record for row in so_far)]).encode()).hexdigest()
+            ids = sha256("\n".join([*recipe, name, *(row.record for row in so_far)]).encode()).hexdigest()
             yield Stage(tuple(so_far), seed_of("train", stream.name, name), ids)
 
 
@@ -59,9 +77,15 @@ def slices_in(stream: Stream, shards: Sequence[Shard]) -> int:
 
 
 def train(
-    stream: Stream, owner: str, shards: Sequence[Shard], *, epoch: int | None = None, from_scratch: bool = False
+    stream: Stream,
+    owner: str,
+    shards: Sequence[Shard],
+    *,
+    epoch: int | None = None,
+    from_scratch: bool = False,
+    processes: int = 1,
 ) -> TrainState:
-    """Train on the shards' rows; the same rows, names and recipe give the same bytes.
+    """Train on the shards' rows; the same rows, names and recipe give the same bytes, in one process on one device.
 
     Stages whose checkpoint `owner` already holds are not run again, so a killed run resumes and a deletion retrains
     from the last clean slice. `from_scratch` uses neither checkpoints nor cached states: the reference of a comparison.
@@ -69,13 +93,14 @@ def train(
     """
     state: TrainState | None = None
     bar = Progress(f"training-{owner.replace(':', '-')}", f"training {owner}", slices_in(stream, shards))
-    for stage in bar.over(stages_of(stream, shards)):
+    say(f"  {owner} is trained on {means_of(stream, processes)} (DECIDUOUS_DEVICE={settings().device})")
+    for stage in bar.over(stages_of(stream, shards, processes)):
         kind = f"checkpoint:{stage.digest}"
         known = None if from_scratch else blobs.find(owner, kind)
         if known is not None:
             state = TrainState.from_tensors(blobs.read_tensors(known.key, known.sha256))
             continue
-        state = _train_stage(stream, stage, state, from_scratch, bar.tell)
+        state = _train_stage(stream, stage, state, from_scratch, processes, bar.tell)
         if not from_scratch:
             where = blobs.prefix(stream.name, shards[0].group)
             stored = blobs.store_tensors(where, owner, kind, state.to_tensors())
@@ -89,7 +114,12 @@ def train(
 
 @timing("training")
 def _train_stage(
-    stream: Stream, stage: Stage, start: TrainState | None, from_scratch: bool, tell: Callable[[float], None]
+    stream: Stream,
+    stage: Stage,
+    start: TrainState | None,
+    from_scratch: bool,
+    processes: int,
+    tell: Callable[[float], None],
 ) -> TrainState:
     rows, recipe = list(stage.rows), recipe_of(stream)
     states = encode(stream, rows) if from_scratch else states_of(stream, rows)
@@ -103,15 +133,13 @@ def _train_stage(
         where = (cut_of(stream, model), adapter_spec(stream))
         documents = documents_of(stream, rows, states)
         return train_documents(model, documents, *where, recipe, stage.seed, start, on_epoch)
-    backbone = open_backbone(stream)
-    return train_slice(
-        backbone,
-        states,
-        [row.label or "" for row in rows],
-        cut_of(stream, backbone),
-        adapter_spec(stream),
-        recipe,
-        stage.seed,
-        start,
-        on_epoch,
-    )
+    labels, cut, device = [row.label or "" for row in rows], cut_of(stream, open_backbone(stream)), training_device()
+    work = Slice(states, labels, cut, adapter_spec(stream), recipe, stage.seed, start)
+    if processes > 1:
+        cuda = device.type == "cuda"
+        if cuda:
+            require_gpus(processes)
+        load = partial(load_backbone, str(locate(stream.backbone)), max_tokens=stream.max_tokens)
+        return train_together(load, work, processes, cuda, on_epoch)
+    require_repeatable(device)
+    return train_slice(open_backbone(stream, str(device)), *work, on_epoch=on_epoch)

@@ -56,6 +56,18 @@ class TrainState:
         return cls(group("adapter"), group("head"), labels, group("optimizer"), int(tensors["epoch"]))
 
 
+LossOf = Callable[[Sequence[int]], Tensor]
+Backward = Callable[[LossOf, Sequence[int], Mapping[str, Tensor]], Tensor]
+"""(mean loss of rows, rows of a minibatch, weights) -> the minibatch's loss, its gradients left in the weights."""
+
+
+def alone(loss_of: LossOf, chosen: Sequence[int], _weights: Mapping[str, Tensor]) -> Tensor:
+    """The whole minibatch in this process: what every guarantee of equal bytes is about."""
+    loss = loss_of(chosen)
+    loss.backward()
+    return loss.detach()
+
+
 def train_slice(
     backbone: Backbone,
     states: Sequence[Tensor] | Sequence[Start],
@@ -67,13 +79,15 @@ def train_slice(
     start: TrainState | None = None,
     on_epoch: Callable[[int, float], None] | None = None,
     on_state: Callable[[TrainState], None] | None = None,
+    backward: Backward = alone,
 ) -> TrainState:
     """Train for the recipe's epochs from the frozen backbone, or on from `start`.
 
     `states` enter block `cut`; where a frozen pass has left its starts behind, they save that block every time.
     A `start` whose slice is unfinished (0 < epoch < epochs) resumes it exactly: the order of the rows comes from the
     seed and the epoch, never from what ran before. A finished one begins the next slice with a fresh optimiser.
-    `on_epoch` gets the epoch and its mean loss, `on_state` a state to store. Raises NonFiniteError on divergence.
+    `on_epoch` gets the epoch and its mean loss, `on_state` a state to store; `backward` is for several processes
+    (`data_parallel`). Raises NonFiniteError on divergence.
     """
     resuming = start is not None and 0 < start.epoch < recipe.epochs
     state = start if start is not None and resuming else _begin(backbone, spec, labels, seed, start)
@@ -83,7 +97,7 @@ def train_slice(
     load_moments(optimizer, weights, state.optimizer)
     targets_N = torch.tensor([state.labels.index(label) for label in labels])
     for epoch in range(state.epoch, recipe.epochs):
-        loss = _run_epoch(backbone, states, targets_N, cut, weights, optimizer, recipe, seed, epoch)
+        loss = _run_epoch(backbone, states, targets_N, cut, weights, optimizer, recipe, seed, epoch, backward)
         state = snapshot(weights, optimizer, state.labels, epoch + 1)
         if on_epoch is not None:
             on_epoch(epoch, loss)
@@ -117,17 +131,20 @@ def _run_epoch(
     recipe: Recipe,
     seed: int,
     epoch: int,
+    backward: Backward,
 ) -> float:
+    def loss_of(rows: Sequence[int]) -> Tensor:
+        logits_BC = _logits(backbone, [states[i] for i in rows], cut, weights)
+        return functional.cross_entropy(logits_BC.float(), targets_N[rows].to(logits_BC.device))
+
     steps = math.ceil(len(states) / recipe.minibatch)
     losses: list[float] = []
     for step, chosen in enumerate(minibatches_of(len(states), recipe.minibatch, seed, epoch)):
         anneal(optimizer, (epoch * steps + step) / (recipe.epochs * steps))
-        logits_BC = _logits(backbone, [states[i] for i in chosen], cut, weights)
-        loss = functional.cross_entropy(logits_BC.float(), targets_N[chosen].to(logits_BC.device))
         optimizer.zero_grad()
-        loss.backward()
+        loss = backward(loss_of, chosen, weights)
         optimizer.step()
-        losses.append(float(require_finite("training loss", loss.detach())))
+        losses.append(float(require_finite("training loss", loss)))
     return sum(losses) / len(losses)
 
 

@@ -18,7 +18,7 @@ class Placement:
 def place_training(deployed: bool, pool: str | None, workers: int, wait: bool) -> Placement:
     """Hand training to the pool of a deployed stream; where no worker lives there, wait for one or train here.
 
-    The bytes are the same either way: only time is at stake.
+    On workers with the same device the bytes are the same either way: only time is at stake.
     """
     if not deployed:
         return Placement(Place.HERE, "this run belongs to no deployment")

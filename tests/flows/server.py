@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prefect import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
@@ -17,6 +17,7 @@ from tenacity import Retrying, retry_if_exception_type, retry_if_not_result, sto
 
 from infra.children import Child, end, spawn, tail
 from infra.environment import prefect_environment
+from infra.orchestration import call_api
 from infra.ports import LOOPBACK, free_ports
 from infra.workers import worker_command, worker_environment
 from tests.infra.postgres import cluster, find_binaries
@@ -82,10 +83,10 @@ def worker(pool: str, log: Path, **variables: str) -> Iterator[Child]:
 
 
 @contextmanager
-def deciduous(verb: str, log: Path, **variables: str) -> Iterator[Child]:
-    """A verb of the command line that runs until it is ended."""
+def deciduous(*words: str, log: Path, **variables: str) -> Iterator[Child]:
+    """A command line that runs until it is ended."""
     main = "import sys; from flows.cli import main; sys.argv[0] = 'deciduous'; main()"
-    child = spawn([sys.executable, "-c", main, verb], log, {**worker_environment(), **variables})
+    child = spawn([sys.executable, "-c", main, *words], log, {**worker_environment(), **variables})
     try:
         yield child
     finally:
@@ -102,6 +103,15 @@ def until(look: Callable[[], R], seconds: float = 120) -> R:
         stop=stop_after_delay(seconds), wait=wait_fixed(0.2), retry=retry_if_not_result(bool), retry_error_callback=fail
     )
     return waiting(look)
+
+
+def events_of(event: str, resource: str) -> list[dict[str, Any]]:
+    """What the server's feed holds of an event about a resource, newest first."""
+    wanted = {"event": {"name": [event]}, "resource": {"id": [resource]}}
+    found: list[dict[str, Any]] = call_api(os.environ["PREFECT_API_URL"], "/events/filter", {"filter": wanted})[
+        "events"
+    ]
+    return found
 
 
 def runs_of(flow: str) -> list[FlowRun]:

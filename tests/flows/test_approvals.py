@@ -1,8 +1,11 @@
 """A gate asks a person: from the shell, in a form on the server; silence is what the policy says."""
 
+import json
+import os
+from pathlib import Path
+
 import pytest
 from prefect import get_client
-from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 
 from flows import actions
@@ -10,12 +13,14 @@ from flows.consolidate import consolidate
 from flows.deployments import deploy
 from flows.learn import learn
 from infra import database
+from infra.orchestration import call_api
 from registry import adapters, approvals
 from registry.errors import StateError
 from registry.records import AdapterState, TicketState
 from registry.stream import Approvals, Gates
 from tasks import queries, tickets
 from tasks.approvals import settle_overdue
+from tests.flows import pages
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import runs_of, until, worker
 
@@ -33,6 +38,15 @@ def status(stream) -> dict:
 
 def aliases(stream) -> list[tuple]:
     return [(row["alias"], row["version"], row["by"]) for row in queries.listing("aliases", stream.name)]
+
+
+def serving_pair(stream) -> tuple[str, str]:
+    """Both adapters of the stream, made to serve whatever they are worth."""
+    with database.transaction() as session:
+        first, second = (a.adapter_id for a in adapters.adapters(session, stream.name))
+        for adapter_id in (first, second):
+            adapters.move_adapter(session, adapter_id, AdapterState.SERVING, "for this test")
+    return first, second
 
 
 def test_a_version_waits_as_challenger_until_the_shell_says_yes(backbone, inbox):
@@ -53,11 +67,8 @@ def test_a_refused_merge_is_not_kept_and_an_approved_one_is(backbone, inbox):
     for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
         deliver(inbox, name, topics, rows=120)
     learn(stream)
-    with database.transaction() as session:
-        pair = [a.adapter_id for a in adapters.adapters(session, stream.name)]
-        for adapter_id in pair:
-            adapters.move_adapter(session, adapter_id, AdapterState.SERVING, "for this test")
-    outcome = consolidate(stream, (pair[0], pair[1]))
+    pair = serving_pair(stream)
+    outcome = consolidate(stream, pair)
     assert not outcome.accepted
     assert "waits for a person" in outcome.reason
     actions.answer(f"merge:{'+'.join(pair)}", True, "Ann", "")
@@ -89,22 +100,52 @@ def test_silence_refuses_a_promotion(backbone, inbox):
 
 @pytest.mark.services
 @pytest.mark.timeout(2400)
-@pytest.mark.usefixtures("server")
-def test_the_form_of_a_suspended_run_moves_the_champion_in_the_approvers_name(backbone, inbox, tmp_path_factory):
-    stream = asking("asks-form", backbone, inbox, promotion="always")
-    deliver(inbox, "01", ["red", "blue"])
+def test_a_suspended_run_asks_with_a_form_and_carries_the_answer_out(server, backbone, inbox, tmp_path_factory):
+    """All three gates; answered by Prefect's client, by its API, and by the shell's verb."""
+    stream = asking("asks-form", backbone, inbox, promotion="always", merge="always", erasure="always")
     deploy(stream)
-    run_deployment("learn/asks-form", timeout=0)
-    with worker("cpu", tmp_path_factory.mktemp("worker") / "log"):
-        request = "promotion:asks-form/1"
-        waiting = until(lambda: next((r for r in runs_of("approve") if r.state_name == "Suspended"), None), 900)
-        assert waiting.parameters["request_id"] == request
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        deliver(inbox, name, topics, rows=120)
+    learn(stream)
+    pair = serving_pair(stream)
+    consolidate(stream, pair)
+    ticket = tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["person-1"], []), "test")
+    promotion, merge, erasure = "promotion:asks-form/2", f"merge:{'+'.join(pair)}", f"erasure:{ticket.ticket_id}"
+
+    def suspended() -> dict:
+        found = {run.parameters["request_id"]: run for run in runs_of("approve") if run.state_name == "Suspended"}
+        return found if {promotion, merge, erasure} <= set(found) else {}
+
+    folder = tmp_path_factory.mktemp("form")
+    with worker("cpu", folder / "log"):
+        waiting = until(suspended, 900)
+        if pages.find_browser() is not None:
+            page = f"{server.removesuffix('/api')}/runs/flow-run/{waiting[promotion].id}"
+            shown = pages.take_picture(
+                page, Path(os.environ.get("PICTURES", folder)) / "suspended.png", folder / "profile"
+            )
+            assert promotion in shown
+            assert "Suspended" in shown
         with get_client(sync_client=True) as client:
-            keys = client.filter_flow_run_input(waiting.id, key_prefix="", limit=10, exclude_keys=set())
-        assert any("approver" in str(key.value) for key in keys), "the form's schema is there for the UI"
-        with pytest.raises(Exception, match="approver"):
-            resume_flow_run(waiting.id, run_input={"approved": True})
-        resume_flow_run(waiting.id, run_input={"approver": "Ann", "approved": True, "note": "seen"})
-        done = until(lambda: next((r for r in runs_of("approve") if r.state_name == "Completed"), None), 900)
-    assert done.name == f"{request}: approved by Ann"
-    assert ("champion", 1, "Ann") in aliases(stream)
+            schemas = [
+                json.loads(key.value)
+                for key in client.filter_flow_run_input(waiting[merge].id, key_prefix="", limit=10, exclude_keys=set())
+                if key.key.endswith("schema")
+            ]
+        assert schemas[0]["required"] == ["approver"]
+        for nameless in ({"approved": True}, {"approved": True, "approver": " "}):
+            with pytest.raises(Exception, match="approver"):
+                resume_flow_run(waiting[merge].id, run_input=nameless)
+        resume_flow_run(waiting[merge].id, run_input={"approver": "Ann", "approved": True, "note": "seen"})
+        answer = {"run_input": {"approver": "Bob", "approved": True, "note": "identity checked"}}
+        assert call_api(server, f"/flow_runs/{waiting[erasure].id}/resume", answer)["status"] == "ACCEPT"
+        assert "the run that waited carries it out" in actions.answer(promotion, True, "Cleo", "seen")
+        names = {f"{merge}: approved by Ann", f"{erasure}: approved by Bob", f"{promotion}: approved by Cleo"}
+        until(lambda: names <= {run.name for run in runs_of("approve") if run.state_name == "Completed"}, 900)
+    assert ("champion", 2, "Cleo") in aliases(stream)
+    states = [row["state"] for row in queries.listing("adapters", stream.name)]
+    assert states.count(AdapterState.MERGED) == 2
+    assert tickets.read_ticket(ticket.ticket_id).state != TicketState.RECEIVED
+    with database.transaction() as session:
+        kept = [approvals.get(session, request) for request in (promotion, merge, erasure)]
+    assert [(each.approved, each.approver) for each in kept] == [(True, "Cleo"), (True, "Ann"), (True, "Bob")]

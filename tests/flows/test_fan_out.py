@@ -4,12 +4,17 @@ import json
 
 import pytest
 
+from flows.forget import forget
 from flows.learn import learn
+from infra import database
+from infra.ports import free_ports
 from infra.settings import settings
 from infra.workers import worker_environment
+from registry import adapters
 from registry.errors import StateError
+from registry.records import TicketState
 from registry.stream import Runner, TaskOptions
-from tasks import runners
+from tasks import runners, tickets
 from tasks.opening import open_home
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.test_determinism import learned_digests
@@ -48,7 +53,32 @@ def test_a_missing_extra_is_named(monkeypatch):
         runners.runner_of(stream)
 
 
+@pytest.mark.services  # two interpreters that import torch, for each slice
+@pytest.mark.timeout(2400)
+def test_two_processes_train_one_adapter_and_a_deletion_needs_one(backbone, inbox):
+    stream = make_stream("shared", backbone, inbox, tasks=TaskOptions(processes=2))
+    deliver(inbox, "01", ["red", "blue"], rows=60)
+    learn(stream)
+    with database.transaction() as session:
+        (trained,) = adapters.adapters(session, stream.name)
+    assert trained.recipe["trained_on"] == "cpu × 2"
+    ticket = tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["person-3"], []), "test")
+    assert forget(ticket.ticket_id).state == TicketState.COMPLETE, "what it rebuilt is byte-equal to one from scratch"
+    with database.transaction() as session:
+        rebuilt = adapters.get_adapter(session, trained.adapter_id)
+    assert rebuilt.recipe == {**trained.recipe, "trained_on": "cpu"}
+
+
+def small_node() -> dict[str, int | bool]:
+    """One core of a Ray cluster. Ray gives a node 30 s to start; one that knows its agents' ports need not wait until
+    those interpreters have told theirs, which takes longer than that on a busy machine."""
+    ports = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
+    named = dict(zip(ports, free_ports(len(ports)), strict=True))
+    return {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False, **named}
+
+
 @pytest.mark.services
+@pytest.mark.timeout(2400)
 @pytest.mark.usefixtures("server")
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):
@@ -59,9 +89,10 @@ def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monke
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     stream = grouped("rays", backbone, inbox, runner=Runner.RAY)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(**small_node())
+        cluster.add_node(**small_node())
         cluster.wait_for_nodes()
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         here = sorted(learned_digests(stream).values())
@@ -72,6 +103,7 @@ def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monke
 
 
 @pytest.mark.services
+@pytest.mark.timeout(2400)
 @pytest.mark.usefixtures("server")
 @pytest.mark.filterwarnings("ignore")  # Dask's own
 def test_dask_workers_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):

@@ -10,12 +10,13 @@ from prefect import get_client
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.deployments import run_deployment
 
-from flows.deployments import deploy
+from flows.deployments import deploy, undeploy
 from flows.learn import learn
 from infra import database
 from registry import adapters, catalog
 from registry.stream import AdapterOptions, TaskOptions, WithoutWorker
 from tasks import queries
+from tasks.deploying import deployment_id
 from tasks.opening import open_home
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import runs_of, until, worker
@@ -134,3 +135,24 @@ def test_without_a_worker_the_policy_trains_here_or_waits_until_the_deadline(bac
     assert "never resumed" in late.state.message
     assert queries.status("waits")[0]["unfinished"] == ["01"]
     assert learn(waits) == [queries.listing("batches", "waits")[0]["batch_id"]]
+
+
+def test_a_schedule_fires_and_one_learn_runs_at_a_time(backbone, inbox, logs):
+    stream = make_stream("ticking", backbone, inbox, schedule="* * * * *", tasks=TaskOptions(pool=None))
+    deliver(inbox, "01", ["red", "blue"])
+
+    def of(*states: str) -> list:
+        mine = [run for run in runs_of("learn") if run.name.startswith("ticking") or run.deployment_id == learns]
+        return [run for run in mine if run.state_name in states]
+
+    deploy(stream)
+    learns = deployment_id("learn/ticking")
+    with worker("cpu", logs / "cpu"):
+        for _ in range(2):  # beside the one that the clock starts
+            run_deployment("learn/ticking", timeout=0)
+        assert until(lambda: of("AwaitingConcurrencySlot"), LONG), "deployed with concurrency limit 1"
+        until(lambda: [run for run in of("Completed") if run.auto_scheduled] and len(of("Completed")) > 2, LONG)
+    undeploy("ticking")
+    done = sorted(of("Completed"), key=lambda run: run.start_time)
+    assert all(first.end_time <= second.start_time for first, second in pairwise(done))
+    assert queries.status("ticking")[0]["champion"] == 1
