@@ -1,36 +1,35 @@
-"""The states of a batch under every candidate adapter at once, for the decision to reuse or to expand.
+"""States of pairs of a record and an adapter, behind what all adapters share: to reuse or to expand, and to answer.
 
-A plan rather than one kernel: the frozen prefix is the caller's (usually cached), the projections before the first
-adapter run once for all candidates, later ones run grouped through `kernels.grouped_lora`, and the last block runs for
-the first token alone where the head reads no other. There is no Triton form of its own for that reason.
+A plan rather than one kernel: what no adapter can change is computed once per record, by the caller, who usually has it
+cached; from there on every row is a pair, with its own adapter through `kernels.grouped_lora`, so that the number of
+operations does not depend on that of adapters. The tokens that a head does not read are the block's own affair
+(`bert_block(first_only=True)`). There is no Triton form of its own: what it calls has one.
 """
 
-# N records, T tokens, D features, K candidates
+# P pairs, T tokens, D features, K slots
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kernels.candidate_eval import cpu
-from kernels.candidate_eval.blocks import Adapters, Block, bert_block
+from kernels.candidate_eval.bert import bert_block
+from kernels.candidate_eval.blocks import Adapt, Adapters, Block, Shared, every_pair
+from kernels.grouped_lora import Route
 
-__all__ = ["Adapters", "Block", "bert_block", "candidate_eval"]
+__all__ = ["Adapt", "Adapters", "Block", "Shared", "bert_block", "candidate_eval", "every_pair"]
 
 
 def candidate_eval(
-    states_NTD: Tensor, blocks: Sequence[Block], adapters: Sequence[Adapters], scale_K: Tensor,
-    mask_NT: Tensor | None = None, first_only: bool = True,
-) -> Tensor:  # fmt: skip
-    """States that leave the last block, (K, N, D) of the first token, or (K, N, T, D) without `first_only`.
+    shared: Shared, blocks: Sequence[Block], adapters: Sequence[Adapters], route: Route, mask_PT: Tensor | None = None
+) -> list[Tensor]:
+    """The states that leave each block, (P, T, D), or as many tokens as the block lets go on.
 
-    states: what enters the first of `blocks`, in one floating type with all weights. adapters: per block, slot tensors
-    of K candidates by place. scale: of each candidate's update. mask: True where a token is real. `first_only` is exact
-    only where nothing but the first token is read: not for mean pooling or tagging. Raises ValueError without blocks.
+    shared: what `blocks[0].enter` gave for the record of each pair, in one floating type with all weights; adapters:
+    per block, slot tensors (K, ..) by place; route: each pair's slot, -1 for the backbone alone; mask: True where a
+    token is real, all of them without one. Differentiable in the slot tensors. Raises ValueError without blocks, or
+    when adapters do not come one a block.
     """
     if not blocks or len(blocks) != len(adapters):
         raise ValueError(f"{len(blocks)} blocks and adapters for {len(adapters)}; give at least one, and one each")
-    mask_NT = (
-        torch.ones(states_NTD.shape[:2], dtype=torch.bool, device=states_NTD.device) if mask_NT is None else mask_NT
-    )
-    return cpu.candidate_eval(states_NTD, mask_NT, blocks, adapters, scale_K, first_only)
+    return cpu.candidate_eval(shared, blocks, adapters, route, mask_PT)

@@ -1,40 +1,32 @@
-"""The frozen parts of an encoder block, and where adapters may sit in one."""
+"""A frozen block in two halves, and what adapters may change in between."""
+
+# P pairs, N records, K slots
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from kernels.grouped_lora import Weights
 
-Layer = Callable[[Tensor], Tensor]
+Shared = tuple[Tensor, ...]
+"""What a block has computed before its first adapter; one row per record, or per pair once records are paired."""
 
-# Place in a block -> its slot tensors: LoRA at "query", "key", "value", "attention_output", "up" and "down"; at "mlp" a
-# bottleneck beside the feed-forward part, on what enters its norm (SEMA, MOS).
 Adapters = Mapping[str, Weights]
+"""Place in a block -> its slot tensors, with biases for the bottleneck form."""
+
+Adapt = Callable[[str, Tensor, Tensor], Tensor]
+"""(place, its inputs, what the frozen layer gives for them) -> that under each row's adapter."""
 
 
 class Block(NamedTuple):
-    """One transformer encoder block as callables; `pre_norm` as in ViT, without it as in BERT."""
+    """`enter` takes the states entering the block and the mask as far as no adapter of the block matters; `leave` goes
+    on from there, under the adapters, to the states leaving it. The mask is (P, T), True for a real token, or None."""
 
-    query: Layer
-    key: Layer
-    value: Layer
-    attention_output: Layer
-    norm_1: Layer
-    up: Layer
-    activation: Layer
-    down: Layer
-    norm_2: Layer
-    heads: int
-    pre_norm: bool = False
+    enter: Callable[[Tensor, Tensor | None], Shared]
+    leave: Callable[[Shared, Tensor | None, Adapt], Tensor]
 
 
-def bert_block(layer: Any) -> Block:
-    """The block of one `BertLayer` of transformers, dropout left out: candidates are evaluated, not trained."""
-    attention, output = layer.attention.self, layer.attention.output
-    return Block(
-        attention.query, attention.key, attention.value, output.dense, output.LayerNorm, layer.intermediate.dense,
-        layer.intermediate.intermediate_act_fn, layer.output.dense, layer.output.LayerNorm,
-        attention.num_attention_heads,
-    )  # fmt: skip
+def every_pair(shared: Shared, num: int) -> Shared:
+    """Rows of N records repeated for `num` adapters: adapter by adapter, all records, as `route_all` numbers them."""
+    return tuple(tensor.expand(num, *tensor.shape).flatten(0, 1) for tensor in shared)

@@ -4,13 +4,13 @@ Shapes: B rows, T tokens, D width, R rank. Published source: SEMA (arXiv 2403.18
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.grouped_lora import Route, Weights, grouped_bottleneck, route_records, route_to
+from kernels.grouped_lora import Weights, grouped_bottleneck, route_to
 from tasks.learning.backbones import Backbone, Delta
 
 AdapterWeights = dict[str, Tensor]
@@ -53,32 +53,20 @@ def adapter_blocks(weights: Mapping[str, Tensor]) -> list[int]:
 
 def deltas_of(weights: Mapping[str, Tensor] | None, device: torch.device | None = None) -> dict[int, Delta]:
     """What one adapter adds to every row, block by block; an empty mapping for the frozen backbone."""
-    if not weights:
-        return {}
-    return deltas_at({name: tensor[None] for name, tensor in weights.items()}, None, device)
+    bank = {name: tensor[None].to(device) for name, tensor in (weights or {}).items()}
+    return {block: _delta(places_of(bank, block)["mlp"]) for block in adapter_blocks(bank)}
 
 
-def deltas_at(
-    bank: Mapping[str, Tensor], slots: Sequence[int] | None, device: torch.device | None = None
-) -> dict[int, Delta]:
-    """What the adapter in slot `slots[b]` of a bank adds to row b of a minibatch; -1 leaves a row alone.
-
-    None puts every row under slot 0. The operations of a pass do not depend on how many slots there are.
-    """
-    placed = {name: tensor.to(device) for name, tensor in bank.items()}
-    num_slots = len(next(iter(placed.values())))
-    route = None if slots is None else route_records(torch.tensor(slots, device=device), torch.ones(num_slots))
-    return {block: _delta(placed, block, route) for block in adapter_blocks(placed)}
+def places_of(bank: Mapping[str, Tensor], block: int) -> dict[str, Weights]:
+    """The slot tensors of one block as the kernels take them: a bottleneck beside the MLP."""
+    names = ("down.weight", "up.weight", "down.bias", "up.bias")
+    return {"mlp": Weights(*(bank[f"blocks.{block}.{name}"] for name in names))}
 
 
-def _delta(bank: Mapping[str, Tensor], block: int, route: Route | None) -> Delta:
-    places = ("down.weight", "up.weight", "down.bias", "up.bias")
-    weights = Weights(*(bank[f"blocks.{block}.{place}"] for place in places))
-
+def _delta(weights: Weights) -> Delta:
     def delta(hidden_BTD: Tensor) -> Tensor:
-        to = route_to(0, hidden_BTD) if route is None else route.typed(hidden_BTD)
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # the kernel takes one type
             cast = Weights(*(tensor.to(hidden_BTD.dtype) for tensor in weights if tensor is not None))
-            return grouped_bottleneck(hidden_BTD, cast, to, torch.zeros_like(hidden_BTD))
+            return grouped_bottleneck(hidden_BTD, cast, route_to(0, hidden_BTD), torch.zeros_like(hidden_BTD))
 
     return delta

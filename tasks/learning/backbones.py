@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from kernels.candidate_eval import Adapt, Block, Shared
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.attach import SUPPORTED, AttachPoint, Joint, find_attach_points, find_blocks, width_of
 from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
@@ -25,6 +26,9 @@ from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
 ImageInput = Image.Image | np.ndarray
 Delta = Callable[[Tensor], Tensor]  # the residual before the MLP (B, T, D) -> what an adapter adds (B, T, D)
 OnBlock = Callable[[int, Joint, Tensor], None]  # block number, where adapters join, block output
+
+ROWS = 8
+"""Of every minibatch, filled up or not: fewer waste less on ragged ones, more read the weights less often (0205)."""
 
 
 @dataclass
@@ -51,7 +55,7 @@ class Backbone:
         tokenizer: Any | None,
         preprocessing: Preprocessing | None,
         max_tokens: int = 64,
-        rows: int = 16,
+        rows: int = ROWS,
         vocabulary: str = "",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
@@ -118,7 +122,8 @@ class Backbone:
         count: int | None = None,
     ) -> Tensor:
         """The states entering block `stop`, from those entering `start`; `deltas` join the MLPs in parallel."""
-        mask_B11T = self._mask(hidden_BTD, lengths_B)
+        mask_BT = self.mask(hidden_BTD, lengths_B)
+        mask_B11T = None if mask_BT is None else mask_BT[:, None, None]
         rows = len(hidden_BTD) if count is None else count
         for number in range(start, stop):
             with ExitStack() as hooks:
@@ -135,10 +140,29 @@ class Backbone:
         """(B, D): the class token of an image, the mean of a text's tokens."""
         return hidden_BTD[:, 0] if self.modality == "image" else mean_tokens(hidden_BTD, lengths_B)
 
-    def _mask(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor | None:
+    def halves(self, number: int, count: int) -> Block:
+        """Block `number` for `kernels.candidate_eval`, its adapters at "mlp": cut where they join; `count` rows are
+        counted as work."""
+        point, block = self.attach_points[number], self.blocks[number]
+
+        def enter(hidden_BTD: Tensor, mask_BT: Tensor | None) -> Joint:
+            with ExitStack() as hooks:
+                seen = point.attach(hooks, None)
+                block(hidden_BTD, attention_mask=None if mask_BT is None else mask_BT[:, None, None])
+            self.work.forwards += count
+            return Joint(*seen)
+
+        def leave(shared: Shared, _mask_BT: Tensor | None, adapt: Adapt) -> Tensor:
+            joint = Joint(*shared)
+            return point.finish(joint, adapt("mlp", joint.residual, torch.zeros_like(joint.residual)))
+
+        return Block(enter, leave)
+
+    def mask(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor | None:
+        """(B, T), True where a token is real; None for images, whose tokens all are."""
         if self.modality == "image":
             return None
-        return (torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None])[:, None, None]
+        return torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None]
 
     def _tokens(self, item: str | ImageInput) -> list[int] | Tensor:
         if isinstance(item, str):
@@ -194,7 +218,7 @@ def mean_tokens(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
     return (hidden_BTD * real_BT[..., None]).sum(1) / lengths_B[:, None]
 
 
-def load_backbone(folder: str, max_tokens: int = 64, rows: int = 16, device: str = "cpu") -> Backbone:
+def load_backbone(folder: str, max_tokens: int = 64, rows: int = ROWS, device: str = "cpu") -> Backbone:
     """The encoder of a local Hugging Face folder, frozen.
 
     Raises UnsupportedBackboneError when the architecture has no blocks with an MLP to attach to.

@@ -17,7 +17,16 @@ from tasks.learning.backbones import Backbone
 from tasks.learning.banks import AdapterBank, stacked
 from tasks.learning.descriptors import Descriptor, DescriptorBank, shift_and_density, side_by_side
 from tasks.learning.features import Start, SuffixPass, run_suffix
-from tasks.learning.heads import ClassStatistics, Head, Sums, add_up, head_scores, solve_head, solve_sums
+from tasks.learning.heads import (
+    ClassStatistics,
+    Head,
+    Sums,
+    add_up,
+    expand_rows,
+    expanded_scores,
+    solve_head,
+    solve_sums,
+)
 
 Pairs = Sequence[tuple[int, str]]
 """Record number and adapter id."""
@@ -203,14 +212,15 @@ def predict_each(
 def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, adapted_PF: Tensor) -> Prediction:
     """One caller's answers from features: rows of `adapted` are the visits, adapter by adapter."""
     count = len(composed.adapters)
-    exact_NC = head_scores(composed.head, features_NF)
+    features_NE, adapted_PE = expand_rows(features_NF), expand_rows(adapted_PF) if len(adapted_PF) else adapted_PF
+    exact_NC = expanded_scores(composed.head, features_NE)
     mixed_NC, taken = torch.zeros_like(exact_NC), 0
     for number, shares_N in enumerate(shares_AN[:count]):
         chosen = torch.nonzero(shares_N).flatten().tolist()
         if chosen:
             own = composed.adapter_heads[number]
-            near_NC = head_scores(composed.near_heads[number], features_NF[chosen])
-            own_NC = head_scores(own, adapted_PF[taken : taken + len(chosen)])
+            near_NC = expanded_scores(composed.near_heads[number], features_NE[chosen])
+            own_NC = expanded_scores(own, adapted_PE[taken : taken + len(chosen)])
             mixed_NC[chosen] += shares_N[chosen, None] * combine(near_NC, own_NC, composed.labels, own.labels)
             taken += len(chosen)
     mixed_NC = mixed_NC + shares_AN[count:].sum(0)[:, None] * exact_NC

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.bank import Bank
-from tasks.learning.adapters import AdapterWeights, deltas_at, deltas_of
+from kernels.candidate_eval import candidate_eval
+from kernels.grouped_lora import route_records
+from tasks.learning.adapters import AdapterWeights, deltas_of, places_of
 from tasks.learning.attach import Joint
 from tasks.learning.backbones import Backbone, Delta, mean_tokens
 
@@ -83,7 +85,11 @@ def run_pairs(
     What no adapter has touched is not run again: a record under ten adapters costs one first block, not ten. The bytes
     of a pair are those of `run_suffix` under that adapter, whatever else is in the pass.
     """
-    features_PSD = torch.empty(len(pairs), num_states(backbone.num_blocks - cut), backbone.width)
+    suffix = range(cut, backbone.num_blocks)
+    bank = {name: stack.to(backbone.device) for name, stack in bank.items()}
+    adapters = [places_of(bank, block) for block in suffix]
+    scale_K = torch.ones(len(next(iter(bank.values()))), device=backbone.device)
+    features_PSD = torch.empty(len(pairs), num_states(len(suffix)), backbone.width)
     for chosen, padded in backbone.minibatches([len(starts[record].joint.residual) for record, _ in pairs]):
         mine = [starts[pairs[i][0]] for i in chosen]
         slots = [pairs[i][1] for i in chosen] + [-1] * (backbone.rows - len(chosen))
@@ -91,13 +97,13 @@ def run_pairs(
         stem_BTD, _ = backbone.pad([start.joint.stem for start in mine], padded, backbone.rows)
         entering_BD = torch.zeros(backbone.rows, backbone.width)
         entering_BD[: len(mine)] = torch.stack([start.entering_D for start in mine])
-        joint, deltas = Joint(residual_BTD, stem_BTD), deltas_at(bank, slots, backbone.device)
-        seen = _Seen(backbone, lengths_B, [entering_BD.to(backbone.device)])
+        blocks = [backbone.halves(block, len(chosen)) for block in suffix]
+        route = route_records(torch.tensor(slots, device=backbone.device), scale_K)
+        mask_BT = backbone.mask(residual_BTD, lengths_B)
         with torch.inference_mode():
-            hidden_BTD = backbone.attach_points[cut].finish(joint, deltas[cut](residual_BTD))
-            seen.keep(cut, joint, hidden_BTD)
-            backbone.run_blocks(hidden_BTD, lengths_B, cut + 1, backbone.num_blocks, deltas, seen.keep, len(chosen))
-            features_PSD[chosen] = seen.features(len(chosen))
+            states = candidate_eval(Joint(residual_BTD, stem_BTD), blocks, adapters, route, mask_BT)
+            pooled = [entering_BD.to(backbone.device), *(backbone.pool(state_BTD, lengths_B) for state_BTD in states)]
+            features_PSD[chosen] = _Seen(backbone, lengths_B, pooled).features(len(chosen))
     return features_PSD.flatten(1)
 
 

@@ -5,7 +5,7 @@ Shapes: N records, F features, E = F + random features, C classes. Published sou
 order in which shards arrived.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -148,8 +148,22 @@ def _gram(statistics: ClassStatistics) -> Tensor:
 
 def head_scores(head: Head, features_NF: Tensor) -> Tensor:
     """(N, C): regression scores, about one for the right class, zero for the others; the same bytes in any company."""
-    scores = []
-    for chunk_NF in features_NF.split(ROWS):
-        full_NF = pad(chunk_NF, (0, 0, 0, ROWS - len(chunk_NF)))  # a product of another shape has other last bits
-        scores.append((expand(full_NF) @ head.weight_CE.mT + head.bias_C)[: len(chunk_NF)])
-    return torch.cat(scores) if scores else features_NF.new_zeros(0, len(head.labels))
+    return expanded_scores(head, expand_rows(features_NF))
+
+
+def expand_rows(features_NF: Tensor) -> Tensor:
+    """(N, E): `expand`, once for all heads that score; in products of 16 rows, so that a row's bytes are its own."""
+    chunks = [expand(full_NF)[:count] for full_NF, count in _chunks(features_NF)]
+    return torch.cat(chunks) if chunks else expand(features_NF)
+
+
+def expanded_scores(head: Head, expanded_NE: Tensor) -> Tensor:
+    """(N, C): the scores of expanded features."""
+    chunks = [(full_NE @ head.weight_CE.mT + head.bias_C)[:count] for full_NE, count in _chunks(expanded_NE)]
+    return torch.cat(chunks) if chunks else expanded_NE.new_zeros(0, len(head.labels))
+
+
+def _chunks(rows_NF: Tensor) -> Iterator[tuple[Tensor, int]]:
+    """16 rows at a time, the last ones filled up with zeros: a product of another shape has other last bits."""
+    for chunk_NF in rows_NF.split(ROWS) if len(rows_NF) else ():
+        yield pad(chunk_NF, (0, 0, 0, ROWS - len(chunk_NF))), len(chunk_NF)
