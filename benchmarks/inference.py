@@ -1,10 +1,14 @@
 """Answering with many adapters against the bare backbone and PEFT: `python -m benchmarks.inference [--json]`.
 
 One process, interleaved, CPU time of one thread, checked before it is timed. Per number of adapters, raw texts that
-each look like one adapter's shard go through what serves them: tokens, frozen pass, retrieval among all adapters, one
-adapted pass, heads. Beside it, on the same token ids and the same minibatches: the backbone alone; PEFT's LoRA of the
-same rank in the same layers with `adapter_names`, and a copy of the backbone per adapter (merged). Both are told which
-adapter each record needs and have no heads. `told` is ours in their place: the adapter is given, no retrieval.
+each look like one adapter's shard, as many as batch scoring takes at once, go through what serves them: tokens, frozen
+pass, retrieval among all adapters, one adapted pass, heads. Beside it, on the same token ids in minibatches of up to 16
+texts of about one length: the backbone alone; PEFT's LoRA of the same rank in the same layers with `adapter_names`, and
+a copy of the backbone per adapter (merged). Both are told which adapter each record needs and have no heads. `told` is
+ours in their place: the adapter is given, no retrieval. `floor` is the bare backbone's share of the blocks that an
+answer takes: no implementation that runs the frozen blocks for retrieval does better.
+
+For the last number named the model is then served (`benchmarks.served`): p50, p99 and errors of 50 clients at once.
 """
 
 # N records, T tokens, K adapters
@@ -25,16 +29,22 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignore[attr-defined]
 
+from benchmarks import served
 from kernels.bench import WrongResultError, time_interleaved
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.composition import AdapterEntry, Composed, ServingModel, predict
 from tasks.learning.descriptors import fit_descriptor, side_by_side
 from tasks.learning.features import num_states, run_suffix
-from tasks.learning.heads import RANDOM_FEATURES, Head
+from tasks.learning.heads import RANDOM_FEATURES, ClassStatistics, Head, add_up, class_statistics
+from tasks.prediction import CHUNK
+
+Row = dict[str, Any]
+SERVED = 40
+"""Texts that the served model's clients ask in turn."""
 
 LETTERS, LAYERS, WIDTH, RANK = "abcdefghijklmnopqrstuvwxyz", 6, 384, 16
-CLASSES, RECORDS, OWN = 8, 128, 12
+CLASSES, OWN, BARE_ROWS = 8, 12, 16
 LINEAR = ("intermediate.dense", "output.dense")
 
 
@@ -68,23 +78,34 @@ def texts_of(shard: int, count: int, seed: int) -> list[str]:
     return [" ".join(islice(letters, draw.randint(20, 48))) for _ in range(count)]
 
 
-def new_setting(backbone: Backbone, num: int, last: int) -> Setting:
-    """Descriptors are fitted on shards; weights and heads are random, since time does not depend on their values."""
-    cut, spec = LAYERS - last, AdapterSpec(rank=RANK, last_layers=last)
+def new_entries(backbone: Backbone, num: int, last: int) -> list[AdapterEntry]:
+    """Descriptors are fitted on shards; weights and statistics are random, since time does not depend on values."""
+    cut = LAYERS - last
     states = backbone.encode([text for k in range(num) for text in texts_of(k, 2 * OWN, 0)], cut)
     signatures_LND = run_suffix(backbone, states, cut).signatures_LND.unflatten(1, (num, 2 * OWN))
-    entries = tuple(
+    labels = [f"class-{n % CLASSES}" for n in range(2 * OWN)]
+
+    def statistics() -> tuple[ClassStatistics]:
+        return (class_statistics(torch.randn(2 * OWN, WIDTH * num_states(last)), labels),)
+
+    return [
         AdapterEntry(f"a{k:03}", "all", random_adapter(backbone, k, last),
-                     fit_descriptor(signatures_LND[:, k, :OWN], signatures_LND[:, k, OWN:]), ())
+                     fit_descriptor(signatures_LND[:, k, :OWN], signatures_LND[:, k, OWN:]), statistics(), statistics())
         for k in range(num)
-    )  # fmt: skip
-    heads = tuple(_head(WIDTH * num_states(last)) for _ in range(1 + 2 * num))
-    model = ServingModel(cut, spec, {}, entries)
-    descriptors = side_by_side([entry.descriptor for entry in entries])
+    ]  # fmt: skip
+
+
+def new_setting(backbone: Backbone, entries: Sequence[AdapterEntry], last: int, records: int) -> Setting:
+    """Heads are random and solved beforehand: solving is paid once per adapter and caller, not per answer."""
+    num, cut = len(entries), LAYERS - last
+    heads = [_head(WIDTH * num_states(last)) for _ in range(1 + 2 * num)]
+    model = ServingModel(cut, AdapterSpec(rank=RANK, last_layers=last), {}, tuple(entries))
     composed = Composed(
-        cut, heads[0].labels, heads[0], entries, heads[1 : num + 1], heads[num + 1 :], model.bank, descriptors
-    )
-    slots = [n % num for n in range(RECORDS)]
+        cut, heads[0].labels, heads[0], tuple(entries), model.bank,
+        side_by_side([entry.descriptor for entry in entries]), add_up(entries[0].frozen),
+        {entry.adapter_id: (heads[1 + k], heads[1 + num + k]) for k, entry in enumerate(entries)},
+    )  # fmt: skip
+    slots = [n % num for n in range(records)]
     return Setting(backbone, composed, [texts_of(k, 1, 1 + n)[0] for n, k in enumerate(slots)], slots)
 
 
@@ -115,10 +136,10 @@ def told(setting: Setting) -> Tensor:
 
 
 def minibatches(setting: Setting) -> list[tuple[list[int], Tensor, Tensor]]:
-    """(positions, token ids, mask) as ours are cut: 16 rows of one padded length."""
+    """(positions, token ids, mask): ours are padded to the same lengths, but in minibatches of a constant 8."""
     tokens = [setting.backbone._tokens(text) for text in setting.texts]
     cut = []
-    for chosen, padded in setting.backbone.minibatches([len(t) for t in tokens]):
+    for chosen, padded in setting.backbone.minibatches([len(t) for t in tokens], BARE_ROWS):
         ids_NT = torch.zeros(len(chosen), padded, dtype=torch.long)
         for row, n in enumerate(chosen):
             ids_NT[row, : len(tokens[n])] = torch.as_tensor(tokens[n])
@@ -176,21 +197,26 @@ def peft_model(folder: Path, num: int, last: int) -> Any:
     return model.eval()
 
 
-def measure(backbone: Backbone, folder: Path, num: int, last: int, repeats: int) -> dict[str, Any]:
-    setting = new_setting(backbone, num, last)
+def measure(backbone: Backbone, folder: Path, entries: Sequence[AdapterEntry], options: argparse.Namespace) -> Row:
+    num, last, records = len(entries), options.last_layers, options.records
+    setting = new_setting(backbone, entries, last, records)
     own = check(setting)
-    visits = predict(backbone, setting.composed, backbone.encode(setting.texts, setting.composed.cut)).visits
+    before = backbone.work.forwards
+    states = backbone.encode(setting.texts, setting.composed.cut)
+    visits = predict(backbone, setting.composed, states).visits
+    blocks = (backbone.work.forwards - before) / records
     adapted = peft_model(folder, num, last)
     plain = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
     runs = (partial(bare, setting, plain), partial(answer, setting), partial(told, setting),
             partial(peft_mixed, setting, adapted), partial(merged_copies, setting, plain))  # fmt: skip
-    bare_ms, answer_ms, told_ms, peft_ms, merged_ms = time_interleaved(runs, torch.device("cpu"), repeats)
+    bare_ms, answer_ms, told_ms, peft_ms, merged_ms = time_interleaved(runs, torch.device("cpu"), options.repeats)
     return {
-        "adapters": num, "last_layers": last, "relative_throughput": round(bare_ms / answer_ms, 3),
+        "adapters": num, "last_layers": last, "records": records, "relative_throughput": round(bare_ms / answer_ms, 3),
         "told_relative_throughput": round(bare_ms / told_ms, 3), "vs_peft": round(peft_ms / answer_ms, 3),
         "told_vs_peft": round(peft_ms / told_ms, 3), "vs_merged_copies": round(merged_ms / answer_ms, 3),
-        "told_vs_merged_copies": round(merged_ms / told_ms, 3), "ms_per_record": round(answer_ms / RECORDS, 2),
-        "visits_per_record": round(sum(map(len, visits)) / RECORDS, 3), "own_adapter_visited": round(own, 3),
+        "told_vs_merged_copies": round(merged_ms / told_ms, 3), "ms_per_record": round(answer_ms / records, 2),
+        "blocks_per_record": round(blocks, 3), "floor": round(LAYERS / blocks, 3),
+        "visits_per_record": round(sum(map(len, visits)) / records, 3), "own_adapter_visited": round(own, 3),
         "bytes_per_adapter": sum(t.nbytes for t in setting.composed.adapters[0].weights.values()),
         "bytes_per_merged_copy": sum(p.nbytes for p in plain.parameters()),
     }  # fmt: skip
@@ -199,23 +225,33 @@ def measure(backbone: Backbone, folder: Path, num: int, last: int, repeats: int)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", default="1,16,64,256", help="numbers of adapters, the last one is the headline")
-    parser.add_argument("--last-layers", type=int, default=2, help="blocks of six with adapters")
+    parser.add_argument(
+        "--last-layers", type=int, default=2, help="blocks of six with adapters; 4 is a stream's default"
+    )
+    parser.add_argument("--records", type=int, default=CHUNK, help="texts at once, by default what batch scoring takes")
     parser.add_argument("--repeats", type=int, default=3, help="samples of each side, of which the best counts")
+    parser.add_argument("--skip-served", action="store_true", help="leave out the served model and its clients")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    arguments = parser.parse_args()
-    counts = [int(number) for number in arguments.adapters.split(",")]
-    print(json.dumps(run(counts, arguments)) if arguments.json else _table(run(counts, arguments)))
+    options = parser.parse_args()
+    found = run([int(number) for number in options.adapters.split(",")], options)
+    print(json.dumps(found) if options.json else _table(found))
 
 
-def run(counts: Sequence[int], arguments: argparse.Namespace) -> dict[str, Any]:
+def run(counts: Sequence[int], options: argparse.Namespace) -> Row:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as home:
-        folder = Path(home) / "m6"
+    with tempfile.TemporaryDirectory(prefix="deciduous-") as scratch:
+        folder = Path(scratch) / "m6"
         save_m6(folder)
         backbone = load_backbone(str(folder))
-        rows = [measure(backbone, folder, num, arguments.last_layers, arguments.repeats) for num in counts]
-    return {**rows[-1], "device": "cpu, 1 thread", "others": rows[:-1]}
+        entries = new_entries(backbone, max(counts), options.last_layers)
+        rows = [measure(backbone, folder, entries[:num], options) for num in counts]
+        asked = [text for k in range(SERVED) for text in texts_of(k % counts[-1], 1, 9)]
+        seen = (
+            {} if options.skip_served
+            else served.measure(Path(scratch), folder, entries[: counts[-1]], options.last_layers, asked)
+        )  # fmt: skip
+    return {**rows[-1], **seen, "device": "cpu, 1 thread", "others": rows[:-1]}
 
 
 def _table(summary: dict[str, Any]) -> str:

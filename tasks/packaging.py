@@ -4,12 +4,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from PIL import Image
 
 from registry.stream import Stream, TaskType
 from tasks import blobs
@@ -34,12 +38,20 @@ def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
             python_model=str(CODE),
             artifacts={"manifest": str(written)},
             signature=_signature(stream),
-            # of documents none: MLflow would have it completed at every registration
-            input_example=["a raw text"] if stream.task == TaskType.TEXT else None,
+            input_example=_example(stream),
             pip_requirements=[f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS],
             metadata={"stream": stream.name, "shards": json.dumps(len(manifest["shards"]))},
         )
         yield folder
+
+
+def _example(stream: Stream) -> Any:
+    """Of documents none: MLflow would have it completed at every registration."""
+    if stream.task != TaskType.IMAGE:
+        return ["a raw text"] if stream.task == TaskType.TEXT else None
+    grey = BytesIO()
+    Image.new("RGB", (32, 32), "grey").save(grey, "PNG")
+    return pd.DataFrame([grey.getvalue()])
 
 
 def _signature(stream: Stream) -> ModelSignature:

@@ -6,6 +6,7 @@ deletion has one copy of every weight to remove, not one per version.
 
 import hashlib
 import json
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks.answering import Line, Watch, registered_as
 from tasks.entitlement import Entitlements
 from tasks.prediction_log import note_prediction
@@ -27,6 +28,7 @@ class StreamModel(PythonModel):
         written = Path(context.artifacts["manifest"]).read_bytes()
         stream = Stream.model_validate(json.loads(written)["stream"])
         self.stream, self.answers = stream.name, stream.answers
+        self.images = stream.task == TaskType.IMAGE
         version = registered_as(self.stream, hashlib.sha256(written).hexdigest())
         self.line = Line(Watch(self.stream, version))
         self.entitlements = Entitlements()
@@ -37,7 +39,7 @@ class StreamModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        raw = [item if isinstance(item, bytes) else str(item).encode() for item in pd.DataFrame(model_input).iloc[:, 0]]
+        raw = [self._raw(item) for item in pd.DataFrame(model_input).iloc[:, 0]]
         asked = params or {}
         groups = [name for name in str(asked.get("groups") or "").split(",") if name]
         entitled = self.entitlements.of(self.stream, str(asked.get("caller") or "") or None, groups)
@@ -53,6 +55,16 @@ class StreamModel(PythonModel):
                 "version": answer.version,
             }
         )
+
+    def _raw(self, item: object) -> bytes:
+        """JSON carries an image as base64, which MLflow decodes in a frame and leaves alone in a list."""
+        raw = item if isinstance(item, bytes) else str(item).encode()
+        if not self.images:
+            return raw
+        try:
+            return b64decode(raw, validate=True)
+        except ValueError:  # the image itself
+            return raw
 
 
 mlflow.models.set_model(StreamModel())

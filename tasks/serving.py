@@ -1,5 +1,6 @@
 """One version of a stream's model, ready to answer: from its manifest, blobs checked against their digests."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +15,9 @@ from tasks.entitlement import permitted
 from tasks.learning.composition import Composed, Prediction, ServingModel, compose, predict, predict_each
 from tasks.learning.language.serving import Entitled, LanguageModel
 from tasks.prefix_cache import encode_inputs
+
+COMPOSED = 16
+"""Sets of groups whose composition is kept: each holds the sums that its heads are solved from, tens of megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,7 @@ class _Labels:
 
     def __init__(self, stream: Stream, model: ServingModel) -> None:
         self.stream, self.model, self.backbone = stream, model, open_backbone(stream)
-        self._composed: dict[tuple[str, ...], Composed] = {}
+        self._composed: OrderedDict[tuple[str, ...], Composed] = OrderedDict()
 
     def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
         return predict(self.backbone, self._composed_for(groups), encode_inputs(self.stream, inputs))
@@ -86,6 +90,9 @@ class _Labels:
         allowed = permitted(self.model.frozen, groups)
         if allowed not in self._composed:
             self._composed[allowed] = compose(self.model, allowed)
+        self._composed.move_to_end(allowed)
+        while len(self._composed) > COMPOSED:
+            self._composed.popitem(last=False)
         return self._composed[allowed]
 
 

@@ -92,15 +92,16 @@ class Backbone:
                 out[i] = hidden_BTD[row, : int(lengths_B[row])].float().cpu().clone()
         return out
 
-    def minibatches(self, lengths: Sequence[int]) -> Iterator[tuple[list[int], int]]:
-        """Positions of at most `rows` records of one padded length, with that length."""
+    def minibatches(self, lengths: Sequence[int], rows: int = 0) -> Iterator[tuple[list[int], int]]:
+        """Positions of at most `rows` records (the backbone's own number) of one padded length, with that length."""
+        rows = rows or self.rows
         step = 8 if self.modality == "text" else 1
         buckets: dict[int, list[int]] = {}
         for i, length in enumerate(lengths):
             buckets.setdefault(-(-length // step) * step, []).append(i)
         for padded, members in sorted(buckets.items()):
-            for first in range(0, len(members), self.rows):
-                yield members[first : first + self.rows], padded
+            for first in range(0, len(members), rows):
+                yield members[first : first + rows], padded
 
     def pad(self, states: Sequence[Tensor], padded: int, rows: int) -> tuple[Tensor, Tensor]:
         """Ragged states to (rows, padded, D) and the lengths (rows,); rows that are missing are one zero token."""

@@ -86,21 +86,27 @@ class ServingModel:
 
 @dataclass(frozen=True)
 class Composed:
-    """What one caller may use: heads solved from the shards of the caller's groups alone.
+    """What one caller may use: heads solved from the shards of the caller's groups alone, `everything` added up.
 
-    `near_heads` are exact heads on the frozen features in which the shards of one adapter count in full and the others
-    less; `adapter_heads` are solved from an adapter's own shards under that adapter. `descriptors` holds those of the
-    adapters, then those of the waiting ones.
+    `descriptors` holds those of the adapters, then those of the waiting ones.
     """
 
     cut: int
     labels: tuple[str, ...]
     head: Head
     adapters: tuple[AdapterEntry, ...]
-    near_heads: tuple[Head, ...]
-    adapter_heads: tuple[Head, ...]
     bank: AdapterBank
     descriptors: DescriptorBank | None
+    everything: Sums
+    solved: dict[str, tuple[Head, Head]] = field(default_factory=dict)
+
+    def heads_of(self, number: int) -> tuple[Head, Head]:
+        """Of one adapter, solved when a record first visits it: the exact head on the frozen features in which its
+        shards count in full and the others less, and the head of its own shards under it."""
+        entry = self.adapters[number]
+        if entry.adapter_id not in self.solved:
+            self.solved[entry.adapter_id] = (_near_head(self.everything, entry), solve_head(entry.statistics))
+        return self.solved[entry.adapter_id]
 
     def alone(self) -> "Composed":
         """The exact head without an adapter beside it."""
@@ -112,8 +118,6 @@ class Composed:
         return replace(
             self,
             adapters=tuple(self.adapters[n] for n in kept),
-            near_heads=tuple(self.near_heads[n] for n in kept),
-            adapter_heads=tuple(self.adapter_heads[n] for n in kept),
             descriptors=side_by_side([self.adapters[n].descriptor for n in kept]) if kept else None,
         )
 
@@ -137,14 +141,12 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     head = solve_sums(everything)
     permitted = [entry for entry in model.adapters if labels_of(entry.group) <= set(groups)]
     entries = sorted(permitted, key=lambda entry: entry.adapter_id)
-    near = tuple(_near_head(everything, entry) for entry in entries)
-    heads = tuple(solve_head(entry.statistics) for entry in entries)
     waiting = sorted(
         (look for look in model.waiting if labels_of(look.group) <= set(groups)), key=lambda look: look.adapter_id
     )
     known = [entry.descriptor for entry in entries] + [look.descriptor for look in waiting]
     descriptors = side_by_side(known) if entries else None
-    return Composed(model.cut, head.labels, head, tuple(entries), near, heads, model.bank, descriptors)
+    return Composed(model.cut, head.labels, head, tuple(entries), model.bank, descriptors, everything)
 
 
 def _near_head(everything: Sums, entry: AdapterEntry) -> Head:
@@ -218,8 +220,8 @@ def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, ad
     for number, shares_N in enumerate(shares_AN[:count]):
         chosen = torch.nonzero(shares_N).flatten().tolist()
         if chosen:
-            own = composed.adapter_heads[number]
-            near_NC = expanded_scores(composed.near_heads[number], features_NE[chosen])
+            near, own = composed.heads_of(number)
+            near_NC = expanded_scores(near, features_NE[chosen])
             own_NC = expanded_scores(own, adapted_PE[taken : taken + len(chosen)])
             mixed_NC[chosen] += shares_N[chosen, None] * combine(near_NC, own_NC, composed.labels, own.labels)
             taken += len(chosen)
