@@ -97,18 +97,22 @@ def load_cold(manifest: Manifest) -> float:
 
 @contextmanager
 def serving(model: str, log: Path) -> Iterator[str]:
-    """The address of `mlflow models serve` for the model; a RuntimeError with its last words when it does not start."""
+    """The address of `mlflow models serve` for the model; a RuntimeError with its last words when it ends instead."""
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", model, "--env-manager", "local"]
-    environment = {**environ, **mlflow_environment(), "PYTHONPATH": str(Path(__file__).parents[1])}
+    found = f"{Path(sys.executable).parent}:{environ['PATH']}"  # MLflow starts uvicorn by its bare name
+    environment = {**environ, **mlflow_environment(), "PYTHONPATH": str(Path(__file__).parents[1]), "PATH": found}
     child = spawn([*command, "--host", LOOPBACK, "--port", str(port)], log, environment)
     address = f"http://{LOOPBACK}:{port}"
     waiting = Retrying(stop=stop_after_delay(240), wait=wait_fixed(0.2), retry=retry_if_exception_type(OSError))
+
+    def ping() -> None:
+        if not child.is_alive():
+            raise RuntimeError(tail(log))
+        urllib.request.urlopen(f"{address}/ping", timeout=5).close()
+
     try:
-        try:
-            waiting(lambda: urllib.request.urlopen(f"{address}/ping", timeout=5).close())
-        except Exception as error:
-            raise RuntimeError(tail(log)) from error
+        waiting(ping)
         yield address
     finally:
         end(child, 5)
