@@ -14,13 +14,18 @@ from flows.learn import learn
 from flows.predict import predict, predict_batch
 from infra import database, tracking
 from infra.settings import settings
-from registry import versions
+from registry import adapters, versions
 from registry.errors import StateError
-from registry.records import VersionState
+from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
+from tasks import consolidation
 from tasks.answering import Line, Watch
+from tasks.assembly import current_manifest, load_model
+from tasks.entitlement import Entitlements
+from tasks.learning.composition import compose
 from tasks.promotion import load_manifest, move_alias
 from tasks.serving import Answerer
+from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -166,3 +171,45 @@ def test_the_registered_model_answers_with_labels_scores_adapters_and_version(st
     assert set(answers["version"]) == {2}
     assert model.metadata.signature.params is not None
     assert model.input_example is not None
+
+
+def test_a_revocation_reaches_a_warm_model_within_a_minute(stream, tmp_path, set_variable):
+    tracking.prepare_tracking()
+    clock, grants, asked = Clock(), tmp_path / "grants.yaml", {"caller": "ann"}
+    grants.write_text(f"{NAME}:\n  ann: [a, b]\n")
+    set_variable("ENTITLEMENTS", grants)
+    model = mlflow.pyfunc.load_model(f"models:/{stream.name}/2")
+    model.unwrap_python_model().entitlements = Entitlements(clock)
+    texts = [text.decode() for text in TEXTS]
+    before = model.predict(texts, params=asked)
+    grants.write_text(f"{NAME}:\n  ann: [b]\n")
+    clock.now = 60.0
+    after = model.predict(texts, params=asked)
+    expected = Answerer(load_manifest(stream.name, 2)).answer(TEXTS, ["b"])
+    assert after["score"].tolist() == expected.scores_NC.max(1).values.double().tolist() != before["score"].tolist()
+    assert log_lines()[-1]["groups"] == ["b"]
+    grants.write_text("{}")
+    clock.now = 120.0
+    with pytest.raises(StateError, match="holds none"):
+        model.predict(texts, params=asked)
+
+
+def test_merging_across_groups_is_refused_unless_named_and_needs_callers_of_both(stream):
+    by_group = {}
+    for adapter_id in serve_all(stream):
+        with database.transaction() as session:
+            by_group.setdefault(adapters.get_adapter(session, adapter_id).group, adapter_id)
+    pair = (by_group["a"], by_group["b"])
+    with pytest.raises(StateError, match="belong to the groups a, b; name them together in merge_across"):
+        consolidation.merge_adapters.fn(stream, pair)
+    named = stream.model_copy(update={"merge_across": (("a", "b"),)})
+    outcome = consolidation.merge_adapters.fn(named, pair)
+    assert outcome.accepted, outcome.reason
+    with database.transaction() as session:
+        adapters.move_adapter(session, outcome.adapter_id, AdapterState.SERVING, "for this test")
+    model = load_model(current_manifest(named))
+    usable = {
+        groups: outcome.adapter_id in [entry.adapter_id for entry in compose(model, groups).adapters]
+        for groups in (("a",), ("b",), ("a", "b"))
+    }
+    assert usable == {("a",): False, ("b",): False, ("a", "b"): True}

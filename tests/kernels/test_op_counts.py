@@ -1,0 +1,63 @@
+"""What a kernel launches does not grow with what it is asked about: adapters, descriptors, permutations."""
+
+import torch
+
+from kernels.adapter_mixture import adapter_mixture
+from kernels.descriptor_score import descriptor_score, prepare, prepare_pca
+from kernels.ks_sketch import fit_grid, sketch
+from kernels.merge_n import merge_n
+from kernels.mmd_perm import labelings, mmd_statistics
+from kernels.ties import ties
+from tests.kernels.test_grouped_lora import CountOps
+
+
+def count(run):
+    with torch.no_grad(), CountOps() as counted:
+        run()
+    return counted.ops
+
+
+def test_adapters_of_a_mixture():
+    def ops(num):
+        shapes = [(3, 5, 8), (3, num), (num, 4, 8), (num, 4), (num, 8, 4), (num, 8)]
+        arguments = [torch.rand(*shape) + 0.1 for shape in shapes]
+        return count(lambda: adapter_mixture(*arguments))
+
+    assert ops(2) == ops(32)  # of one adapter a transpose is a view
+
+
+def test_descriptors_and_layers():
+    def ops(layers, num, pca):
+        shapes = [(num, 3, 8), (num, 3), (num, 8, 3), (num, 8)]
+        encode, bias, decode, mean = (torch.rand(layers, *shape) for shape in shapes)
+        prepared = prepare_pca(mean, encode) if pca else prepare(encode, bias, decode, mean)
+        x = torch.rand(layers, 7, 8)
+        return count(lambda: descriptor_score(x, prepared))
+
+    for pca in (False, True):
+        assert ops(1, 1, pca) == ops(6, 2, pca) == ops(2, 33, pca)
+
+
+def test_permutations():
+    def ops(permutations):
+        z, member = torch.rand(24, 5), labelings(10, 14, permutations, seed=0)
+        return count(lambda: mmd_statistics(z, member, 0.1))
+
+    assert ops(2) == ops(40)
+
+
+def test_merged_adapters():
+    def ops(num):
+        stack = torch.rand(num, 30)
+        return count(lambda: merge_n(stack, torch.ones(num))), count(lambda: ties(stack, torch.ones(num), 0.5))
+
+    assert ops(2) == ops(17)
+
+
+def test_dimensions_of_a_sketch():
+    def ops(dims):
+        x = torch.rand(40, dims)
+        grid = fit_grid(x)
+        return count(lambda: sketch(x, grid))
+
+    assert ops(1) == ops(12)
