@@ -20,6 +20,7 @@ from tasks.learning.metrics import continual_metrics
 from tasks.learning.training import Recipe
 
 METHODS = ("default", "sema", "mos", "probe", "sequential", "joint")
+DEFAULT = Recipe(epochs=1, minibatch=4)  # chosen on training rows (docs/decisions/0100)
 JOINT = Recipe(epochs=6, learning_rate=2e-3, minibatch=32)
 
 
@@ -49,7 +50,7 @@ def run_method(data: str, folder: str, method: str, seed: int) -> dict[str, obje
     cut = 0 if method == "sema" else backbone.num_blocks - spec.last_layers
     run = Run(backbone, load_stream(data), seed, Meter(backbone), cut)
     if method in ("default", "probe"):
-        run_default(run, spec, Recipe(), use_adapters=method == "default")
+        run_default(run, spec, DEFAULT, use_adapters=method == "default")
     elif method == "sequential":
         run_sequential(run, spec, JOINT)
     elif method == "joint":

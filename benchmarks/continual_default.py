@@ -21,6 +21,8 @@ from tasks.policies.promotion import adapter_earns_its_place
 GROUP = "all"
 RULE = ShiftRule(alpha=0.01, min_rows=1, refresh_drop=1.0)  # the benchmark never refreshes: its shards are whole
 PERMUTATIONS = 499
+SHAPING = 0.5
+"""How many of a batch's rows shape an adapter's weights. All of them join its statistics (docs/decisions/0100)."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: i
 def _expand(run: Run, suffix: SuffixPass, number: int, spec: AdapterSpec, recipe: Recipe) -> Known:
     labels = run.batches[number].train_labels
     train, held_out = split_rows(labels, run.seed)
-    starts, names = [suffix.starts[i] for i in train], [labels[i] for i in train]
+    shaping, _ = split_rows(labels, run.seed, 1 - SHAPING)  # among `train`: the same order of rows, cut elsewhere
+    starts, names = [suffix.starts[i] for i in shaping], [labels[i] for i in shaping]
     state = train_slice(run.backbone, starts, names, run.cut, spec, recipe, run.seed)
     signatures_LND = suffix.signatures_LND
     return Known(state.adapter, fit_descriptor(signatures_LND[:, train], signatures_LND[:, held_out]))

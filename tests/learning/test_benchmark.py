@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.continual import METHODS, run_method
+from benchmarks.continual_default import SHAPING
 from benchmarks.continual_stream import load_stream, split_rows
 
 
@@ -40,10 +41,14 @@ def test_every_method_reports_every_figure(stream: Path, folders: dict[str, Path
 
 
 def test_the_default_expands_for_a_new_look_and_reuses_for_an_old_one(stream: Path, folders: dict[str, Path]) -> None:
-    decisions = run_method(str(stream), str(folders["vit"]), "default", 1)["decisions"]
+    result = run_method(str(stream), str(folders["vit"]), "default", 1)
+    decisions = result["decisions"]
     assert isinstance(decisions, list)
     assert [each["decision"] for each in decisions] == ["expand", "expand", "reuse"]
     assert decisions[2]["adapter"] == "adapter-0"
+    trained = 2 / 3 * SHAPING * 2  # the share of batches that expand, of their rows, and the blocks after the first
+    assert result["block_forwards"] == pytest.approx(4 + 2 + trained)
+    assert result["block_backwards"] == pytest.approx(trained)
 
 
 def test_batches_without_a_task_column_hold_four_classes(tmp_path: Path) -> None:
