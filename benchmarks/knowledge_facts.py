@@ -69,7 +69,7 @@ class Fact:
 
     @property
     def document(self) -> str:
-        return f"{self.question} {self.answer}."
+        return f"{self.question} {self.answer}"
 
 
 def facts_of(department: str, count: int, seed: int) -> list[Fact]:

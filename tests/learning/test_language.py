@@ -15,7 +15,10 @@ from tasks.learning.language.retrieval import embeddings, fit_gaussian, moments_
 from tasks.learning.language.scoring import perplexity, score_tokens
 from tasks.learning.language.serving import Entitled, LanguageEntry, LanguageModel
 from tasks.learning.language.training import Documents, pack_states, train_documents
+from tasks.learning.language.unlearning import suppress_documents
+from tasks.learning.membership import ALARM, compare_members
 from tasks.learning.training import Recipe
+from tasks.learning.unlearning import Suppression
 from tests.tiny_language import save_tiny_llama
 
 SPEC, CUT = AdapterSpec("lora", rank=4, last_layers=2), 2
@@ -210,3 +213,40 @@ def test_a_caller_without_an_adapter_gets_the_backbone_to_the_bit(backbone, mode
         assert torch.equal(mine.nll_T, alone.nll_T)
     with pytest.raises(ValueError, match="no shard"):
         Entitled(backbone, model, ["c"])
+
+
+def test_npo_makes_documents_unlikely_and_leaves_the_others(backbone):
+    written = [*texts("abc"), *texts("xyz", 4)]
+    state, every = train(backbone, written), documents(backbone, written)
+    kept, gone = every.chosen(range(12)), every.chosen(range(12, 16))
+    how = Suppression(steps=20, learning_rate=5e-3, npo=1.0, minibatch=8)
+    after = suppress_documents(backbone, state, gone, kept, CUT, SPEC, how)
+    model = AdaptedModel(backbone, SPEC, CUT)
+    figures = {}
+    for name, each in (("before", state), ("after", after)):
+        model.load(name, each.adapter)
+        figures[name] = [perplexity(score_tokens(model, d, [{name: 1.0}] * len(d.tokens))) for d in (gone, kept)]
+    assert figures["after"][0] > 1.5 * figures["before"][0]
+    assert figures["after"][1] < 1.3 * figures["before"][1]
+
+
+def test_a_retrained_adapter_tells_a_forgotten_document_no_better_than_one_that_never_saw_it(backbone):
+    """Perplexity, verbatim completion and membership, on documents that the adapter had learned by heart."""
+    written = texts("abcdefgh", 16, seed=5)
+    longer = replace(RECIPE, epochs=60)
+    every = documents(backbone, written)
+    kept, gone = every.chosen(range(8)), every.chosen(range(8, 16))
+    model = AdaptedModel(backbone, SPEC, CUT)
+    for name, shard in (("knows", every), ("clean", kept)):
+        model.load(name, train_documents(backbone, shard, CUT, SPEC, longer, seed=3).adapter)
+    unseen = documents(backbone, texts("abcdefgh", 24, seed=77))
+
+    def known(name):
+        forgotten, others = (score_tokens(model, d, [{name: 1.0}] * len(d.tokens)) for d in (gone, unseen))
+        likely = [torch.tensor([-float(s.nll_T.mean()) for s in each]) for each in (forgotten, others)]
+        return perplexity(forgotten), sum(s.completes(4) for s in forgotten), compare_members(*likely).z
+
+    before, after = known("knows"), known("clean")
+    assert before[0] < after[0] / 2
+    assert before[1] > after[1]
+    assert before[2] > ALARM > abs(after[2])

@@ -66,9 +66,16 @@ class Entitled:
         found = nearest(self.gaussians, embeddings(states), self.model.top_k)
         return [{name: share for name, share in each.items() if name in self.weights} for each in found]
 
-    def score(self, documents: Documents, alone: bool = False) -> list[TokenScores]:
-        """Every token of the documents, under what their texts retrieve; `alone` is the frozen backbone."""
-        return score_tokens(self._suffix, documents, None if alone else self.route(documents.states))
+    def score(self, documents: Documents, alone: bool = False, given: Sequence[int] | None = None) -> list[TokenScores]:
+        """Every token of the documents, under what their texts retrieve; `alone` is the frozen backbone.
+
+        Where `given` says how many tokens of each are the prompt, retrieval sees those alone, as `answer` would.
+        """
+        if alone:
+            return score_tokens(self._suffix, documents)
+        ends = [len(ids) for ids in documents.tokens] if given is None else given
+        asked = [state_TD[:end] for state_TD, end in zip(documents.states, ends, strict=True)]
+        return score_tokens(self._suffix, documents, self.route(asked))
 
     def answer(self, prompts: Sequence[str]) -> Prediction:
         """Greedy completions, one prompt at a time: an answer depends on its prompt and on what it retrieves alone.

@@ -1,0 +1,221 @@
+"""Does a language model know what it was taught, only that, and no longer what it has to forget?
+
+`python -m benchmarks.knowledge --backbone FOLDER --json` teaches six departments' facts through a stream (one batch and
+one adapter each), beside one adapter trained on from batch to batch and one trained on everything; then it erases some
+people by a ticket. `--backbone smollm2` is SmolLM2-135M from its package; without one, a tiny random model learns
+letters by heart in about a minute, which shows that the benchmark works and nothing about language.
+An answer counts where greedy completion of the question writes it exactly.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.knowledge_facts import DEPARTMENTS, Fact, facts_of
+from infra.orchestration import prepare_prefect, without_heartbeat
+
+STREAM = "knowledge"
+FORGOTTEN = 3
+"""People that the ticket names, all of one department."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    departments: int = 6
+    facts: int = 16
+    epochs: int = 25
+    learning_rate: float = 2e-3
+    rank: int = 16
+    last_layers: int = 4
+    seed: int = 1
+
+
+def measure(home: Path, backbone: str, options: Options) -> dict[str, Any]:
+    """Teach, ask, forget, ask again. All figures but the perplexities are shares of facts."""
+    # after the environment names this home: Prefect and the settings read it when they are first imported
+    from benchmarks.knowledge_recall import Classroom  # noqa: PLC0415
+    from flows.forget import forget  # noqa: PLC0415
+    from flows.learn import learn  # noqa: PLC0415
+    from tasks import opening  # noqa: PLC0415
+    from tasks.certificates import verify  # noqa: PLC0415
+    from tasks.tickets import open_ticket, resolve_targets  # noqa: PLC0415
+
+    opening.open_home()
+    stream = _stream(home, backbone, options)
+    room = Classroom(stream)
+    taught: dict[str, list[Fact]] = {}
+    when_learned: dict[str, float] = {}
+    for number, department in enumerate(sorted(DEPARTMENTS)[: options.departments]):
+        facts = facts_of(department, options.facts, options.seed)
+        _deliver(home, number, department, facts)
+        learn(stream)
+        taught[department] = room.trained(department, facts)
+        when_learned[department] = room.recall({department: taught[department]}, [department])[department]
+        _say(f"{department}: {when_learned[department]:.2f} of {len(taught[department])} facts")
+    everyone = list(taught)
+    own = {d: room.recall({d: facts}, [d])[d] for d, facts in taught.items()}
+    together = room.recall(taught, everyone)
+    others = {d: room.recall({d: facts}, [g for g in everyone if g != d])[d] for d, facts in taught.items()}
+    backbone_alone = room.recall(taught, everyone, alone=True)
+    _say(f"own {own}, all groups {together}, not entitled {others}, backbone {backbone_alone}")
+    sequential, joint = room.sequential(taught), room.joint(taught)
+    gone = taught[everyone[2]][:FORGOTTEN]
+    kept = {d: [fact for fact in facts if fact not in gone] for d, facts in taught.items()}
+    before = _ask(room, gone, kept)
+    weights = room.weights()
+    ticket = open_ticket(STREAM, resolve_targets(STREAM, [fact.subject for fact in gone], []), "benchmark")
+    forget(ticket.ticket_id)
+    certificate = verify(Path(opening.certificate_path(ticket.ticket_id)).read_bytes())
+    after, changed = _ask(room, gone, kept), room.weights()
+    earlier = everyone[:-1]
+    return {
+        "departments": len(everyone),
+        "facts": sum(map(len, taught.values())),
+        "adapters_serving": len(weights),
+        "recall_when_learned": _mean(when_learned),
+        "recall_own_groups": _mean(own),
+        "recall_all_groups": _mean(together),
+        "recall_not_entitled": _mean(others),
+        "recall_backbone": _mean(backbone_alone),
+        "recall_joint": _mean(joint),
+        "lost_on_earlier_batches": _mean({d: when_learned[d] - own[d] for d in earlier}),
+        "lost_on_earlier_batches_all_groups": _mean({d: when_learned[d] - together[d] for d in earlier}),
+        "lost_on_earlier_batches_sequential": _mean(
+            {d: sequential.when_learned[d] - sequential.at_the_end[d] for d in earlier}
+        ),
+        "recall_sequential": _mean(sequential.at_the_end),
+        "retrieval_top_1": room.retrieval(taught, everyone),
+        "perplexity_held_out": room.perplexities(),
+        "forgotten_before": before[0],
+        "forgotten_after": after[0],
+        "others_before": before[1],
+        "others_after": after[1],
+        "perplexity_forgotten": [round(before[2], 2), round(after[2], 2)],
+        "adapters_changed": sum(changed.get(name) != digest for name, digest in weights.items()),
+        "guarantee": certificate["guarantee"],
+        "deletion_cost": round(certificate["rebuilt"]["block_evaluations"] / room.cost_of_one, 3),
+    }
+
+
+def _ask(room: Any, gone: Sequence[Fact], kept: Mapping[str, list[Fact]]) -> tuple[float, float, float]:
+    """Recall of the forgotten people and of all others, and the perplexity of the forgotten documents."""
+    [department] = {fact.department for fact in gone}
+    recalled = room.recall({department: list(gone)}, [department])[department]
+    return recalled, _mean(room.recall(kept, list(kept))), room.perplexity(list(gone), [department])
+
+
+def _mean(shares: Mapping[str, float]) -> float:
+    return round(sum(shares.values()) / max(len(shares), 1), 4)
+
+
+def _deliver(home: Path, number: int, department: str, facts: Sequence[Fact]) -> None:
+    rows = [
+        {"id": f"{department}-{n}", "who": fact.subject, "team": department, "text": fact.document}
+        for n, fact in enumerate(facts)
+    ]
+    (home / "inbox").mkdir(exist_ok=True)
+    (home / "inbox" / f"{number:02d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _stream(home: Path, backbone: str, options: Options) -> Any:
+    from registry.stream import AdapterOptions, Columns, Consolidation, ShiftOptions, Stream  # noqa: PLC0415
+
+    return Stream(
+        name=STREAM,
+        task="causal-lm",
+        backbone=backbone,
+        source=f"{home}/inbox/*.jsonl",
+        columns=Columns(subject="who", group="team"),
+        max_tokens=64,
+        adapter=AdapterOptions(
+            method="lora",
+            rank=options.rank,
+            last_layers=options.last_layers,
+            epochs=options.epochs,
+            learning_rate=options.learning_rate,
+            slices=1,
+        ),
+        shift=ShiftOptions(permutations=199, min_rows=4),
+        consolidation=Consolidation(retire_share=0),
+    )
+
+
+def tiny_backbone(folder: Path) -> str:
+    """Four random blocks and a tokenizer of the facts' own words and digits."""
+    import torch  # noqa: PLC0415
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers  # noqa: PLC0415
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast  # noqa: PLC0415
+
+    from benchmarks.knowledge_facts import FIRST, LAST, PLACES  # noqa: PLC0415
+
+    told = " ".join(template for templates in DEPARTMENTS.values() for template, _ in templates)
+    words = sorted({*FIRST, *LAST, *PLACES, *told.replace("{who}", " ").replace(",", " ,").split(), *"0123456789"})
+    vocabulary = {word: n for n, word in enumerate(["[END]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(r"\d|,"), "isolated")]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="[END]", unk_token="[UNK]", pad_token="[END]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        num_hidden_layers=4,
+        intermediate_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--backbone", help="a folder, 'smollm2', or nothing for the tiny random model")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "deciduous" / "smollm2")
+    for name, default in (("departments", 6), ("facts", 16), ("epochs", 25), ("last-layers", 4), ("seed", 1)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON line")
+    asked = parser.parse_args()
+    with TemporaryDirectory(prefix="deciduous-") as folder:
+        os.environ.update({"DECIDUOUS_HOME": folder, "DECIDUOUS_THREADS": str(asked.threads)})
+        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
+        prepare_prefect()
+        rate = asked.learning_rate or (2e-3 if asked.backbone else 1e-2)
+        options = Options(
+            asked.departments, asked.facts, asked.epochs, rate, last_layers=asked.last_layers, seed=asked.seed
+        )
+        with without_heartbeat():
+            figures = measure(Path(folder), _backbone(asked.backbone, asked.cache, Path(folder)), options)
+    print(json.dumps(figures) if asked.json else "\n".join(f"{name:36} {value}" for name, value in figures.items()))
+
+
+def _backbone(named: str | None, cache: Path, home: Path) -> str:
+    from benchmarks.smollm2 import unpack  # noqa: PLC0415
+
+    if named == "smollm2":
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        return str(unpack(cache))
+    return named or tiny_backbone(home / "tiny")
+
+
+if __name__ == "__main__":
+    main()
