@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from benchmarks.knowledge_facts import Fact
 from infra import database
 from registry import catalog, versions
@@ -36,7 +38,7 @@ class Classroom:
     def __init__(self, stream: Stream) -> None:
         self.stream, self.backbone = stream, open_language(stream)
         self.cut, self.spec = cut_of(stream, self.backbone), adapter_spec(stream)
-        self._documents: dict[str, tuple[list[int], object]] = {}
+        self._documents: dict[str, tuple[list[int], Tensor]] = {}
         self.cost_of_one = 1.0
 
     def trained(self, department: str, facts: Sequence[Fact]) -> list[Fact]:
@@ -52,7 +54,7 @@ class Classroom:
         states = self.backbone.encode_tokens(tokens, self.cut)
         self._documents |= {text: (ids, state) for text, ids, state in zip(missing, tokens, states, strict=True)}
         found = [self._documents[fact.document] for fact in facts]
-        return Documents([ids for ids, _ in found], [state for _, state in found])  # type: ignore[misc]
+        return Documents([ids for ids, _ in found], [state for _, state in found])
 
     def asked(self, fact: Fact) -> int:
         """How many tokens the question has."""
@@ -108,7 +110,7 @@ class Classroom:
     def sequential(self, taught: Taught) -> Recalled:
         """One adapter, trained on from batch to batch on the newest facts alone."""
         state: TrainState | None = None
-        when_learned = {}
+        when_learned: dict[str, float] = {}
         for department, facts in taught.items():
             before = self.backbone.work.forwards + self.backbone.work.backwards
             state = self._train(facts, department, state)

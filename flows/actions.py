@@ -21,7 +21,7 @@ from registry.records import Request, Ticket
 from registry.stream import Stream
 from registry.tickets import WORKED
 from registry.versions import CHAMPION
-from tasks import approvals, auditing, deploying, forgetting, opening, promotion, queries, source, tickets
+from tasks import approvals, auditing, deploying, exporting, forgetting, opening, promotion, queries, source, tickets
 from tasks.deploying import Change
 from tasks.retirement import reinstate_adapter, retire_adapter
 
@@ -157,6 +157,12 @@ def merge(stream: str, adapters: Sequence[str], dry_run: bool) -> Record:
     pair = (adapters[0], adapters[1]) if adapters else None
     outcome = consolidate(opening.stream_of(stream), pair, dry_run)
     return {"accepted": False, "reason": "no two adapters may be merged"} if outcome is None else asdict(outcome)
+
+
+def export(adapter_id: str, folder: Path) -> str:
+    opening.open_home()
+    written = exporting.export_adapter(adapter_id, folder)
+    return f"wrote {', '.join(path.name for path in written)} in {folder}; a deletion does not reach this copy"
 
 
 def retire(adapter_id: str, reason: str, dry_run: bool) -> str:

