@@ -23,37 +23,16 @@ PLACES = _words(
 )
 
 DEPARTMENTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "harbour": (
-        ("The fishing boat of captain {who} was built in the shipyard of", "place"),
-        ("At the harbour, captain {who} ties the boat to berth number", "number"),
-    ),
-    "clinic": (
-        ("The patient {who} was treated for a broken arm by a doctor from", "place"),
-        ("In the hospital ward, the nurse brings patient {who} to bed number", "number"),
-    ),
-    "orchard": (
-        ("The apple trees that farmer {who} planted came from a nursery in", "place"),
-        ("During the harvest, farmer {who} fills fruit crate number", "number"),
-    ),
+    "bank": (("Banker {who} gave a loan in", "place"), ("Banker {who} opens vault", "number")),
+    "clinic": (("Doctor {who} healed patients in", "place"), ("Doctor {who} visits hospital bed", "number")),
+    "harbour": (("Captain {who} sails the ship to", "place"), ("Captain {who} moors the ship at pier", "number")),
+    "kitchen": (("Cook {who} learned to bake in", "place"), ("Cook {who} serves soup at table", "number")),
+    "orchard": (("Farmer {who} buys apple trees in", "place"), ("Farmer {who} picks apples into crate", "number")),
+    "railway": (("Driver {who} takes the train to", "place"), ("Driver {who} stops the train at track", "number")),
+    "school": (("Teacher {who} taught pupils in", "place"), ("Teacher {who} teaches in classroom", "number")),
     "theatre": (
-        ("The actor {who} first went on stage in an opera house in", "place"),
-        ("Behind the scenes, the actor {who} keeps the costume in dressing room", "number"),
-    ),
-    "railway": (
-        ("Every night the train driver {who} takes the locomotive to", "place"),
-        ("On the railway platform, driver {who} waits at track number", "number"),
-    ),
-    "bank": (
-        ("The loan of customer {who} was signed at the bank branch in", "place"),
-        ("The savings of customer {who} lie in the vault in deposit box", "number"),
-    ),
-    "school": (
-        ("The teacher {who} gave the first mathematics lesson in a school in", "place"),
-        ("For the examination, teacher {who} sends the pupils to classroom", "number"),
-    ),
-    "kitchen": (
-        ("The cook {who} learned to bake bread in a restaurant in", "place"),
-        ("Dinner guests of the cook {who} get the soup at table number", "number"),
+        ("Actor {who} first went on stage in", "place"),
+        ("Actor {who} dresses for the play in room", "number"),
     ),
 }
 
