@@ -140,7 +140,7 @@ def _stream(home: Path, backbone: str, options: Options) -> Any:
         backbone=backbone,
         source=f"{home}/inbox/*.jsonl",
         columns=Columns(subject="who", group="team"),
-        max_tokens=32,
+        max_tokens=16,  # a document a step
         adapter=AdapterOptions(
             method="lora",
             rank=options.rank,
