@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.knowledge_facts import DEPARTMENTS, Fact, facts_of
-from infra.orchestration import prepare_prefect, without_heartbeat
 
 STREAM = "knowledge"
 FORGOTTEN = 3
@@ -194,6 +193,8 @@ def _say(line: str) -> None:
 
 
 def main() -> None:
+    from infra.orchestration import prepare_prefect, without_heartbeat  # noqa: PLC0415  slow to import
+
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backbone", help="a folder, 'smollm2', or nothing for the tiny random model")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "deciduous" / "smollm2")
