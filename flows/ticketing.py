@@ -87,5 +87,14 @@ def rotate_key() -> None:
     console.console.print(f"the old key lies in {retired}; keep it, and back it up like the new one")
 
 
+@app.command()
+def rotate_signing_key() -> None:
+    """Sign certificates with a new key, for which the old one gives its word; older certificates stay valid.
+    Example: deciduous ticket rotate-signing-key"""
+    from infra import keys
+
+    console.console.print(f"publish this beside the keys before it:\n{keys.rotate_signing_key()}")
+
+
 def _show(ticket: Any, json: bool) -> None:
     console.show_json(asdict(ticket)) if json else console.show_record(asdict(ticket))

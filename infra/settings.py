@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """YAML file of grants: stream, caller, groups. None leaves it to whoever asks."""
     entitlement_seconds: float = Field(default=30, ge=0, le=60)
     """Age at which grants are read again: a revocation takes effect within this time."""
+    object_bytes: int = Field(default=2 << 30, ge=1)
+    """Largest object of a source, as it lies there and unpacked: it is read into memory."""
     state_cache_bytes: int = Field(default=20 << 30, ge=0)
     """Hidden states of the frozen prefix, all streams together; the least recently used go first."""
     device_flops: float | None = Field(default=None, gt=0)

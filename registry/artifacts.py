@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from registry.errors import MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
+from registry.errors import BadWeightsError, MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -131,9 +131,21 @@ def put_tensors(
 
 def get_tensors(s3: "S3Client", bucket: str, key: str, sha256: str) -> "dict[str, Tensor]":
     """Tensors by name, on the CPU."""
-    from safetensors.torch import load  # noqa: PLC0415 - torch takes seconds, most verbs need no tensor
+    return decode_tensors(get_blob(s3, bucket, key, sha256), key)
 
-    return dict(load(get_blob(s3, bucket, key, sha256)))
+
+def decode_tensors(data: bytes, key: str) -> "dict[str, Tensor]":
+    """Tensors by name, on the CPU. Raises BadWeightsError for anything but safetensors: nothing is unpickled."""
+    from safetensors import SafetensorError  # noqa: PLC0415 - torch takes seconds, most verbs need no tensor
+    from safetensors.torch import load  # noqa: PLC0415
+
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise BadWeightsError(
+            f"blob {key} is no safetensors file ({error}) and is not opened otherwise; withdraw what names it with "
+            "`deciduous rollback`, and train it again"
+        ) from None
 
 
 def encode_tensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any] | None = None) -> bytes:

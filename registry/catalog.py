@@ -34,17 +34,23 @@ def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
         )
         session.flush()
         return
-    if row.backbone_digest != backbone_digest:
-        raise StateError(
-            f"stream {stream.name!r} was trained on backbone digest {row.backbone_digest}, {stream.backbone!r} now has "
-            f"{backbone_digest}; restore that backbone or start a stream under a new name"
-        )
+    require_backbone(session, stream, backbone_digest)
     if row.recipe_digest != stream.recipe_digest:
         raise StateError(
             f"stream {stream.name!r} changed its task, backbone, max_tokens, adapter or composition; its artifacts "
             "would not be reproducible: start a stream under a new name"
         )
     row.config = config
+
+
+def require_backbone(session: Session, stream: Stream, digest: str) -> None:
+    """Raise StateError where the stream's artifacts were made with another backbone than this one."""
+    recorded = backbone_digest(session, stream.name)
+    if recorded != digest:
+        raise StateError(
+            f"stream {stream.name!r} was trained on backbone digest {recorded}, {stream.backbone!r} now has {digest}; "
+            "restore that backbone or start a stream under a new name"
+        )
 
 
 def get_stream(session: Session, name: str) -> Stream:

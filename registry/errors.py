@@ -13,6 +13,7 @@
     - StaleEpochError           work started before a deletion; its result must not be registered
     - MissingObjectError
     - TamperedBlobError
+    - BadWeightsError           tensors that are no safetensors, of wrong shapes, or not finite
     - PurgeError                the store kept what a purge must remove
     - SuppressedRecordError     the release gate found a path from a suppressed record
     - CertificateError
@@ -75,6 +76,10 @@ class MissingObjectError(TerminalError):
 
 class TamperedBlobError(TerminalError):
     """The bytes of an object do not match its digest."""
+
+
+class BadWeightsError(TerminalError):
+    """An adapter or a blob of tensors that must not be stored or served; the message names it and the remedy."""
 
 
 class PurgeError(TerminalError):

@@ -58,7 +58,7 @@ class Columns(_Section):
         None, description="person or thing the record belongs to; without it a record is its own subject"
     )
     group: str | None = Field(None, description="access label; without it every record is in the group 'default'")
-    input: str = Field("text", description="the text, or the image's bytes or path")
+    input: str = Field("text", description="the text, or the image file's bytes; never a path")
     label: str | None = Field("label", description="the class; null for a stream without labels")
     time: str | None = Field(None, description="when the record was made; kept with the record")
 

@@ -12,6 +12,7 @@ from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict
 from registry.stream import Stream
 from tasks import blobs
 from tasks.assembly import current_manifest, load_model
+from tasks.backbones import check_adapter, require_backbone
 from tasks.evaluation import score_shards, total
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
@@ -69,6 +70,7 @@ def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None, proc
 
     Its recipe says on what it was trained. A deletion takes one process, whatever the stream asks for: E0 is about
     bytes, and several processes round otherwise."""
+    require_backbone(stream)
     shards = [shard for shard in load_in_order(adapter.shard_ids) if shard.rows]
     trained = replace(adapter, recipe={**adapter.recipe, "trained_on": means_of(stream, processes)})
     weights = train(stream, adapter.node, shards, epoch=epoch, processes=processes).adapter
@@ -78,9 +80,11 @@ def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None, proc
 def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, epoch: int | None = None) -> Adapter:
     """Store weights, descriptor and statistics, and name them all in one transaction with the adapter's row.
 
-    Raises StaleEpochError where a ticket took effect since `epoch`, at which the rows were read: nothing is named then.
+    Raises BadWeightsError for weights that diverged, and StaleEpochError where a ticket took effect since `epoch`, at
+    which the rows were read: nothing is named then.
     None is for the deletion itself, which holds the stream.
     """
+    check_adapter(stream, weights, f"adapter {adapter.adapter_id}")
     where = blobs.prefix(stream.name, adapter.group)
     with database.transaction() as session:
         shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]

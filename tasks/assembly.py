@@ -13,7 +13,7 @@ from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.stream import Stream, TaskType
 from tasks import blob_cache, blobs
-from tasks.backbones import adapter_spec, cut_of, open_frozen
+from tasks.backbones import adapter_spec, check_adapter, cut_of, open_frozen
 from tasks.language import load_language_model
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.banks import AdapterBank
@@ -117,9 +117,11 @@ def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) 
     frozen: dict[str, list[ClassStatistics]] = {}
     for shard in manifest["shards"]:
         frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
-    bank = AdapterBank()
+    stream, bank = Stream.model_validate(manifest["stream"]), AdapterBank()
     for adapter in manifest["adapters"]:
-        bank.write(adapter["adapter_id"], read(adapter["weights"]["key"], adapter["weights"]["sha256"]))
+        weights = read(adapter["weights"]["key"], adapter["weights"]["sha256"])
+        check_adapter(stream, weights, f"adapter {adapter['adapter_id']} of {stream.name!r}")
+        bank.write(adapter["adapter_id"], weights)
     model = ServingModel(
         cut=manifest["cut"],
         spec=AdapterSpec(**manifest["spec"]),

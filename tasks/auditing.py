@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-
 from infra import database, keys
 from registry import catalog, ticket_log, tickets
 from registry.errors import CertificateError
@@ -22,7 +20,7 @@ def audit() -> dict[str, Any]:
     if missing:
         raise CertificateError(f"the store has no certificate of {', '.join(missing)}, which the log names")
     certificates = [blobs.read(stored[sha256].key, sha256) for _, sha256 in logged]
-    issuer = keys.signing_key().public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    chain = verify_chain(certificates, issuer)
+    issued = [keys.public_pem(keys.signing_key()), *(change["from"] for change in keys.key_changes())]
+    chain = verify_chain(certificates, "".join(issued))
     newest = logged[-1][1] if logged else None
     return {"log_entries": entries, "log_digest": head, "certificates": len(chain), "newest_certificate": newest}

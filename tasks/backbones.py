@@ -8,10 +8,12 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from infra import database
 from infra.settings import settings
+from registry import catalog
 from registry.errors import StateError, UnsupportedBackboneError
 from registry.stream import Stream, TaskType
-from tasks.learning.adapters import AdapterSpec, default_layers
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, check_finite, check_weights, default_layers
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone
 
@@ -45,6 +47,21 @@ def adapter_spec(stream: Stream) -> AdapterSpec:
 def cut_of(stream: Stream, backbone: Backbone | LanguageBackbone) -> int:
     """The block whose input the prefix cache keeps: everything before it is frozen for ever."""
     return backbone.num_blocks - adapter_spec(stream).last_layers
+
+
+def require_backbone(stream: Stream) -> None:
+    """Raise StateError unless the backbone is the one that the stream's artifacts were made with: a worker's folder or
+    package of that name may hold another model."""
+    with database.transaction() as session:
+        catalog.require_backbone(session, stream, open_frozen(stream).digest)
+
+
+def check_adapter(stream: Stream, weights: AdapterWeights, what: str) -> None:
+    """Raise BadWeightsError for weights that do not fit the stream's backbone or are not finite."""
+    if stream.task == TaskType.LANGUAGE:  # PEFT refuses what does not fit
+        return check_finite(weights, what)
+    backbone = open_backbone(stream)
+    return check_weights(weights, range(cut_of(stream, backbone), backbone.num_blocks), backbone.width, what)
 
 
 @cache

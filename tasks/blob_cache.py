@@ -22,7 +22,9 @@ def read_tensors(key: str, sha256: str) -> dict[str, Tensor]:
     """The blob's tensors, from the local file where there is one; TamperedBlobError when S3's bytes are not those."""
     path = _path(sha256)
     if not _holds(path, sha256):
-        disk_cache.write_whole(path, artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256))
+        data = artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256)
+        artifacts.decode_tensors(data, key)  # or say what is wrong with it
+        disk_cache.write_whole(path, data)
     else:
         os.utime(path)
     return load_file(path)

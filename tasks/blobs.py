@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from safetensors.torch import load
 from torch import Tensor
 
 from infra import database, storage
@@ -76,11 +75,12 @@ def load_bytes(owner: str, kind: str) -> bytes:
 
 
 def load_tensors(owner: str, kind: str) -> Tensors:
-    return load(load_bytes(owner, kind))
+    stored = get(owner, kind)
+    return read_tensors(stored.key, stored.sha256)
 
 
 def read_tensors(key: str, sha256: str) -> Tensors:
-    return load(read(key, sha256))
+    return artifacts.decode_tensors(read(key, sha256), key)
 
 
 def purge_unowned(keys: Iterable[str]) -> list[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
@@ -16,12 +16,13 @@ from registry.errors import CertificateError
 Certificate = dict[str, Any]
 
 BEGINNING = "0" * 64
+END = "-----END PUBLIC KEY-----"
 
 
-def sign(content: Certificate, key: Ed25519PrivateKey) -> bytes:
-    """The certificate's bytes: the content, the public key and the signature over both."""
+def sign(content: Certificate, key: Ed25519PrivateKey, changes: Sequence[Mapping[str, str]] = ()) -> bytes:
+    """The certificate's bytes: the content, the public key, how it followed earlier ones, and a signature over all."""
     public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    body = {**content, "public_key": public}
+    body = {**content, "public_key": public, **({"key_changes": [dict(c) for c in changes]} if changes else {})}
     signature = b64encode(key.sign(canonical_json(body))).decode()
     return canonical_json({**body, "signature": signature})
 
@@ -31,51 +32,84 @@ def digest(certificate: bytes) -> str:
 
 
 def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
-    """The content, or CertificateError. `trusted_key` (PEM) is what the issuer published.
+    """The content, or CertificateError. `trusted_key` (PEM, one or several in a row) is what the issuer published.
 
     Without it the certificate is checked against the key that it carries: that shows any changed byte, not who signed.
     """
     try:
         body = json.loads(certificate)
         signature = b64decode(body.pop("signature"), validate=True)
-        key = load_pem_public_key((trusted_key or body["public_key"]).encode())
+        trusted = [load_pem_public_key(pem.encode()) for pem in _pems(trusted_key or body["public_key"])]
+        if not trusted:
+            raise ValueError("no public key")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CertificateError(f"this is no certificate: {error!r}") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise CertificateError("the public key is no Ed25519 key")
     if canonical_json({**body, "signature": b64encode(signature).decode()}) != certificate:
         raise CertificateError("the file is not the canonical bytes that were signed: something in it was changed")
-    try:
-        key.verify(signature, canonical_json(body))
-    except InvalidSignature:
-        raise CertificateError(
-            "the signature does not match: the content was changed or another key signed it"
-        ) from None
+    if not any(_signed(key, signature, canonical_json(body)) for key in trusted):
+        raise CertificateError("the signature does not match: the content was changed or another key signed it")
     content: Certificate = body
     return content
 
 
+def _pems(text: str) -> list[str]:
+    return [f"{part}{END}\n" for part in text.split(END)[:-1]]
+
+
+def _signed(key: object, signature: bytes, message: bytes) -> bool:
+    if not isinstance(key, Ed25519PublicKey):
+        raise CertificateError("the public key is no Ed25519 key")
+    try:
+        key.verify(signature, message)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _follows(content: Certificate, before: Certificate, trusted_key: str | None) -> bool:
+    """Whether a certificate's key is the one before, or has its word through a row of changes, or both are trusted."""
+    old, new = before["public_key"], content["public_key"]
+    if old == new or {old.strip(), new.strip()} <= {pem.strip() for pem in _pems(trusted_key or "")}:
+        return True
+    reached = old
+    for change in content.get("key_changes", []):
+        if change["from"] == reached:
+            signature, key = b64decode(change["signature"]), load_pem_public_key(reached.encode())
+            reached = change["to"] if _signed(key, signature, change["to"].encode()) else reached
+    return bool(reached == new)
+
+
 def verify_chain(certificates: Iterable[bytes], trusted_key: str | None = None) -> list[Certificate]:
-    """The contents in the order of the chain, from the first certificate of a home to its newest.
+    """The contents in the order of the chain, from the first certificate of a home to its newest. Where the key changes
+    the older one has signed the change; `trusted_key` is any of them, or several.
 
     Raises CertificateError where a signature fails, or one of them was taken out, put in or moved. Certificates cut off
     at the end show by comparison with the issuer's newest digest.
     """
     following: dict[str, tuple[str, Certificate]] = {}
     for each in certificates:
-        content = verify(each, trusted_key)
+        content = verify(each)
         if content["previous_certificate"] in following:
             raise CertificateError(f"two certificates follow the same one; the second is {content['ticket']}")
         following[content["previous_certificate"]] = digest(each), content
-    chain, head = [], BEGINNING
+    chain: list[Certificate] = []
+    head = BEGINNING
     while head in following:
         head, content = following.pop(head)
+        if chain and not _follows(content, chain[-1], trusted_key):
+            raise CertificateError(
+                f"certificate {content['ticket']} is signed with another key than the one before, which did not sign "
+                "the change: give every key that the issuer published with --key"
+            )
         chain.append(content)
     if following:
         lost = ", ".join(sorted(content["ticket"] for _, content in following.values()))
         raise CertificateError(
             f"the chain breaks after {len(chain)} certificates: one before {lost} is missing or changed"
         )
+    trusted = {pem.strip() for pem in _pems(trusted_key or "")}
+    if chain and trusted_key is not None and trusted.isdisjoint(each["public_key"].strip() for each in chain):
+        raise CertificateError("no certificate of the chain is signed with the given key: another key signed it")
     return chain
 
 

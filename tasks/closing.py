@@ -43,7 +43,7 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
         if noted is None:
             previous = tickets.last_certificate(session)
             content = _content(session, stream, ticket, together, details, previous)
-            certificate = sign(content, keys.signing_key())
+            certificate = sign(content, keys.signing_key(), keys.key_changes())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
             enter_certificate(session, ticket.ticket_id, stored, previous)
             noted = {"guarantee": content["guarantee"], "left": what_is_left(ticket.ticket_id, details)}

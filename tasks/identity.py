@@ -1,6 +1,8 @@
 """Keyed hashes of records and subjects, and the splits that depend on nothing but a record's own id."""
 
+from collections.abc import Callable
 from hashlib import blake2b, sha256
+from unicodedata import normalize
 
 from infra import keys
 
@@ -17,8 +19,15 @@ def keyed_hashes(kind: str, stream: str, value: str) -> list[str]:
     return [_hash(key, kind, stream, value) for key in keys.hash_keys()]
 
 
+def hasher(stream: str) -> Callable[[str, str], list[str]]:
+    """`keyed_hashes` for many values in a row: (kind, value) -> hashes, the keys read once."""
+    every = keys.hash_keys()
+    return lambda kind, value: [_hash(key, kind, stream, value) for key in every]
+
+
 def _hash(key: bytes, kind: str, stream: str, value: str) -> str:
-    message = f"{kind}\x1f{stream}\x1f{value}".encode()
+    # a name typed on one system and stored by another: the same letters in another form of Unicode are the same name
+    message = f"{kind}\x1f{stream}\x1f{normalize('NFC', value)}".encode()
     return blake2b(message, key=key[:64], digest_size=16).hexdigest()
 
 

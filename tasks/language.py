@@ -8,7 +8,7 @@ from torch import Tensor
 from registry.records import Shard
 from registry.stream import Stream
 from tasks.backbones import open_language
-from tasks.learning.adapters import AdapterSpec
+from tasks.learning.adapters import AdapterSpec, check_finite
 from tasks.learning.language.retrieval import Moments, fit_gaussian
 from tasks.learning.language.scoring import TokenScores
 from tasks.learning.language.serving import Entitled, LanguageEntry, LanguageModel
@@ -29,7 +29,7 @@ def load_language_model(manifest: dict[str, Any], read: ReadTensors) -> Language
             adapter["adapter_id"],
             adapter["group"],
             fit_gaussian([_moments(part, read) for part in adapter["statistics"]]),
-            read(adapter["weights"]["key"], adapter["weights"]["sha256"]),
+            _weights(adapter, read),
         )
         for adapter in manifest["adapters"]
     ]
@@ -45,6 +45,12 @@ def load_language_model(manifest: dict[str, Any], read: ReadTensors) -> Language
         top_k=stream.completion.top_k,
         new_tokens=stream.completion.new_tokens,
     )
+
+
+def _weights(adapter: dict[str, Any], read: ReadTensors) -> dict[str, Tensor]:
+    weights = read(adapter["weights"]["key"], adapter["weights"]["sha256"])
+    check_finite(weights, f"adapter {adapter['adapter_id']}")
+    return weights
 
 
 def _moments(blob: dict[str, Any], read: ReadTensors) -> Moments:

@@ -11,15 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import database, storage
+from infra.settings import settings
 from registry import catalog, versions
 from registry.errors import SourceError, StateError
 from registry.versions import CHAMPION
 from tasks import disk_cache, source
 from tasks.entitlement import Entitlement, Entitlements
+from tasks.formats import missing_columns
 from tasks.narration import say
 from tasks.prediction_log import note_prediction
 from tasks.promotion import load_manifest
-from tasks.reading import read_table
+from tasks.reading import input_fault, rows_of
 from tasks.retries import step
 from tasks.serving import Answerer
 
@@ -69,17 +71,23 @@ def answers_uri(job: Job, uri: str, tag: str, out: str) -> str:
 def read_inputs(stream: str, uri: str) -> Rows:
     """Rows with the stream's input column, and its id column where the file has one."""
     with database.transaction() as session:
-        columns = catalog.get_stream(session, stream).columns
+        about = catalog.get_stream(session, stream)
+    columns = about.columns
     _, data = source.fetch(uri, "")
-    table = read_table(data, uri)
-    if columns.input not in table.column_names:
-        raise SourceError(f"{uri} has no column {columns.input!r}; it has {', '.join(table.column_names)}")
-    kept = [name for name in (columns.id, columns.input) if name in table.column_names]
-    rows: Rows = table.select(kept).to_pylist()
-    empty = [number for number, row in enumerate(rows) if not row[columns.input]]
-    if empty:
-        raise SourceError(f"{uri} has no input in {len(empty)} rows, first in row {empty[0]}; remove or fill them")
-    return rows
+    missing, told = missing_columns(data, uri, [columns.input, columns.id], settings().object_bytes)
+    if columns.input in missing:
+        has = f"it has {', '.join(told)}" if told else "its first line names others"
+        raise SourceError(f"{uri} has no column {columns.input!r}; {has}")
+    kept = [name for name in (columns.id, columns.input) if name not in missing]
+    raw = list(rows_of(data, uri, kept))
+    faults = [(n, row.fault or input_fault(about.task, row.cells.get(columns.input))) for n, row in enumerate(raw)]
+    bad = [(number, fault) for number, fault in faults if fault is not None]
+    if bad:
+        number, fault = bad[0]
+        raise SourceError(
+            f"{uri} has {len(bad)} rows that cannot be answered, first row {number}: {fault}; remove or correct them"
+        )
+    return [{name: row.cells[name] for name in kept if name in row.cells} for row in raw]
 
 
 @step("answer-{job.stream}")

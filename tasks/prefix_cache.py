@@ -10,17 +10,16 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from infra.settings import settings
 from registry.stream import Stream, TaskType
 from tasks import disk_cache
 from tasks.backbones import cut_of, open_frozen
+from tasks.learning.images import open_image
 from tasks.learning.stored_states import BYTES_PER_VALUE, pack, rounded, unpack
 from tasks.narration import say
 from tasks.policies.caching import CachePlan, cache_or_recompute
@@ -89,7 +88,7 @@ def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
     """The states of raw inputs: UTF-8 text, or image files."""
     backbone = open_frozen(stream)
     images = stream.task == TaskType.IMAGE
-    raw: Any = [Image.open(BytesIO(i)).convert("RGB") if images else i.decode() for i in inputs]
+    raw: Any = [open_image(i) if images else i.decode() for i in inputs]
     return [rounded(state_TD, stream.cache.dtype) for state_TD in backbone.encode(raw, cut_of(stream, backbone))]
 
 

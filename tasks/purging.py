@@ -12,9 +12,10 @@ from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
+from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
 from tasks.narration import say
-from tasks.reading import as_text, is_suppressed, read_table
+from tasks.reading import named_rows
 from tasks.retries import step
 from tasks.saga import Detail, once
 
@@ -134,9 +135,10 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
     if bucket != settings().inbox_bucket:
         return False
     _, data = source.fetch(batch.uri, "")
-    named = named_rows(stream, data, batch.uri, targets)
+    # a row that cannot be read may be anybody's: it was never learned from, and goes as well
+    named = named_rows(data, batch.uri, stream, by_kind(targets), or_unreadable=True)
     if any(named):
-        data = source.without_rows(data, batch.uri, named)
+        data = without_rows(data, batch.uri, named)
         # known before it lies there: a crash in between must not make the rest of the batch a new batch
         _know(stream, batch, data, "")
         storage.s3().put_object(Bucket=bucket, Key=key, Body=data)
@@ -167,13 +169,8 @@ def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:
         catalog.add_delivery(session, stream.name, delivery, batch.batch_id)
 
 
-def named_rows(stream: Stream, data: bytes, uri: str, targets: Set[tuple[str, str]]) -> list[bool]:
-    """Per row of a source object, whether the targets name it."""
-    suppressed = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
-    id_column, subject_column = stream.columns.id, stream.columns.subject or stream.columns.id
-    rows = read_table(data, uri).to_pylist()
-    named = ((as_text(row.get(id_column)), as_text(row.get(subject_column))) for row in rows)
-    return [is_suppressed(stream, id_, subject, suppressed) for id_, subject in named]
+def by_kind(targets: Set[tuple[str, str]]) -> dict[str, set[str]]:
+    return {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
 
 
 def _compact() -> None:

@@ -1,26 +1,29 @@
 """Turn an object's bytes into accepted rows and quarantined ones. Nothing is guessed: a bad row has a reason."""
 
+import math
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
-from PIL import Image
-
+from infra.settings import settings
 from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
 from registry.stream import Stream, TaskType
-from tasks.identity import is_held_out, keyed_hash, keyed_hashes, order_key, slice_of
+from tasks.formats import RawRow, missing_columns, raw_rows
+from tasks.identity import hasher, is_held_out, order_key, slice_of
+from tasks.learning.images import ImageError, open_image
 from tasks.rows import Row
 
-MAX_INPUT_BYTES = 1_000_000
-MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS = 50_000_000, 50_000_000
+MAX_INPUT_BYTES, MAX_IMAGE_BYTES = 1_000_000, 50_000_000
+MAX_NAME_BYTES = 200
+"""Of a label or a group: groups are part of keys in S3, labels of tags in MLflow."""
+CHUNK = 4096
 DEFAULT_GROUP = "default"
+
+Hashes = Callable[[str, str], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,28 +48,22 @@ class Reading:
         return dict(Counter(q.reason for q in self.quarantined))
 
 
-def read_table(data: bytes, uri: str) -> pa.Table:
-    """Raises SourceError naming the object for bytes that are not what the name says."""
-    try:
-        if uri.endswith(".parquet"):
-            return pq.read_table(BytesIO(data))
-        if uri.endswith(".jsonl"):
-            return pyarrow.json.read_json(BytesIO(data))
-        return pyarrow.csv.read_csv(BytesIO(data))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SourceError(f"object {uri} cannot be read ({first_line}); deliver it again, whole") from None
+def rows_of(data: bytes, uri: str, columns: Sequence[str]) -> Iterator[RawRow]:
+    """Every row of an object. Raises SourceError naming the object for bytes that are not what its name says."""
+    return raw_rows(data, uri, columns, settings().object_bytes)
 
 
-def check_columns(table: pa.Table, stream: Stream, uri: str) -> None:
+def check_columns(data: bytes, uri: str, stream: Stream) -> list[str]:
+    """The columns that the stream names. Raises SourceError where the object lacks one."""
     wanted = {name: column for name, column in stream.columns.model_dump().items() if column is not None}
-    missing = {name: column for name, column in wanted.items() if column not in table.column_names}
+    missing, told = missing_columns(data, uri, list(wanted.values()), settings().object_bytes)
     if missing:
-        named = ", ".join(f"{name}: {column}" for name, column in missing.items())
+        named = ", ".join(f"{name}: {column}" for name, column in wanted.items() if column in missing)
+        has = f"it has {', '.join(told)}" if told else "its first line names others"
         raise SourceError(
-            f"object {uri} has no column for {named}; it has {', '.join(table.column_names)}: correct `columns` in the "
-            f"stream file of {stream.name!r}"
+            f"object {uri} has no column for {named}; {has}: correct `columns` in the stream file of {stream.name!r}"
         )
+    return list(wanted.values())
 
 
 def read_rows(
@@ -77,85 +74,134 @@ def read_rows(
     `seen` answers which keyed record hashes earlier batches hold; `suppressed` is the stream's suppression list.
     Suppressed subjects and records are dropped before anything else looks at them.
     """
-    table = read_table(data, uri)
-    check_columns(table, stream, uri)
-    raw = [_raw_row(fields, stream) for fields in table.to_pylist()]
-    labelled = any(fields["label"] is not None for fields in raw)
-    kept = [(n, f) for n, f in enumerate(raw) if not is_suppressed(stream, f["id"], f["subject"], suppressed)]
-    earlier = _seen_ids(stream, [f["id"] for _, f in kept if f["id"] is not None], seen)
+    columns = check_columns(data, uri, stream)
+    label = stream.columns.label
+    labelled = label is not None and any(as_text(r.cells.get(label)) for r in rows_of(data, uri, [label]))
     rows: dict[str, tuple[str, Row]] = {}
     bad: list[Quarantined] = []
-    for n, fields in kept:
-        reason = _fault(fields, stream, labelled, earlier, rows)
-        if reason is None:
-            rows[fields["record"]] = (order_key(stream.name, fields["id"]), _accept(fields, stream))
-        else:
-            bad.append(Quarantined(n, reason, fields["record"], fields["keyed_subject"]))
+    unpacked = dropped = 0
+    hashes, every = hasher(stream.name), enumerate(rows_of(data, uri, columns))
+    while chunk := list(islice(every, CHUNK)):
+        raw = [(n, _raw_row(row, stream, hashes)) for n, row in chunk]
+        kept = [(n, fields) for n, fields in raw if not _is_suppressed(fields, suppressed)]
+        dropped += len(raw) - len(kept)
+        earlier = seen([keyed for _, fields in kept for keyed in fields["record_hashes"]])
+        for n, fields in kept:
+            reason = _fault(fields, stream, labelled, earlier, rows)
+            if reason is None:
+                accepted = _accept(fields, stream)
+                rows[fields["record"]] = (order_key(stream.name, fields["id"]), accepted)
+                unpacked += len(accepted.input)
+            else:
+                bad.append(Quarantined(n, reason, fields["record"], fields["keyed_subject"]))
+        if unpacked > settings().object_bytes:
+            raise SourceError(
+                f"object {uri} unpacks to more than {settings().object_bytes} bytes of input "
+                "(DECIDUOUS_OBJECT_BYTES); deliver it in parts"
+            )
     ordered = [row for _, row in sorted(rows.values(), key=lambda pair: pair[0])]
-    return Reading(ordered, bad, len(raw) - len(kept))
+    return Reading(ordered, bad, dropped)
 
 
-def _raw_row(fields: dict[str, Any], stream: Stream) -> dict[str, Any]:
-    columns = stream.columns
-    id_ = as_text(fields.get(columns.id))
-    subject = as_text(fields.get(columns.subject)) if columns.subject else id_
+def _raw_row(row: RawRow, stream: Stream, hashes: Hashes) -> dict[str, Any]:
+    columns, cells = stream.columns, row.cells
+    named = {"id": columns.id, "subject": columns.subject or columns.id, "group": columns.group}
+    named |= {"label": columns.label, "time": columns.time}
+    values = {field: cells.get(column) for field, column in named.items() if column is not None}
+    odd = {field: why for field, value in values.items() if (why := _oddity(value)) is not None}
+    text = {field: None if field in odd else as_text(values.get(field)) for field in named}
+    if stream.task == TaskType.LANGUAGE:
+        text["label"] = ""  # a document is learned as it is: its label is blank, not missing
+    records = [] if text["id"] is None else hashes("record", text["id"])
+    subjects = [] if text["subject"] is None else hashes("subject", text["subject"])
     return {
-        "id": id_,
-        "subject": subject,
-        "record": None if id_ is None else keyed_hash("record", stream.name, id_),
-        "keyed_subject": None if subject is None else keyed_hash("subject", stream.name, subject),
-        "group": as_text(fields.get(columns.group)) if columns.group else DEFAULT_GROUP,
-        "label": _label(fields, stream),
-        "time": as_text(fields.get(columns.time)) if columns.time else None,
-        "input": fields.get(columns.input),
+        **text,
+        "record_hashes": records,
+        "subject_hashes": subjects,
+        "record": records[0] if records else None,
+        "keyed_subject": subjects[0] if subjects else None,
+        "group": text["group"] if columns.group else DEFAULT_GROUP,
+        "input": cells.get(columns.input),
+        "fault": row.fault or next((f"{field} is {why}" for field, why in odd.items()), None),
     }
 
 
-def _label(fields: dict[str, Any], stream: Stream) -> str | None:
-    """A document of a language stream is learned as it is: its label is blank, not missing."""
-    if stream.task == TaskType.LANGUAGE:
-        return ""
-    return as_text(fields.get(stream.columns.label)) if stream.columns.label else None
+def named_rows(
+    data: bytes, uri: str, stream: Stream, suppressed: Mapping[str, set[str]], or_unreadable: bool = False
+) -> list[bool]:
+    """Per row of an object, whether the list names it, or nobody can say whom it names where that is asked for."""
+    columns = [stream.columns.id, stream.columns.subject or stream.columns.id]
+    hashes = hasher(stream.name)
+    rows = (_raw_row(row, stream, hashes) for row in rows_of(data, uri, columns))
+    return [(or_unreadable and bool(fields["fault"])) or _is_suppressed(fields, suppressed) for fields in rows]
 
 
 def as_text(value: object) -> str | None:
-    """A value as text; blank means missing."""
-    text = "" if value is None or value != value else str(value).strip()  # noqa: PLR0124  (NaN differs from itself)
+    """A value as text in Unicode's form C; blank means missing. A whole float is the whole number: what a writer makes
+    of a column of numbers with gaps is the same id."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        value = int(value) if value.is_integer() and abs(value) < 1 << 53 else value
+    text = "" if value is None else unicodedata.normalize("NFC", str(value)).strip()
     return text or None
 
 
-def is_suppressed(stream: Stream, id_: str | None, subject: str | None, suppressed: Mapping[str, set[str]]) -> bool:
+def _oddity(value: object) -> str | None:
+    """What a value is that cannot be a name; None for a plain one."""
+    if isinstance(value, bytes | list | tuple | dict | set):
+        return f"{type(value).__name__}, not a plain value"
+    return "no valid Unicode" if isinstance(value, str) and not _is_unicode(value) else None
+
+
+def _is_unicode(text: str) -> bool:
+    """False for halves of surrogate pairs, which JSON can spell and no encoding holds."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_suppressed(fields: Mapping[str, Any], suppressed: Mapping[str, set[str]]) -> bool:
     """Whether a ticket names the record or its subject, by a hash under today's key or a retired one."""
-    named = (("record", id_), ("subject", subject))
-    return any(
-        value is not None and not suppressed[kind].isdisjoint(keyed_hashes(kind, stream.name, value))
-        for kind, value in named
-    )
-
-
-def _seen_ids(stream: Stream, ids: list[str], seen: Callable[[list[str]], set[str]]) -> set[str]:
-    """Those of the ids that earlier batches hold, whatever key they were hashed with."""
-    hashes = {id_: keyed_hashes("record", stream.name, id_) for id_ in ids}
-    known = seen([keyed for each in hashes.values() for keyed in each])
-    return {id_ for id_, each in hashes.items() if not known.isdisjoint(each)}
+    named = (("record", fields["record_hashes"]), ("subject", fields["subject_hashes"]))
+    return any(not suppressed[kind].isdisjoint(keyed) for kind, keyed in named)
 
 
 def _fault(
     fields: dict[str, Any], stream: Stream, labelled: bool, earlier: set[str], rows: dict[str, Any]
 ) -> str | None:
     """Why a row is refused, or None."""
+    if fields["fault"] is not None:
+        return str(fields["fault"])
     missing = next((name for name in ("id", "subject", "group") if fields[name] is None), None)
     if missing is not None:
         return f"missing {missing}"
-    if LABEL_SEPARATOR in fields["group"]:
-        return "group holds a control character"
     if fields["record"] in rows:
         return "duplicate id in this batch"
-    if fields["id"] in earlier:
+    if not earlier.isdisjoint(fields["record_hashes"]):
         return "id already taken in with an earlier batch"
     if labelled and fields["label"] is None:
         return "missing label"
-    return _image_fault(fields["input"]) if stream.task == TaskType.IMAGE else _text_fault(fields["input"])
+    unfit = _name_fault("group", fields["group"]) or _name_fault("label", fields["label"])
+    return unfit or input_fault(stream.task, fields["input"])
+
+
+def _name_fault(field: str, name: str | None) -> str | None:
+    """Groups are parts of keys, labels stand in tags: what a path or a database would take apart is refused."""
+    if name is None:
+        return None
+    if any(unicodedata.category(c) == "Cc" for c in name) or LABEL_SEPARATOR in name:
+        return f"{field} holds a control character"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"{field} is over-long"
+    return f"{field} is no name" if field == "group" and name in (".", "..") else None
+
+
+def input_fault(task: TaskType, value: object) -> str | None:
+    """Why a value cannot be learned from or answered, or None. A path is a text: no row opens a file."""
+    return _image_fault(value) if task == TaskType.IMAGE else _text_fault(value)
 
 
 def _text_fault(text: object) -> str | None:
@@ -163,7 +209,9 @@ def _text_fault(text: object) -> str | None:
         return "input is missing" if text is None else f"input is {type(text).__name__}, not text"
     if not text.strip():
         return "input is empty"
-    return "input is over-long" if len(text.encode("utf-8", "replace")) > MAX_INPUT_BYTES else None
+    if not _is_unicode(text):
+        return "input is no valid Unicode"
+    return "input is over-long" if len(text.encode()) > MAX_INPUT_BYTES else None
 
 
 def _image_fault(data: object) -> str | None:
@@ -172,12 +220,9 @@ def _image_fault(data: object) -> str | None:
     if len(data) > MAX_IMAGE_BYTES:
         return "input is over-long"
     try:
-        with Image.open(BytesIO(data)) as image:
-            if image.width * image.height > MAX_IMAGE_PIXELS:
-                return "image has too many pixels"
-            image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return "image cannot be decoded"
+        open_image(data)
+    except ImageError as error:
+        return str(error)
     return None
 
 
@@ -188,7 +233,7 @@ def _accept(fields: dict[str, Any], stream: Stream) -> Row:
         subject=fields["keyed_subject"],
         group=fields["group"],
         label=fields["label"],
-        input=content if isinstance(content, bytes) else content.encode("utf-8", "replace"),
+        input=content if isinstance(content, bytes) else content.encode(),
         time=fields["time"],
         held_out=is_held_out(stream.name, fields["id"]),
         slice=slice_of(stream.name, fields["subject"], stream.adapter.slices),

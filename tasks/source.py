@@ -1,19 +1,17 @@
 """The objects of a stream's source, in S3 or on a local disk."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import pyarrow.csv
-import pyarrow.parquet as pq
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import storage
-from registry.errors import MissingObjectError, SourceError
+from infra.settings import settings
+from registry.errors import SourceError
 from registry.records import Delivery
+from tasks.narration import say
 
 FORMATS = (".parquet", ".jsonl", ".csv")
 
@@ -35,22 +33,10 @@ def fetch(uri: str, tag: str) -> tuple[Delivery, bytes]:
     return Delivery(uri=uri, digest=sha256(data).hexdigest(), size=len(data), tag=tag), data
 
 
-def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
-    """The object without the rows marked True, in its own format."""
-    if uri.endswith(".jsonl"):
-        lines = [line for line in data.splitlines(keepends=True) if line.strip()]
-        return b"".join(line for line, goes in zip(lines, gone, strict=True) if not goes)
-    sink, left = BytesIO(), [not goes for goes in gone]
-    if uri.endswith(".parquet"):
-        pq.write_table(pq.read_table(BytesIO(data)).filter(left), sink)
-    else:
-        pyarrow.csv.write_csv(pyarrow.csv.read_csv(BytesIO(data)).filter(left), sink)
-    return sink.getvalue()
-
-
 def split_s3(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    return parts.netloc, parts.path.lstrip("/")
+    """(bucket, key). A key may hold any character, also those that end a path on the web."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
 
 
 def batch_name(uri: str) -> str:
@@ -82,32 +68,59 @@ def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
+    uri = f"s3://{bucket}/{key}"
     try:
-        return storage.s3().get_object(Bucket=bucket, Key=key)["Body"].read()
+        answer = storage.s3().get_object(Bucket=bucket, Key=key)
+        _check_size(uri, answer["ContentLength"])
+        return answer["Body"].read()
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in {"NoSuchKey", "NoSuchBucket", "404"}:
-            raise MissingObjectError(f"object s3://{bucket}/{key} is gone; deliver it again") from None
+        code = error.response.get("Error", {}).get("Code")
+        if code in {"NoSuchKey", "NoSuchBucket", "404"}:
+            raise SourceError(f"object {uri} is gone; deliver it again") from None
+        if code == "AccessDenied":
+            raise SourceError(f"object {uri} may not be read; check its rights") from None
         raise storage.unreachable(error) from error
     except BotoCoreError as error:
         raise storage.unreachable(error) from error
 
 
+def _check_size(uri: str, size: int) -> None:
+    if size > settings().object_bytes:
+        raise SourceError(
+            f"object {uri} has {size} bytes, at most {settings().object_bytes} (DECIDUOUS_OBJECT_BYTES) are read; "
+            "deliver it in parts"
+        )
+
+
 def _list_local(source: str) -> Iterator[tuple[str, str]]:
+    """Regular files of the folder. A link out of it is left out: whoever may write there may not read all we can."""
     path = Path(source).expanduser()
     if path.is_dir():
-        files: Iterator[Path] = path.iterdir()
+        root, files = path, list(path.iterdir())
     elif path.is_file():
-        files = iter([path])
+        root, files = path.resolve().parent, [path]
     else:
-        files = path.parent.glob(path.name)
+        root, files = path.parent, list(path.parent.glob(path.name))
     for file in files:
-        if file.suffix in FORMATS:
+        if file.suffix in FORMATS and _is_object(file, root.resolve()):
             stat = file.stat()
             yield str(file.resolve()), f"{file.resolve()}#{stat.st_size}-{stat.st_mtime_ns}"
 
 
+def _is_object(file: Path, root: Path) -> bool:
+    try:
+        str(file).encode()
+        fits = file.is_file() and file.resolve().is_relative_to(root)
+    except (UnicodeEncodeError, OSError):
+        fits = False
+    if not fits:
+        say(f"{file.name!a} is left out: no regular file of {root}, or its name is not UTF-8")
+    return fits
+
+
 def _read_local(path: Path) -> bytes:
     try:
+        _check_size(str(path), path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
-        raise MissingObjectError(f"cannot read {path}: {error.strerror}; put it back or change the source") from None
+        raise SourceError(f"object {path} cannot be read: {error.strerror}; put it back or change the source") from None

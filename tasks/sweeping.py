@@ -15,7 +15,8 @@ from registry.stream import Stream
 from tasks import blobs, source
 from tasks.markers import attributable, load_markers, texts_of
 from tasks.narration import say
-from tasks.purging import named_rows, targets_of
+from tasks.purging import by_kind, targets_of
+from tasks.reading import named_rows
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import load_rows
@@ -84,7 +85,7 @@ def _named_in_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: st
     bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
     if bucket != settings().inbox_bucket:
         return 0
-    return sum(sum(named_rows(stream, data, uri, targets)) for data in _every_version(bucket, key))
+    return sum(sum(named_rows(data, uri, stream, by_kind(targets))) for data in _every_version(bucket, key))
 
 
 def _every_version(bucket: str, key: str) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ from itertools import groupby
 from infra import database
 from infra.settings import settings
 from registry import catalog
+from registry.errors import BadWeightsError
 from registry.records import Shard
 from registry.stream import Stream, TaskType
 from tasks import blobs
@@ -19,6 +20,7 @@ from tasks.language import documents_of
 from tasks.learning.backbones import load_backbone
 from tasks.learning.data_parallel import Slice, train_together
 from tasks.learning.language.training import PACKED_ROWS, train_documents
+from tasks.learning.tensors import NonFiniteError
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
@@ -100,7 +102,13 @@ def train(
         if known is not None:
             state = TrainState.from_tensors(blobs.read_tensors(known.key, known.sha256))
             continue
-        state = _train_stage(stream, stage, state, from_scratch, processes, bar.tell)
+        try:
+            state = _train_stage(stream, stage, state, from_scratch, processes, bar.tell)
+        except NonFiniteError as error:
+            raise BadWeightsError(
+                f"{owner}: {error}; nothing was stored: start the stream under a new name with a lower "
+                "adapter.learning_rate, or look for odd rows in the batch"
+            ) from None
         if not from_scratch:
             where = blobs.prefix(stream.name, shards[0].group)
             stored = blobs.store_tensors(where, owner, kind, state.to_tensors())

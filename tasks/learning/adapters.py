@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from kernels.grouped_lora import Weights, grouped_bottleneck, route_to
+from registry.errors import BadWeightsError
 from tasks.learning.backbones import Backbone, Delta
 
 AdapterWeights = dict[str, Tensor]
+
+REMEDY = "it is neither stored nor served; train it again (a lower adapter.learning_rate where it diverged)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,29 @@ def new_adapter(backbone: Backbone, spec: AdapterSpec, seed: int) -> AdapterWeig
         weights[f"blocks.{block}.up.weight"] = torch.zeros(backbone.width, spec.rank)
         weights[f"blocks.{block}.up.bias"] = torch.zeros(backbone.width)
     return weights
+
+
+def check_weights(weights: Mapping[str, Tensor], blocks: Sequence[int], width: int, what: str) -> None:
+    """Raise BadWeightsError, naming `what` and the tensor, for weights that do not fit the backbone or are not finite.
+
+    A rank of its own per adapter is fine: a merge adds up its parents'."""
+    rank = max((len(bias) for name, bias in weights.items() if name.endswith(".down.bias")), default=0)
+    places = {"down.weight": (rank, width), "down.bias": (rank,), "up.weight": (width, rank), "up.bias": (width,)}
+    wanted = {f"blocks.{block}.{place}": shape for block in blocks for place, shape in places.items()}
+    if odd := sorted(weights.keys() ^ wanted.keys()):
+        raise BadWeightsError(f"{what}: {len(odd)} tensors are missing or strange, first {odd[0]}; {REMEDY}")
+    for name, tensor in weights.items():
+        if tuple(tensor.shape) != wanted[name] or not tensor.is_floating_point():
+            raise BadWeightsError(
+                f"{what}: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected float {wanted[name]}; {REMEDY}"
+            )
+    check_finite(weights, what)
+
+
+def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
+    for name, tensor in weights.items():
+        if not bool(tensor.isfinite().all()):
+            raise BadWeightsError(f"{what}: {name} holds NaN or infinity; {REMEDY}")
 
 
 def adapter_blocks(weights: Mapping[str, Tensor]) -> list[int]:

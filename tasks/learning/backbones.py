@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -240,8 +241,18 @@ def _load_model(folder: str) -> nn.Module:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         pooled = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta", "vit", "deit"} else {}
         return AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa", **pooled
+            folder,
+            local_files_only=True,
+            use_safetensors=True,  # weights in a pickle are not opened
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            **pooled,
         )
+    except (OSError, SafetensorError) as error:
+        raise UnsupportedBackboneError(
+            f"{folder} has no readable model.safetensors ({str(error).splitlines()[0]}); weights in another format are "
+            "not opened: write them with save_pretrained"
+        ) from error
     except ValueError as error:
         first = str(error).split(".")[0]
         raise UnsupportedBackboneError(f"{folder}: {first}; {SUPPORTED}") from error

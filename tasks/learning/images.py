@@ -1,7 +1,9 @@
 """Images to normalised pixels, the same bytes for the same image."""
 
 import json
+import warnings
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,26 @@ from PIL import Image
 from torch import Tensor
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+MAX_PIXELS = 50_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow knows others, and runs Ghostscript for one of them
+
+
+class ImageError(ValueError):
+    """Bytes that are no image, or one that would fill the memory."""
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The first frame, as RGB. Raises ImageError."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError("image has too many pixels")
+            return image.convert("RGB")
+    except (ImageError, Image.DecompressionBombError):
+        raise ImageError("image has too many pixels") from None
+    except Exception:  # a decoder of foreign bytes raises whatever its code met
+        raise ImageError("image cannot be decoded") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra import seaweed
-from infra.access import group_identity, group_policy
+from infra.access import Role, group_identity, group_policy, role_identity, role_policy
 from infra.files import write_private
 from infra.s3 import open_client
 
-BUCKET = "shared"
+BUCKET, INBOX = "shared", "inbox"
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,22 @@ def clients(tmp_path_factory):
         group: {"accessKey": f"{group}key0000", "secretKey": f"{group}-secret-{'x' * 20}"} for group in ("red", "blue")
     }
     config["identities"] += [group_identity(f"reader-{g}", k, BUCKET, "mail", [g]) for g, k in keys.items()]
+    roles = {role: {"accessKey": f"{role}key0000", "secretKey": f"{role}-secret-{'x' * 20}"} for role in Role}
+    config["identities"] += [role_identity(role, k, INBOX, BUCKET) for role, k in roles.items()]
+    keys_of = {**keys, **roles}
     write_private(file, json.dumps(config).encode())
     server = seaweed.connect(home)
     admin = seaweed.client(home, server)
-    admin.create_bucket(Bucket=BUCKET)
+    for bucket in (BUCKET, INBOX):
+        admin.create_bucket(Bucket=bucket)
+        admin.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        admin.put_object(Bucket=bucket, Key="there", Body=b"x")
     for group in keys:
         admin.put_object(Bucket=BUCKET, Key=f"streams/mail/groups/{group}/adapter", Body=group.encode())
         admin.put_object(Bucket=BUCKET, Key=f"streams/mail/groups/{group}dish/adapter", Body=b"another group")
-    yield {g: open_client(server.endpoint, k["accessKey"], k["secretKey"], seaweed.REGION, 1) for g, k in keys.items()}
+    yield {
+        g: open_client(server.endpoint, k["accessKey"], k["secretKey"], seaweed.REGION, 1) for g, k in keys_of.items()
+    }
     seaweed.leave(home)
 
 
@@ -42,7 +50,8 @@ def refused(call, **arguments):
 
 
 def test_a_group_reads_its_own_prefix(clients):
-    for group, client in clients.items():
+    for group in ("red", "blue"):
+        client = clients[group]
         assert (
             client.get_object(Bucket=BUCKET, Key=f"streams/mail/groups/{group}/adapter")["Body"].read()
             == group.encode()
@@ -65,3 +74,40 @@ def test_the_policy_names_the_prefixes_of_its_groups_alone():
     assert listed["Condition"] == {
         "StringLike": {"s3:prefix": ["streams/mail/groups/red/*", "streams/mail/groups/a%20b/*"]}
     }
+
+
+DO = {
+    "read": lambda client, bucket: client.get_object(Bucket=bucket, Key="there"),
+    "list": lambda client, bucket: client.list_object_versions(Bucket=bucket, Prefix="there"),
+    "write": lambda client, bucket: client.put_object(Bucket=bucket, Key="new", Body=b"x"),
+    "purge": lambda client, bucket: client.delete_object(Bucket=bucket, Key="new"),
+    "make": lambda client, bucket: client.create_bucket(Bucket=f"{bucket}-more"),
+}
+MAY = {
+    Role.DELIVER: {("write", INBOX), ("purge", INBOX)},
+    Role.SERVE: {("read", BUCKET), ("list", BUCKET)},
+    Role.LEARN: {("read", INBOX), ("list", INBOX), *((what, BUCKET) for what in ("read", "list", "write", "purge"))},
+    Role.FORGET: {(what, bucket) for what in ("read", "list", "write", "purge") for bucket in (INBOX, BUCKET)},
+}
+"""On SeaweedFS, where who may write may also delete; the IAM policy tells them apart."""
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_may_do_its_work_and_nothing_else(clients, role):
+    may = set()
+    for what, do in DO.items():
+        for bucket in (INBOX, BUCKET):
+            try:
+                do(clients[role], bucket)
+                may.add((what, bucket))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 403:
+                    raise
+    assert may == MAY[role]
+
+
+def test_only_who_forgets_may_purge_on_an_s3_that_speaks_iam():
+    for role in Role:
+        allowed = {action for part in role_policy(role, INBOX, BUCKET)["Statement"] for action in part["Action"]}
+        assert ("s3:DeleteObjectVersion" in allowed) == (role == Role.FORGET)
+        assert not any("*" in action for action in allowed)

@@ -1,3 +1,6 @@
+import json
+import struct
+import zlib
 from io import BytesIO
 
 import pyarrow as pa
@@ -9,6 +12,7 @@ from PIL import Image
 
 from registry.errors import SourceError
 from registry.stream import Columns, Stream, TaskType
+from tasks.formats import MAX_ROWS, without_rows
 from tasks.identity import keyed_hash
 from tasks.reading import read_rows
 
@@ -40,6 +44,8 @@ def read(rows: list[dict], stream: Stream = STREAM, seen=lambda _: set(), suppre
         ({"text": None}, "input is missing"),
         ({"text": "x" * 1_000_001}, "input is over-long"),
         ({"id": "1"}, "duplicate id in this batch"),
+        ({"y": "a\0b"}, "label holds a control character"),
+        ({"y": "x" * 201}, "label is over-long"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_reason(changes, reason):
@@ -74,11 +80,160 @@ def test_rows_come_in_an_order_that_is_not_the_sources():
         (parquet([row()])[:-20], "x.parquet", "cannot be read"),
         (b"not json", "x.jsonl", "cannot be read"),
         (parquet([{"a": 1}]), "x.parquet", "no column for id: id, subject: who"),
+        (b'{"id": 1, "who": "ann", "te', "x.jsonl", "its last line is cut"),
+        (b'id,who,text,y\n1,ann,"hello,ham\n', "x.csv", "line 2: unexpected end of data"),
+        (b"id,who,text,y,id\n1,ann,hello,ham,2\n", "x.csv", "has the column 'id' 2 times"),
+        (b"", "x.csv", "no column for id"),
+        (b"", "x.jsonl", "no column for id"),
     ],
 )
 def test_a_bad_object_names_itself_and_the_remedy(data, uri, match):
     with pytest.raises(SourceError, match=match):
         read_rows(data, uri, STREAM, lambda _: set(), NOBODY)
+
+
+def lines(*rows: dict | str) -> bytes:
+    return "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows).encode("utf-8", "surrogatepass")
+
+
+def read_bytes(data: bytes, uri: str, stream: Stream = STREAM):
+    return read_rows(data, uri, stream, lambda _: set(), NOBODY)
+
+
+def test_a_line_that_is_no_row_is_refused_alone():
+    bad = ["{", "[1]", '{"id": ' + "9" * 5000 + "}", "[" * 100_000, '{"id": "\\ud800"}', '{"id": ["1"], "who": "ann"}']
+    reading = read_bytes(lines(row("1"), *bad, row(2)), "x.jsonl")
+    assert len(reading.rows) == 2
+    assert [(q.row, q.reason) for q in reading.quarantined] == [
+        (1, "row is not JSON"),
+        (2, "row is not a JSON object"),
+        (3, "row is not JSON"),
+        (4, "row is not JSON"),
+        (5, "id is no valid Unicode"),
+        (6, "id is list, not a plain value"),
+    ]
+
+
+def test_a_row_of_a_csv_with_other_cells_or_bytes_is_refused_alone():
+    data = b'id,who,text,y\n1,ann,hello,ham\n2,bob\n\n3,eve,\xff,ham\n4,flo,"two\nlines",ham\n'
+    reading = read_bytes(data, "x.csv")
+    assert {r.input for r in reading.rows} == {b"hello", b"two\nlines"}
+    assert [q.reason for q in reading.quarantined] == [
+        "row has another number of cells than the header",
+        "input is no valid Unicode",
+    ]
+    assert without_rows(data, "x.csv", [True, False, False, False]) == data.replace(b"1,ann,hello,ham\n", b"")
+    assert without_rows(data, "x.csv", [False, False, False, True]).endswith(b"3,eve,\xff,ham\n")
+
+
+def test_a_csv_without_a_header_is_not_repeated_in_the_error():
+    with pytest.raises(SourceError) as caught:
+        read_bytes(b"17,ann@example.org,my secret,ham\n", "x.csv")
+    assert "ann" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (row("7"), row(7.0)),  # what a writer makes of whole numbers beside a gap
+        (row("Jos\u00e9"), row("Jose\u0301")),
+        (row("7"), row(" 7 ")),
+    ],
+)
+def test_two_spellings_of_an_id_are_one(one, other):
+    assert [q.reason for q in read_bytes(lines(one, other), "x.jsonl").quarantined] == ["duplicate id in this batch"]
+
+
+def test_an_id_means_the_same_in_every_format():
+    """Nothing is guessed from the look of a cell: a ticket has to find the subject whatever brought it."""
+    for id_ in ("007", "2020-01-01 00:00:00", "1e5", "True", "NA"):
+        data = f"id,who,text,y\n{id_},{id_},hello,ham\n".encode()
+        (by_csv,) = read_bytes(data, "x.csv").rows
+        (by_json,) = read_bytes(lines(row(id_, who=id_)), "x.jsonl").rows
+        (by_parquet,) = read([row(id_, who=id_)]).rows
+        assert by_csv.record == by_json.record == by_parquet.record == keyed_hash("record", "mail", id_)
+        assert by_csv.subject == keyed_hash("subject", "mail", id_)
+
+
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        ("..", "group is no name"),
+        (".", "group is no name"),
+        ("a\nb", "group holds a control character"),
+        ("x" * 201, "group is over-long"),
+    ],
+)
+def test_a_group_is_part_of_a_key_and_has_to_fit_there(group, reason):
+    stream = STREAM.model_copy(update={"columns": STREAM.columns.model_copy(update={"group": "team"})})
+    reading = read([row("1", team="a/b"), row("2", team=group)], stream)
+    assert [q.reason for q in reading.quarantined] == [reason]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", b"/etc/passwd"])
+def test_a_path_is_never_opened(path):
+    image = STREAM.model_copy(update={"task": TaskType.IMAGE})
+    (bad,) = read([row("1", text=path)], image).quarantined
+    assert bad.reason in ("input is str, not image bytes", "image cannot be decoded")
+    if isinstance(path, str):
+        assert read([row("1", text=path)]).rows[0].input == path.encode()
+
+
+def test_times_outside_of_the_calendar_are_their_rows_fault():
+    table = pa.table(
+        {"id": ["1", "2"], "who": ["a", "b"], "text": ["x", "y"], "y": ["n", "n"],
+         "at": pa.array([0, 2**62], pa.int64()).cast(pa.timestamp("ms"))}
+    )  # fmt: skip
+    stream = STREAM.model_copy(update={"columns": STREAM.columns.model_copy(update={"time": "at"})})
+    sink = BytesIO()
+    pq.write_table(table, sink)
+    assert [q.reason for q in read_bytes(sink.getvalue(), "x.parquet", stream).quarantined] == [
+        "a value cannot be read"
+    ]
+
+
+def test_an_object_that_would_fill_the_memory_is_refused(set_variable):
+    """A megabyte that two thousand rows point at, and rows that are nothing but a number in the footer."""
+    set_variable("OBJECT_BYTES", 100_000_000)
+    sink = BytesIO()
+    every = pa.array([str(n) for n in range(2000)])
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * 2000), ["x" * 999_999])
+    pq.write_table(pa.table({"id": every, "who": every, "text": text, "y": every}), sink)
+    assert len(sink.getvalue()) < 200_000
+    with pytest.raises(SourceError, match=r"x\.parquet unpacks to more than 100000000 bytes"):
+        read_bytes(sink.getvalue(), "x.parquet")
+    sink = BytesIO()
+    pq.write_table(pa.table({name: pa.nulls(MAX_ROWS + 1) for name in ("id", "who", "text", "y")}), sink)
+    assert len(sink.getvalue()) < 200_000
+    with pytest.raises(SourceError, match=r"x\.parquet claims 20000001 rows"):
+        read_bytes(sink.getvalue(), "x.parquet")
+
+
+def png(width: int, height: int) -> bytes:
+    """A header that promises so many pixels, and next to no data."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 99)) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (png(100_000, 100_000), "image has too many pixels"),
+        (png(9_000, 9_000), "image has too many pixels"),  # Pillow alone would warn
+        (png(99, 99), "image cannot be decoded"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "image cannot be decoded"),  # no Ghostscript is run
+    ],
+)
+def test_an_image_that_would_fill_the_memory_is_refused(data, reason):
+    stream = STREAM.model_copy(update={"task": TaskType.IMAGE})
+    assert [q.reason for q in read([row("1", text=data)], stream).quarantined] == [reason]
 
 
 def test_images_are_decoded_before_they_are_accepted():

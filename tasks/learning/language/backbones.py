@@ -174,7 +174,7 @@ def load_language_backbone(folder: str, max_tokens: int = 64, rows: int = 4, dev
     transformers_logging.disable_progress_bar()
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, attn_implementation="sdpa"
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:

@@ -1,0 +1,113 @@
+"""A planted secret or subject is found nowhere: no log, repr, parameter, artifact, database, bucket or exception."""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prefect import get_client
+
+from flows.forget import forget
+from flows.learn import learn
+from flows.predict import predict
+from infra import database, keys, seaweed, storage
+from infra.errors import KeyFileError, UnreachableError
+from infra.settings import Settings, settings
+from registry import artifacts
+from registry.records import TicketState
+from tasks import tickets
+from tasks.tickets import resolve_targets
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready")
+
+SUBJECT, DATABASE_PASSWORD = "planted-subject@example.org", "planted-database-9f31"
+SECRETS = {
+    "HASH_KEY": "planted-hash-key-51c0",
+    "RETIRED_HASH_KEYS": "planted-retired-2b7e",
+    "MLFLOW_PASSWORD": "planted-mlflow-77aa",
+    "WEBHOOK_SECRET": "planted-webhook-d00d",
+}
+PRIVATE = {"keys", "s3.json"}
+"""What may hold a secret of the home: its keys, and the identities of its S3."""
+
+
+def places(home: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file of the home that is not meant to hold secrets: databases, logs, volumes, caches, certificates."""
+    for file in home.rglob("*"):
+        if file.is_file() and PRIVATE.isdisjoint(file.relative_to(home).parts):
+            yield str(file.relative_to(home)), file.read_bytes()
+
+
+def parameters() -> str:
+    with get_client(sync_client=True) as client:
+        return repr([(run.name, run.parameters, run.tags) for run in client.read_flow_runs(limit=200)])
+
+
+def found(where: str, content: bytes, markers: dict[str, bytes]) -> list[str]:
+    return [f"{name} in {where}" for name, marker in markers.items() if marker in content]
+
+
+def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variable, caplog):
+    for name, value in SECRETS.items():
+        set_variable(name, value)
+    markers = {name: value.encode() for name, value in SECRETS.items()} | {"subject": SUBJECT.encode()}
+    markers["S3 secret"] = seaweed.credentials(settings().home)[1].encode()
+    keys.signing_key()
+    markers["signing key"] = (settings().home / "keys" / "signing.pem").read_bytes().splitlines()[1]
+    caplog.set_level(logging.DEBUG, logger="deciduous")
+
+    stream = make_stream("planted", backbone, inbox)
+    source = inbox / "01.jsonl"
+    deliver(inbox, "01", ["red", "blue"], rows=60)
+    source.write_text(source.read_text().replace("person-3", SUBJECT))
+    learn(stream)
+    predict(stream.name, str(source), ["default"], str(tmp_path / "answers.parquet"))
+    ticket = tickets.open_ticket(stream.name, resolve_targets(stream.name, [SUBJECT], []), "test")
+    assert ticket.records == 6
+    assert forget(ticket.ticket_id).state == TicketState.COMPLETE
+
+    hits = found("log", caplog.text.encode(), markers) + found("parameters", parameters().encode(), markers)
+    hits += found("answers", (tmp_path / "answers.parquet").read_bytes(), markers)
+    hits += found("settings", repr(settings()).encode() + str(settings().model_dump()).encode(), markers)
+    hits += [hit for where, content in places(settings().home) for hit in found(where, content, markers)]
+    for bucket in storage.buckets():
+        hits += [str(hit) for hit in artifacts.sweep_bytes(storage.s3(), bucket, list(markers.values()))]
+    assert hits == []
+    assert found("source", source.read_bytes(), markers) == ["subject in source"], "the search sees what is there"
+
+
+def said(error: BaseException) -> str:
+    return repr(error) + "".join(traceback.format_exception(error))
+
+
+def test_errors_name_addresses_without_their_passwords(set_variable, tmp_path):
+    set_variable("DATABASE_URL", f"postgresql+psycopg://ann:{DATABASE_PASSWORD}@127.0.0.1:9/catalog")
+    with pytest.raises(UnreachableError) as caught, database.transaction() as session:
+        session.connection()
+    assert "ann:***@127.0.0.1:9" in str(caught.value)
+    assert DATABASE_PASSWORD not in said(caught.value)
+    set_variable("S3_ENDPOINT", "http://127.0.0.1:9")
+    set_variable("S3_ACCESS_KEY", "planted-access")
+    set_variable("S3_SECRET_KEY", "planted-s3-4f4f")
+    with pytest.raises(UnreachableError) as caught:
+        storage.ensure_buckets()
+    assert "planted-s3-4f4f" not in said(caught.value)
+    with pytest.raises(ValueError, match="hash_key") as invalid:
+        Settings(hash_key="planted-9")
+    assert "planted-9" not in said(invalid.value)
+    broken = tmp_path / "signing.pem"
+    broken.write_text("-----BEGIN PRIVATE KEY-----\nplanted-key-body\n-----END PRIVATE KEY-----\n")
+    set_variable("SIGNING_KEY", broken)
+    with pytest.raises(KeyFileError) as unreadable:
+        keys.signing_key()
+    assert "planted-key-body" not in said(unreadable.value)
+
+
+def test_a_repr_of_the_settings_shows_no_secret(set_variable):
+    for name, value in {**SECRETS, "S3_SECRET_KEY": "planted-s3-4f4f"}.items():
+        set_variable(name, value)
+    set_variable("DATABASE_URL", f"postgresql+psycopg://ann:{DATABASE_PASSWORD}@127.0.0.1:9/catalog")
+    set_variable("MLFLOW_DATABASE_URL", f"postgresql+psycopg://ann:{DATABASE_PASSWORD}@127.0.0.1:9/mlflow")
+    assert "planted" not in repr(settings()) + str(settings())

@@ -1,0 +1,87 @@
+"""Which files and keys become objects, whatever they are called and wherever they point."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from registry.errors import SourceError
+from tasks import source
+
+
+def names(folder) -> list[str]:
+    return [source.batch_name(uri) for uri, _ in source.list_objects(str(folder))]
+
+
+def test_links_devices_and_folders_are_no_objects(tmp_path):
+    inbox, outside = tmp_path / "inbox", tmp_path / "secret.csv"
+    inbox.mkdir()
+    outside.write_text("id,text\n")
+    (inbox / "good.csv").write_text("id,text\n")
+    (inbox / "inside.csv").symlink_to(inbox / "good.csv")
+    (inbox / "outside.csv").symlink_to(outside)
+    (inbox / "endless.csv").symlink_to("/dev/zero")
+    (inbox / "nowhere.csv").symlink_to(tmp_path / "gone.csv")
+    (inbox / "loop.csv").symlink_to(inbox / "loop.csv")
+    (inbox / "folder.csv").mkdir()
+    os.mkfifo(inbox / "pipe.csv")
+    (inbox / os.fsdecode(b"\xff.csv")).write_text("id,text\n")
+    assert set(names(inbox)) == {"good"}
+    assert set(names(inbox / "*.csv")) == {"good"}
+
+
+@pytest.mark.parametrize(
+    "key", ["a#1.csv", "a?b=c.csv", "a b.csv", "\u202ea.csv", "e\u0301.csv", "[x].csv", "%2e%2e.csv"]
+)
+def test_any_key_is_read_as_it_is_called(s3, bucket, key):
+    s3.put_object(Bucket=bucket, Key=f"in/{key}", Body=key.encode())
+    ((uri, tag),) = source.list_objects(f"s3://{bucket}/in/")
+    delivery, data = source.fetch(uri, tag)
+    assert (delivery.uri, data) == (f"s3://{bucket}/in/{key}", key.encode())
+
+
+def test_what_is_too_large_or_gone_is_refused_by_name(s3, bucket, tmp_path, set_variable):
+    s3.put_object(Bucket=bucket, Key="x.csv", Body=b"x" * 100)
+    (tmp_path / "x.csv").write_bytes(b"x" * 100)
+    set_variable("OBJECT_BYTES", 99)
+    for uri in (f"s3://{bucket}/x.csv", str(tmp_path / "x.csv")):
+        with pytest.raises(SourceError, match=r"x\.csv has 100 bytes, at most 99 .*deliver it in parts"):
+            source.fetch(uri, "")
+    for uri in (f"s3://{bucket}/gone.csv", str(tmp_path / "gone.csv")):
+        with pytest.raises(SourceError, match=r"gone\.csv"):
+            source.fetch(uri, "")
+
+
+MEMORY = """
+import resource, sys
+from tasks.reading import read_rows
+from tasks.rows import to_parquet
+from registry.stream import Columns, Stream
+stream = Stream(name="mail", backbone="b", source="*", columns=Columns(id="id", subject="who"))
+rows, kind = int(sys.argv[1]), sys.argv[2]
+if kind == "csv":
+    lines = ["id,who,text,label"] + [f"{n},person-{n % 9999},some words about {n},{n % 9}" for n in range(rows)]
+else:
+    lines = ['{"id": %d, "who": "person-%d", "text": "some words about %d", "label": %d}' % (n, n % 9999, n, n % 9)
+             for n in range(rows)]
+data = "\\n".join([*lines, ""]).encode()
+del lines
+reading = read_rows(data, "x." + kind, stream, lambda _: set(), {"subject": set(), "record": set()})
+assert len(reading.rows) == rows
+assert len(to_parquet(reading.rows)) > 0
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.services
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_batch_of_a_million_rows_stays_within_three_kilobytes_a_row(kind):
+    """A row is its two keyed hashes, its text and its place in the order, once as objects and once as Parquet."""
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", MEMORY, str(rows), kind], check=True, stdout=subprocess.PIPE).stdout)
+        for rows in (1000, 1_000_000)
+    ]
+    print(f"{kind}: {peaks[0] / 1e6:.0f} MB for 1e3 rows, {peaks[1] / 1e6:.0f} MB for 1e6")
+    assert (peaks[1] - peaks[0]) / 999_000 < 3000
