@@ -52,8 +52,10 @@ def narrated(quiet: bool = False) -> Iterator[None]:
 
     from prefect.logging.configuration import setup_logging  # noqa: PLC0415
 
+    from infra.settings import settings  # noqa: PLC0415
     from tasks.narration import PROGRESS, SAID  # noqa: PLC0415
 
+    quiet = quiet or settings().log_format == "json"  # then Prefect's console handler writes every line
     setup_logging()  # the first flow would do it, and take our handler away
     warnings.filterwarnings("ignore", module="mlflow")
     status = Status("starting", console=errors if quiet else console)
@@ -80,10 +82,12 @@ def acting(quiet: bool = False, server: bool = False) -> Iterator[ModuleType]:
 
     `server`: the verb makes sense on a server that goes on running only. Raises StateError where there is none."""
     from infra.orchestration import prepare_prefect, without_heartbeat  # noqa: PLC0415
+    from infra.settings import settings  # noqa: PLC0415
     from registry.errors import StateError  # noqa: PLC0415
 
     # Prefect's tracebacks stay in the run's log: here an error ends as one message
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if settings().log_format == "text":
+        os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
     prepare_prefect()
     if server and not os.environ.get("PREFECT_API_URL"):
         raise StateError("no Prefect server: start one with `deciduous up`, or name yours in PREFECT_API_URL")

@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -77,4 +78,27 @@ def restore(
     console.show_json(result) if json else console.show_record(result)
 
 
-VERBS = (doctor, migrate, gc, backup, restore)
+def metrics(
+    out: Annotated[
+        Path | None, typer.Option(help="Write a file for node_exporter's textfile collector; default print.")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Answer GET /metrics on loopback, in the foreground.")] = None,
+) -> None:
+    """What monitoring asks for, in Prometheus' format. Example: deciduous metrics --port 9108"""
+    from threading import Event
+
+    from infra import database
+    from tasks import metrics as measured
+
+    database.migrate()
+    if port is not None:
+        console.console.print(f"http://127.0.0.1:{measured.serve(port)}/metrics")
+        with suppress(KeyboardInterrupt):
+            Event().wait()
+    elif out is not None:
+        measured.write_textfile(out)
+    else:
+        print(measured.exposition(), end="")
+
+
+VERBS = (metrics, doctor, migrate, gc, backup, restore)

@@ -48,6 +48,8 @@ class Settings(BaseSettings):
     retired_hash_keys: SecretStr | None = None
     """Earlier values of the hash key, with commas between: what was stored under them is still found."""
     signing_key: AbsolutePath | None = None
+    log_format: Literal["text", "json"] = "text"
+    """What commands and workers write to the standard error: lines for people, or a JSON object a line."""
     threads: int = Field(default=2, ge=1)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$")
     """What trains in this process: auto takes a GPU where torch sees one; cpu, cuda, cuda:1. All else is the CPU's."""

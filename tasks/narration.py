@@ -12,7 +12,21 @@ PROGRESS = "deciduous_progress"
 
 def say(message: str, *, progress: bool = False) -> None:
     """Log one line; `progress` lines replace each other on a terminal. Never put a subject into one."""
-    logger().info(message, extra={PROGRESS if progress else SAID: True})
+    logger().info(message, extra={PROGRESS if progress else SAID: True, **_about()})
+
+
+def _about() -> dict[str, str]:
+    """Ids of what the run works on, for logs that machines read; Prefect adds those of the run."""
+    found: dict[str, str] = {}
+    for context in (FlowRunContext.get(), TaskRunContext.get()):
+        given: dict[str, Any] = (context.parameters or {}) if context else {}
+        ids = {"stream": "name", "batch": "batch_id", "shard": "batch_id", "ticket": "ticket_id"}
+        for name, attribute in ids.items():
+            value = given.get(name)
+            id_ = value if name == "stream" and isinstance(value, str) else getattr(value, attribute, None)
+            if isinstance(id_, str) and id_:
+                found["batch" if name == "shard" else name] = id_
+    return found
 
 
 def logger() -> Any:

@@ -68,6 +68,11 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
     assert ticket.records == 6
     assert forget(ticket.ticket_id).state == TicketState.COMPLETE
 
+    said_by_steps = [record for record in caplog.records if hasattr(record, "deciduous_said")]
+    assert {getattr(record, "stream", "planted") for record in said_by_steps} == {"planted"}
+    assert any(getattr(record, "batch", None) for record in said_by_steps), "lines of a batch name it"
+    assert all(hasattr(record, "flow_run_id") for record in said_by_steps if record.name == "prefect.flow_runs")
+
     hits = found("log", caplog.text.encode(), markers) + found("parameters", parameters().encode(), markers)
     hits += found("answers", (tmp_path / "answers.parquet").read_bytes(), markers)
     hits += found("settings", repr(settings()).encode() + str(settings().model_dump()).encode(), markers)
