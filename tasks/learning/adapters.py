@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, D width, R rank. Published source: SEMA (arXiv 2403.18
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
