@@ -69,7 +69,9 @@ class Units:
             facts = [fact for each in self.facts.values() for fact in each]
         elif kind == "rebuilt":
             facts = [fact for fact in self.facts[self.departments[-1]] if fact not in self.gone]
-        elif kind == "sequential" and department != self.departments[0]:
+        elif kind == "sequential" and department == self.departments[0]:
+            return self.state(f"own-{department}")  # it is the same training
+        elif kind == "sequential":
             start = self.state(f"sequential-{self.departments[self.departments.index(department) - 1]}")
         options, seed = self.options, self.options.seed + len(department)
         recipe = Recipe(epochs=options.epochs, learning_rate=options.learning_rate, minibatch=1)
@@ -201,7 +203,7 @@ def main() -> None:
     parser.add_argument("--units", help="train these alone, and tell nothing")
     for name, default in (("departments", 6), ("facts", 10), ("epochs", 10), ("last-layers", 3), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--learning-rate", type=float, default=4e-3)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     asked = parser.parse_args()
     torch.set_num_threads(1)
