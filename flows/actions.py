@@ -74,13 +74,18 @@ def predict_source(stream: str, source: str, groups: list[str], caller: str | No
 
 
 def erase(
-    stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None, ticket_id: str | None
+    stream: str,
+    subjects: Sequence[str],
+    records: Sequence[str],
+    file: Path | None,
+    ticket_id: str | None,
+    approximate: bool = False,
 ) -> Record:
     """Open a ticket and work it, or go on with one. Subjects become keyed hashes before anything is written."""
     opening.open_home()
     if ticket_id is None:
         targets = _targets(stream, subjects, records, file)
-        ticket_id = tickets.open_ticket(stream, targets, getuser()).ticket_id
+        ticket_id = tickets.open_ticket(stream, targets, getuser(), approximate).ticket_id
     closed = follow(ticket_id) if deploying.is_deployed("forget", stream) else forget(ticket_id)
     return {**asdict(closed), "certificate": opening.certificate_path(ticket_id)}
 

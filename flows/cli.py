@@ -142,13 +142,22 @@ def erase(
     record: Annotated[list[str] | None, typer.Option(help="Record id to forget; repeat for more.")] = None,
     file: Annotated[Path | None, typer.Option(help="CSV with a column `subject` or `record`.")] = None,
     ticket: Annotated[str | None, typer.Option(help="Go on with a ticket that was interrupted.")] = None,
+    approximate: Annotated[
+        bool,
+        typer.Option(
+            "--approximate",
+            help="Only suppress the records for now (guarantee A): the ticket stays an exception until it is reopened.",
+        ),
+    ] = False,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Open a deletion ticket and follow it to its certificate. Example: deciduous erase mail --subject ann@ex.org"""
     with acting(quiet=json) as actions:
         targets = (tuple(subject or ()), tuple(record or ()), file)
-        result = actions.plan_erasure(stream, *targets) if dry_run else actions.erase(stream, *targets, ticket)
+        result = (
+            actions.plan_erasure(stream, *targets) if dry_run else actions.erase(stream, *targets, ticket, approximate)
+        )
     console.show_json(result) if json else console.show_record(result)
     if result.get("state") == "exception":
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from prefect import flow
 from tasks.prediction import answer_rows, list_unanswered, open_job, read_inputs, write_answers
 
 
-@flow(name="predict", flow_run_name="predict-{stream}")
+@flow(name="predict", flow_run_name="predict-{stream}", persist_result=False)
 def predict(
     stream: str, uri: str, groups: list[str], out: str | None = None, caller: str | None = None
 ) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def predict(
     return answers
 
 
-@flow(name="predict-batch", flow_run_name="predict-batch-{stream}")
+@flow(name="predict-batch", flow_run_name="predict-batch-{stream}", persist_result=False)
 def predict_batch(stream: str, uri: str, out: str, groups: list[str], caller: str | None = None) -> list[str]:
     """Answer every object of a source into Parquet files under `out`; what was answered before is not answered again.
 

@@ -4,7 +4,8 @@ MLflow's own deletes redact or flag rows and add delete markers to objects (meas
 functions work on MLflow's tables by a connection that the caller opened on its database, SQLite or PostgreSQL, and
 commit nothing. Objects go first: while the rows stand, a purge that broke off can be run again."""
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -19,6 +20,17 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKSPACE = "default"
 PROXIED, PROXIED_FOLDER = "mlflow-artifacts", "mlflow"
+TRACE_LOCATION = "mlflow.artifactLocation"
+TRACE_TABLES = {
+    "assessments": "trace_id",
+    "spans": "trace_id",
+    "span_metrics": "trace_id",
+    "trace_metrics": "request_id",
+    "trace_request_metadata": "request_id",
+    "trace_tags": "request_id",
+    "trace_info": "request_id",
+}
+"""Table -> the column that names the trace; what others refer to comes last."""
 LOGGED_MODEL = "/models/m-"  # part of the address of MLflow's logged models
 KEPT = {"workspace", "name", "version", "creation_time"}
 TOMBSTONE = "Deleted_Internal"  # the stage by which MLflow hides a version and still counts it
@@ -107,6 +119,27 @@ def purge_run(connection: Connection, s3: "S3Client", bucket: str, run_id: str) 
     for location in (*locations, *(model.artifact_location for model in logged)):
         purged.objects.extend(_purge_files(s3, bucket, location))
     _delete_run_rows(tables, run_id, [model.model_id for model in logged], purged)
+    return purged
+
+
+def purge_traces(
+    connection: Connection, s3: "S3Client", bucket: str, experiment_id: str, texts: Sequence[str]
+) -> Purged:
+    """Remove an experiment's traces that hold one of the texts, with their files, which MLflow's own delete leaves."""
+    tables, purged = _Tables(connection), Purged()
+    info, spans, tags = tables["trace_info"], tables["spans"], tables["trace_tags"]
+    written = {
+        form for text in texts for form in (text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1])
+    }
+    ids = set[str]()
+    for text in sorted(written):
+        held = spans.c.content.contains(text, autoescape=True), info.c.request_preview.contains(text, autoescape=True)
+        ids.update(tables.values(spans.c.trace_id, (spans.c.experiment_id == int(experiment_id)) & held[0]))
+        ids.update(tables.values(info.c.request_id, (info.c.experiment_id == int(experiment_id)) & held[1]))
+    for location in tables.values(tags.c.value, tags.c.request_id.in_(ids) & (tags.c.key == TRACE_LOCATION)):
+        purged.objects.extend(_purge_files(s3, bucket, location))
+    for name, column in TRACE_TABLES.items():
+        tables.delete(name, tables[name].c[column].in_(ids), purged)
     return purged
 
 

@@ -11,6 +11,9 @@ from registry.tables import AccuracyRow, AliasEventRow, BatchRow, VersionRow
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
+STAND_IN = "unaffected:"
+"""Begins the cause of a version that was made of what a ticket leaves alone."""
+
 
 def add_version(session: Session, version: ModelVersion, manifest_sha256: str, cause: str) -> None:
     session.add(
@@ -57,6 +60,12 @@ def registered_since(session: Session, stream: str, batch_ids: Iterable[str]) ->
     firsts = [version.version for version in causes if version is not None]
     known = versions(session, stream, VersionState.READY, VersionState.QUARANTINED)
     return [version.version for version in known if firsts and version.version >= min(firsts)]
+
+
+def stand_ins(session: Session, stream: str) -> set[int]:
+    """Ready versions that were made of what a ticket leaves alone; a later ticket withdraws them like any other."""
+    query = select(VersionRow.version).where(VersionRow.stream == stream, VersionRow.state == VersionState.READY)
+    return set(session.scalars(query.where(VersionRow.cause.startswith(STAND_IN))))
 
 
 def manifest_digest(session: Session, stream: str, version: int) -> str:

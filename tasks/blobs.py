@@ -59,6 +59,11 @@ def find(owner: str, kind: str) -> StoredObject | None:
         return catalog.find_object(session, owner, kind)
 
 
+def of_owner(owner: str) -> list[StoredObject]:
+    with database.transaction() as session:
+        return catalog.objects_of(session, [owner])
+
+
 def get(owner: str, kind: str) -> StoredObject:
     with database.transaction() as session:
         return catalog.get_object(session, owner, kind)

@@ -145,11 +145,34 @@ def render_markdown(content: Certificate) -> str:
     compared = content["comparison"].items()
     rows = [(node, each["artifacts"], "equal" if each["equal"] else "DIFFERENT") for node, each in compared]
     lines += _table(("what", "artifacts", "bytes"), rows)
+    lines += _monitors(content.get("monitors") or {})
     lines += ["", "## What was purged and swept", ""]
     counts = [(name, count) for name, count in content["purge"].items() if isinstance(count, int)]
     lines += _table(("store", "count"), [*counts, *content["sweep"]["by_store"].items()])
     lines += ["", "Check the signature: `deciduous verify CERTIFICATE.json --key ISSUER.pem`", ""]
     return "\n".join(lines)
+
+
+def _monitors(found: Mapping[str, Any]) -> list[str]:
+    """Membership tests: they can fail a ticket, and show nothing by themselves."""
+    if not found:
+        return []
+    before = found.get("before", {})
+    measured = [("before", *(before[kind] for kind in ("loss", "rmia")))] if before else []
+    measured.append(("after", found["loss"], found["rmia"]))
+    rows = [(when, *(f"{each['auc']:.3f} ± {each['half_width']:.3f}" for each in both)) for when, *both in measured]
+    pooled = found["pooled"]
+    counts = f"{found['rmia']['forgotten']} records against {found['rmia']['unseen']} strangers"
+    return [
+        "",
+        "## Monitors: does the model tell the records from strangers (0.5 is chance)",
+        "",
+        *_table(("", "by loss", "by RMIA"), rows),
+        "",
+        f"{counts}; pooled over {pooled['forgotten']} records of this stream: {pooled['auc']:.3f} ± "
+        f"{pooled['half_width']:.3f}. They can fail a ticket and never pass one alone.",
+        *(f"* ALARM: {alarm}" for alarm in found["alarms"]),
+    ]
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:

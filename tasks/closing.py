@@ -14,21 +14,32 @@ from registry.stream import Stream
 from registry.tables import now
 from tasks import blobs, certificate_journal
 from tasks.certificates import Certificate, digest, render_markdown, sign, verify
+from tasks.held_back import held_file
 from tasks.markers import escrow
+from tasks.monitoring import MONITOR, hear_monitors
 from tasks.narration import say
+from tasks.policies.guarantee import guarantee, is_clean
+from tasks.promotion import serves_clean
 from tasks.retries import step
 from tasks.saga import Detail
 from tasks.tickets import AUTOMATIC
 
-SCOPE = (
+EXACT = (
     "The named records were removed from every store below; every artifact that they shaped was rebuilt from the "
-    "records that remain and compared, byte for byte, with one trained from scratch without them. Structural decisions "
+    "records that remain and compared, {how}, with one trained from scratch without them. Structural decisions "
     "(which batches expanded, which adapters were merged, recipes and seeds) were taken while the records were present "
     "and are kept. The claim holds for requests that do not adapt to earlier answers of the model."
 )
 
-
-NO_GUARANTEE = "none"
+SCOPES = {
+    "E0": EXACT.format(how="byte for byte"),
+    "E1": EXACT.format(how="as closely as two such trainings are to each other: this device gives no bytes twice"),
+    "A": "Nothing is claimed as deleted. The named records' rows were removed; the adapters below were pushed off them "
+    "and may still hold what they learned. It is an interim: the ticket is open until they are trained again.",
+    "Q": "Nothing is claimed as deleted. No version that serves was shaped by the named records; what is left to do is "
+    "named below.",
+    "none": "Nothing is claimed. What is left to do is named below.",
+}
 
 
 @step("certify-{ticket.ticket_id}")
@@ -38,11 +49,14 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
     `details` are what the steps recorded, by name; tickets that are worked together share them. The certificate, its
     place in the chain and the step's note are one transaction: a repeated run finds all of them or none.
     """
+    served_clean = serves_clean(stream)
     with database.transaction() as session:
         noted = tickets.done_step(session, ticket.ticket_id, "certify")
         if noted is None:
             previous = tickets.last_certificate(session)
-            content = _content(session, stream, ticket, together, details, previous)
+            details = {**details, "heard": hear_monitors(session, ticket, details["monitor"])}
+            details["accepted"] = was_reopened_since(session, ticket, MONITOR)
+            content = _content(session, stream, ticket, together, details, previous, served_clean)
             certificate = sign(content, keys.signing_key(), keys.key_changes())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
             enter_certificate(session, ticket.ticket_id, stored, previous)
@@ -76,12 +90,19 @@ def _node(ticket: Ticket) -> str:
 
 
 def _content(
-    session: Session, stream: Stream, ticket: Ticket, together: Sequence[Ticket], details: Detail, previous: str
+    session: Session,
+    stream: Stream,
+    ticket: Ticket,
+    together: Sequence[Ticket],
+    details: Detail,
+    previous: str,
+    served_clean: bool,
 ) -> Certificate:
     resolved, ticket_id = details["resolve"], ticket.ticket_id
-    left = what_is_left(ticket_id, details)
+    left, exact = what_is_left(ticket_id, details), all(c["equal"] for c in details["compare"]["compared"].values())
+    level = guarantee(exact, len(left), len(details["rebuild"].get("suppressed", {})), served_clean)
     return {
-        "format": "deciduous-deletion-certificate/2",
+        "format": "deciduous-deletion-certificate/3",
         "ticket": ticket_id,
         "stream": stream.name,
         "received_at": ticket.received_at.isoformat(),
@@ -92,9 +113,9 @@ def _content(
             for event in ticket_log.events_of(session, ticket_id)
         ],
         "log_digest": ticket_log.check(session)[1],
-        "guarantee": NO_GUARANTEE if left else "E0",
+        "guarantee": level,
         "left": left,
-        "scope": SCOPE,
+        "scope": SCOPES[level],
         "records": resolved["tickets"][ticket_id]["records"],
         "suppression_epoch": tickets.ticket_epoch(session, ticket_id),
         "targets": [keyed for _, keyed in tickets.targets_of(session, ticket_id)],
@@ -103,6 +124,8 @@ def _content(
         "artifacts": _before_and_after(session, resolved),
         "rebuilt": details["rebuild"],
         "comparison": details["compare"]["compared"],
+        "environment": details["compare"].get("environment"),
+        "monitors": details["heard"],
         "purge": details["purge"],
         "sweep": {**details["sweep"], "markers": details["sweep"]["markers"][ticket_id]},
         "recipe_digest": stream.recipe_digest,
@@ -111,19 +134,30 @@ def _content(
 
 
 def what_is_left(ticket_id: str, details: Detail) -> list[str]:
-    """Why the ticket is no E0: nothing where every rebuilt artifact was compared and is byte-equal, no store refused
-    anything, and the sweep looked and found nothing."""
+    """Why the ticket is not complete: nothing where every rebuilt artifact was compared and is clean, no store refused
+    anything, the sweep looked and found nothing, and no monitor raised an alarm that nobody has looked at."""
     actions, compared = details["rebuild"]["actions"], details["compare"]["compared"]
-    kept = {f"adapter:{adapter}" for adapter, action in actions.items() if action != "drop"}
-    different = sorted(node for node, found in compared.items() if not found["equal"])
-    left = [f"{node} differs from one made without the records" for node in different]
+    kept = {f"adapter:{adapter}" for adapter, action in actions.items() if action not in ("drop", "suppress")}
+    different = sorted(node for node, found in compared.items() if not is_clean(found))
+    left = [f"adapter:{a} was suppressed, not trained again" for a in sorted(details["rebuild"].get("suppressed", {}))]
+    left += [f"{node} differs from one made without the records" for node in different]
     left += [f"{node} was rebuilt and not compared" for node in sorted(kept - set(compared))]
     left += details["purge"]["refused"]
     swept = details["sweep"]
     left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]
     if details["resolve"]["tickets"][ticket_id]["records"] and not swept["markers"][ticket_id]:
         left.append("no marker of the records was there to look for")
+    if not details["accepted"]:
+        left += [f"membership monitor, {alarm}" for alarm in details["heard"].get("alarms", ())]
     return left
+
+
+def was_reopened_since(session: Session, ticket: Ticket, step_name: str) -> bool:
+    """Whether a person took the ticket up again after this step: an alarm that it raised has been looked at."""
+    noted = {row.step: row.finished_at for row in tickets.steps_of(session, ticket.ticket_id)}
+    events = ticket_log.events_of(session, ticket.ticket_id)
+    approved = [event.at for event in events if event.kind == TicketState.APPROVED]
+    return step_name in noted and any(at > noted[step_name] for at in approved)
 
 
 def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str | None]]:
@@ -138,7 +172,8 @@ def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str 
 
 @step("close-{ticket.ticket_id}")
 def close(ticket: Ticket, certified: Detail) -> Ticket:
-    """Complete with E0; an exception otherwise. The bytes that the sweep looked for go with completion."""
+    """Complete where nothing is left; an exception otherwise. What was held back for sweep and monitors goes with
+    completion."""
     left = certified["left"]
     state = TicketState.EXCEPTION if left else TicketState.COMPLETE
     note = "; ".join([*left, f"then: deciduous ticket reopen {ticket.ticket_id}"]) if left else ""
@@ -148,6 +183,7 @@ def close(ticket: Ticket, certified: Detail) -> Ticket:
             closed = tickets.set_ticket_state(session, ticket.ticket_id, state, note, AUTOMATIC)
     if closed.state == TicketState.COMPLETE:
         escrow(ticket.ticket_id).unlink(missing_ok=True)
+        held_file(ticket.ticket_id).unlink(missing_ok=True)
     say(f"  ticket {ticket.ticket_id} is {state.value}, guarantee {certified['guarantee']}")
     for reason in left:
         say(f"  LEFT: {reason}")

@@ -1,24 +1,35 @@
-"""E0: make everything that a deletion rebuilt once more, from the inputs alone, and compare the bytes."""
+"""E0: make everything that a deletion rebuilt once more, from the inputs alone, and compare the bytes.
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from functools import lru_cache
+E1, where a device does not give the same bytes twice: what differs is made a third time, and may be no further from the
+second than a few times what the second and the third are apart.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from hashlib import sha256
+from platform import machine
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, suppression, tickets
 from registry.artifacts import encode_tensors
+from registry.errors import MissingObjectError
 from registry.records import Adapter, Shard, Ticket
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.adapters import load_in_order
+from tasks.backbones import open_language
+from tasks.devices import CPU, device_name, training_device
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
+from tasks.learning.membership import is_near, leaning, trace_left
 from tasks.learning.merging import merge
 from tasks.narration import say
+from tasks.policies.guarantee import ALARM
 from tasks.prefix_cache import encode
 from tasks.rebuilding import block_evaluations, is_named
 from tasks.retries import step
@@ -28,6 +39,7 @@ from tasks.shards import REFERENCE_ROWS, as_reference, fit_statistics, load_rows
 from tasks.training import train
 
 Tensors = Mapping[str, Tensor]
+Maker = Callable[[], Iterator[tuple[str, Tensors]]]
 
 SHARDS_IN_MEMORY = 16
 """Encoded shards kept for the next adapter that serves them."""
@@ -43,19 +55,21 @@ def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuil
     def work() -> Detail:
         with database.transaction() as session:
             touched = [shard for shard in catalog.shards(session, resolved["shards"]) if shard.labelled]
-        actions = {adapter: action for adapter, action in rebuilt["actions"].items() if action != "drop"}
+        actions = {a: action for a, action in rebuilt["actions"].items() if action not in ("drop", "suppress")}
         before = block_evaluations(stream)
-        compared, proven = compare_artifacts(stream, touched, actions)
+        compared, proven = compare_artifacts(stream, touched, actions, resolved["before"])
         if left := _rows_left(together, resolved):
             compared |= left  # what was made from these inputs shows nothing
         else:
             with database.transaction() as session:
                 suppression.pardon(session, stream.name, proven)
-        return {"compared": compared, "block_evaluations": block_evaluations(stream) - before}
+        work_done = block_evaluations(stream) - before
+        return {"compared": compared, "block_evaluations": work_done, "environment": environment(stream)}
 
     detail = once(together, "compare", work)
     for node, found in detail["compared"].items():
         answer = "byte-equal" if found["equal"] else f"DIFFERS in {', '.join(found['different'])}"
+        answer += ", by no more than another run does" if found.get("within_noise") else ""
         say(f"  {node} against one made without the records, from scratch: {answer} ({found['artifacts']} artifacts)")
     return detail
 
@@ -69,36 +83,94 @@ def _rows_left(together: Sequence[Ticket], resolved: Detail) -> dict[str, Any]:
     return {f"{node}/rows": {"artifacts": 1, "different": ["rows"], "equal": False} for node in tainted}
 
 
+def environment(stream: Stream) -> dict[str, Any]:
+    """What bytes depend on beside recipe and rows."""
+    device = device_name(device_of(stream))
+    return {"device": device, "machine": machine(), "torch": torch.__version__, "threads": torch.get_num_threads()}
+
+
+def is_reproducible(stream: Stream) -> bool:
+    """Whether training gives the same bytes twice here. Left to themselves, a GPU's kernels add up in any order."""
+    return device_of(stream).type == CPU or torch.are_deterministic_algorithms_enabled()
+
+
+def device_of(stream: Stream) -> torch.device:
+    """What trains: a language model where it lies, a classifier's adapters on the device that is set."""
+    return open_language(stream).device if stream.task == TaskType.LANGUAGE else training_device()
+
+
 def compare_artifacts(
-    stream: Stream, touched: Sequence[Shard], actions: Mapping[str, str]
+    stream: Stream, touched: Sequence[Shard], actions: Mapping[str, str], before: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[dict[str, Any], set[str]]:
     """Node -> how many artifacts were compared, which differ, and the digest of all digests on both sides; beside it
     the digests of the artifacts that came out of the inputs alone.
 
-    `actions` names the repaired adapters in the order of their repair, parents before children.
+    `actions` names the repaired adapters in the order of their repair, parents before children; `before` the blobs that
+    the deletion replaced: what of their trace is left in the weights is measured.
     """
-    scratch, proven = Scratch(stream, [adapter for adapter, action in actions.items() if action != "refit"]), set[str]()
-    compared = {shard.node: _compare(shard.node, dict(scratch.of_shard(shard)), proven) for shard in touched}
+    changed, proven = [adapter for adapter, action in actions.items() if action != "refit"], set[str]()
+    scratch, again = Scratch(stream, changed), None if is_reproducible(stream) else Scratch(stream, changed)
+    old = {stored["owner"]: (stored["key"], stored["sha256"]) for stored in before if stored["kind"] == "weights"}
+    compared = dict[str, Any]()
+    for shard in touched:
+        makers = [partial(each.of_shard, shard) for each in (scratch, again) if each]
+        compared[shard.node] = _compare(shard.node, makers, None, proven)
     for adapter_id, action in actions.items():
         with database.transaction() as session:
             adapter = adapter_rows.get_adapter(session, adapter_id)
         refit = [shard.shard_id for shard in touched] if action == "refit" else None
-        compared[adapter.node] = _compare(adapter.node, dict(scratch.of_adapter(adapter, refit)), proven)
+        makers = [partial(each.of_adapter, adapter, refit) for each in (scratch, again) if each]
+        compared[adapter.node] = _compare(adapter.node, makers, old.get(adapter.node), proven)
     return compared, proven
 
 
-def _compare(node: str, scratch: Mapping[str, Tensors], proven: set[str]) -> dict[str, Any]:
-    clean = {kind: sha256(encode_tensors(tensors)).hexdigest() for kind, tensors in scratch.items()}
+def _compare(node: str, makers: Sequence[Maker], old: tuple[str, str] | None, proven: set[str]) -> dict[str, Any]:
+    made = dict(makers[0]())
+    clean = {kind: sha256(encode_tensors(tensors)).hexdigest() for kind, tensors in made.items()}
     proven |= set(clean.values())
     stored = {kind: sha256(blobs.load_bytes(node, kind)).hexdigest() for kind in clean if blobs.find(node, kind)}
     different = sorted(kind for kind in clean if stored.get(kind) != clean[kind])
-    return {
+    found = {
         "artifacts": len(clean),
         "rebuilt": _digest(stored),
         "from_scratch": _digest(clean),
         "different": different,
         "equal": not different,
     }
+    removed = _load_removed(old) if old and "weights" in stored else None
+    if removed is not None:
+        found["trace"] = _trace(trace_left(blobs.load_tensors(node, "weights"), removed, made["weights"]))
+    if different and len(makers) > 1 and set(different) <= set(stored):
+        found["within_noise"] = _within_noise(node, different, made, dict(makers[1]()), removed)
+    return found
+
+
+def _load_removed(old: tuple[str, str]) -> Tensors | None:
+    """The weights before the deletion; None where they were purged already (the ticket is worked again)."""
+    try:
+        return blobs.read_tensors(*old)
+    except MissingObjectError:
+        return None
+
+
+def _trace(found: tuple[float, float] | None) -> dict[str, float] | None:
+    return None if found is None else {"share": found[0], "z": found[1]}
+
+
+def _within_noise(
+    node: str,
+    different: Sequence[str],
+    made: Mapping[str, Tensors],
+    again: Mapping[str, Tensors],
+    removed: Tensors | None,
+) -> bool:
+    """Whether what is stored could be one more run. Its weights must not lean towards the removed ones, each side
+    measured against a reference of its own: what both share would look like a trace."""
+    near = all(is_near(blobs.load_tensors(node, kind), made[kind], again[kind]) for kind in different)
+    if not near or "weights" not in different:
+        return near
+    weights = blobs.load_tensors(node, "weights")
+    return removed is not None and leaning(weights, removed, made["weights"], again["weights"]) < ALARM
 
 
 def _digest(digests: Mapping[str, str]) -> str:

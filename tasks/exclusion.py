@@ -21,3 +21,10 @@ def taking_in(stream: str) -> Iterator[None]:
     """Hold the stream's ledger while one object is looked up, read and entered: two workers never take the same."""
     with exclusive(f"ledger {stream}", PATIENCE_SECONDS):
         yield
+
+
+@contextmanager
+def naming(stream: str) -> Iterator[None]:
+    """Hold what is written and not named yet: by who writes without holding the stream, and by who removes such."""
+    with exclusive(f"names {stream}", PATIENCE_SECONDS):
+        yield

@@ -13,6 +13,7 @@ from registry.records import AdapterState, Ticket, TicketState
 from registry.stream import Stream
 from registry.tickets import WAITING
 from tasks.markers import keep_markers
+from tasks.monitoring import hold_for_monitors
 from tasks.narration import say
 from tasks.policies.forgetting import Plan, plan_repairs
 from tasks.promotion import mirror_aliases, withdraw_versions
@@ -90,6 +91,7 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
                 tickets.set_records(session, ticket_id, sum(map(len, reached.values())))
         for ticket_id, reached in found.items():
             keep_markers(stream, ticket_id, touched, [key for keys in reached.values() for key in keys])
+        hold_for_monitors(stream, touched, {t: [key for keys in r.values() for key in keys] for t, r in found.items()})
         return {
             "tickets": {ticket_id: _counts(reached) for ticket_id, reached in found.items()},
             "shards": [shard.shard_id for shard in touched],
@@ -122,7 +124,8 @@ def quarantine(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> 
 
     def work() -> Detail:
         with database.transaction() as session:
-            tainted = versions.registered_since(session, stream.name, resolved["batches"])
+            since = versions.registered_since(session, stream.name, resolved["batches"])
+            tainted = sorted(set(since) - versions.stand_ins(session, stream.name))
             withdraw_versions(session, stream.name, tainted, f"ticket {together[0].ticket_id}")
         mirror_aliases(stream.name)
         return {"versions": tainted}

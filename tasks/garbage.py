@@ -9,7 +9,7 @@ from registry import artifacts, catalog, versions
 from registry.records import VersionState
 from tasks import blobs
 from tasks.assembly import keys_in, load_json
-from tasks.exclusion import alone
+from tasks.exclusion import alone, naming
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         found, uploads = find_garbage(stream), _unfinished(stream)
     else:
-        with alone(stream, wait_seconds=0):
+        with alone(stream, wait_seconds=0), naming(stream):
             found, uploads = find_garbage(stream), _unfinished(stream)
             blobs.purge(found.keys)
             artifacts.abort_uploads(storage.s3(), settings().artifact_bucket, uploads)

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from infra import database, tracking
 from registry import catalog, models, versions
-from registry.errors import StateError
+from registry.errors import StaleEpochError, StateError, SuppressedRecordError
 from registry.records import Gate, ModelVersion, Request, Verdict, VersionState
 from registry.stream import Stream
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
@@ -135,6 +135,21 @@ def roll_back(stream: str, version: int | None, reason: str) -> int:
     target = rollback_target(stream, version)
     move_alias(stream, CHAMPION, target, getuser(), reason)
     return target
+
+
+def serves_clean(stream: Stream) -> bool:
+    """Whether the release gate lets through what every alias names now."""
+    with database.transaction() as session:
+        named = {versions.alias_of(session, stream.name, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)} - {None}
+    try:
+        manifests = {version: load_manifest(stream.name, version) for version in named if version is not None}
+        with database.transaction() as session:
+            epoch = catalog.stream_epoch(session, stream.name)
+            for version, manifest in manifests.items():
+                check_release(session, {**manifest, "epoch": epoch}, f"version {stream.name}/{version}")
+    except (StateError, StaleEpochError, SuppressedRecordError):
+        return False
+    return True
 
 
 def load_manifest(stream: str, version: int) -> Manifest:

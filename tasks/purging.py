@@ -12,8 +12,10 @@ from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
+from tasks.exclusion import naming
 from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
+from tasks.markers import load_markers, texts_of
 from tasks.narration import say
 from tasks.reading import named_rows
 from tasks.retries import step
@@ -33,8 +35,10 @@ def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
     def work() -> Detail:
         refused: list[str] = []
         removed = [_attempt(refused, _erase_version, stream, version) for version in quarantined["versions"]]
-        removed.append(_attempt(refused, _purge_orphans, stream))
-        removed.append(_attempt(refused, _purge_garbage, stream))
+        with naming(stream.name):
+            removed.append(_attempt(refused, _purge_orphans, stream))
+            removed.append(_attempt(refused, _purge_garbage, stream))
+        removed.append(_attempt(refused, _purge_traces, stream, together))
         targets = targets_of(together)
         rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in resolved["batches"]]
         _compact()
@@ -97,6 +101,18 @@ def _purge_orphans(stream: Stream) -> tuple[int, int]:
     return sum(rows for rows, _ in removed), sum(objects for _, objects in removed)
 
 
+def _purge_traces(stream: Stream, together: Sequence[Ticket]) -> tuple[int, int]:
+    """Remove traces of answers whose request is one of the records: whoever traces the registered model keeps them."""
+    texts = texts_of(marker for ticket in together for marker in load_markers(ticket.ticket_id))
+    if not texts:
+        return 0, 0
+    experiment = tracking.experiment(tracking.prepare_tracking(), stream.name)
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    with tracking.backend() as connection:
+        removed = model_purge.purge_traces(connection, s3, bucket, experiment, texts)
+    return sum(removed.rows.values()), len(removed.objects)
+
+
 def _purge_run(stream: Stream, run_id: str) -> tuple[int, int]:
     s3, bucket = storage.s3(), settings().artifact_bucket
     with tracking.backend() as connection:
@@ -143,6 +159,8 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
         _know(stream, batch, data, "")
         storage.s3().put_object(Bucket=bucket, Key=key, Body=data)
     _purge_older(bucket, key)
+    uploads = artifacts.list_uploads(storage.s3(), bucket, key)
+    artifacts.abort_uploads(storage.s3(), bucket, [upload for upload in uploads if upload.key == key])
     _know(stream, batch, data, next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri))
     return True
 

@@ -158,8 +158,15 @@ def _describe_batch(session: Session, id_: str) -> Answer:
 
 
 def _describe_ticket(session: Session, id_: str) -> Answer:
-    ticket = tickets.get_ticket(session, id_)
-    steps = [
-        {"step": s.step, "seconds": round(s.seconds, 2), "at": s.finished_at} for s in tickets.steps_of(session, id_)
-    ]
-    return {"kind": "ticket", **asdict(ticket), "steps": steps}
+    ticket, noted = tickets.get_ticket(session, id_), tickets.steps_of(session, id_)
+    steps = [{"step": s.step, "seconds": round(s.seconds, 2), "at": s.finished_at} for s in noted]
+    details = {row.step: row.detail for row in noted}
+    held = "Q" if ticket.state in tickets.WORKED else None  # withdrawn as it took effect, not finished
+    return {
+        "kind": "ticket",
+        **asdict(ticket),
+        "guarantee": details.get("certify", {}).get("guarantee", held),
+        "suppressed": details.get("rebuild", {}).get("suppressed", {}),
+        "monitors": details.get("monitor", {}).get("tickets", {}).get(id_, {}),
+        "steps": steps,
+    }

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
@@ -19,7 +20,8 @@ from tasks.policies.forgetting import Repair
 from tasks.retries import step
 from tasks.rows import Row, count_rows, trainable
 from tasks.saga import Detail, once
-from tasks.tickets import find_records
+from tasks.suppressing import Report, suppress_adapter
+from tasks.tickets import APPROXIMATE, find_records
 from tasks.training import stages_of
 
 Targets = Collection[tuple[str, str]]
@@ -49,15 +51,21 @@ def rebuild(stream: Stream, together: Sequence[Ticket], resolved: Detail, droppe
     """Repair the adapters of the closure: parents before children."""
 
     def work() -> Detail:
-        before, done = block_evaluations(stream), dict[str, str]()
+        before, done, suppressed = block_evaluations(stream), dict[str, str](), dict[str, Any]()
+        approximate = is_approximate(together)
         # asked again until nothing is left: a merge may have come in since the closure was resolved
         while repairs := _open_repairs(stream, resolved, done):
             for repair in repairs:
                 say(f"  {repair.action} {repair.adapter_id}: {repair.reason}")
-                done[repair.adapter_id] = repair_adapter(stream, repair, resolved["shards"])
+                report = suppress_instead(stream, repair, together) if approximate else None
+                if report is None:
+                    done[repair.adapter_id] = repair_adapter(stream, repair, resolved["shards"])
+                else:
+                    done[repair.adapter_id], suppressed[repair.adapter_id] = "suppress", report
         return {
             "rebuilt": sum(action in ("retrain", "replay") for action in done.values()),
             "actions": done,
+            "suppressed": suppressed,
             "block_evaluations": dropped["block_evaluations"] + block_evaluations(stream) - before,
         }
 
@@ -133,6 +141,25 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
             catalog.put_objects(session, stored)
             adapter_rows.put_adapter(session, adapter)
     return repair.action
+
+
+def is_approximate(together: Sequence[Ticket]) -> bool:
+    """Only where each of the tickets asks for it: exact work is good for all of them."""
+    with database.transaction() as session:
+        return all(tickets.done_step(session, t.ticket_id, APPROXIMATE) is not None for t in together)
+
+
+def suppress_instead(stream: Stream, repair: Repair, together: Sequence[Ticket]) -> Report | None:
+    """Suppress an adapter that should be trained again; None where that is not what it needs, or cannot be done."""
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, repair.adapter_id)
+    adapter = _without_empty_shards(adapter)
+    if repair.action != "retrain" or not _can_be_fitted(adapter):
+        return None
+    report = suppress_adapter(stream, adapter, together)
+    if report is not None:
+        _drop_stale_checkpoints(stream, adapter)
+    return report
 
 
 def _without_empty_shards(adapter: Adapter) -> Adapter:

@@ -8,13 +8,15 @@ from infra import database, tracking
 from registry import catalog, models, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
-from registry.versions import CHAMPION
+from registry.versions import CHAMPION, STAND_IN
 from tasks import blobs
 from tasks.assembly import Manifest, current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
+from tasks.exclusion import naming
 from tasks.model_card import data_sets, describe_version, draw_figures
 from tasks.narration import say
 from tasks.packaging import packed_model
+from tasks.policies.guarantee import is_clean
 from tasks.promotion import move_alias
 from tasks.release import check_release, clean_part
 from tasks.retries import step
@@ -50,29 +52,51 @@ def register_change(stream: Stream, cause: str, reason: str, epoch: int | None) 
 
 
 @step("register-ticket:{together[0].ticket_id}")
-def register_rebuilt(stream: Stream, together: Sequence[Ticket], compared: Detail) -> ModelVersion | None:
+def register_rebuilt(
+    stream: Stream, together: Sequence[Ticket], rebuilt: Detail, compared: Detail
+) -> ModelVersion | None:
     """The version without the tickets' records, promoted; None when no shard is left to answer from.
 
     What a ticket that took effect meanwhile names is left out: it is worked next. Nothing is registered where an
     artifact differs from one made without the records. No accuracy gate: what was withdrawn must not come back because
     it was better.
     """
-    if not all(found["equal"] for found in compared["compared"].values()):
+    if not all(map(is_clean, compared["compared"].values())):
         return None
     names = ", ".join(ticket.ticket_id for ticket in together)
-    change = Change(f"ticket:{together[0].ticket_id}", f"rebuilt without the records of {names}")
+    done = f"rebuilt without the records of {names}"
+    if suppressed := rebuilt.get("suppressed"):
+        done = f"an interim: {', '.join(suppressed)} suppressed, not deleted (guarantee A), for {names}"
+    change = Change(f"ticket:{together[0].ticket_id}", done)
     return _register_clean(stream, change, measured=True)
+
+
+@step("stand-in-{ticket_id}")
+def stand_in(stream: Stream, ticket_id: str) -> ModelVersion | None:
+    """Where a ticket left no clean version: the exact head of the shards that it leaves alone, and their adapters. At
+    once, for learning may hold the stream for long; not measured first, for nothing serves until it does."""
+    if _champion(stream) is not None:
+        return None
+    change = Change(f"{STAND_IN}{ticket_id}", "what a ticket leaves alone serves until the rest is clean")
+    with naming(stream.name):
+        return _register_clean(stream, change, measured=False)
 
 
 @step("meanwhile-{together[0].ticket_id}")
 def serve_meanwhile(stream: Stream, together: Sequence[Ticket]) -> ModelVersion | None:
-    """Where the tickets left no clean version: the exact head, solved without the records, and the adapters that none
-    of them shaped. It is not measured first, for nothing serves until it does."""
-    with database.transaction() as session:
-        if versions.alias_of(session, stream.name, CHAMPION) is not None:
-            return None
+    """In place of nothing, or of what stands in: the same with the exact head of all shards, solved without the
+    records."""
+    champion = _champion(stream)
+    if champion is not None and champion.accuracy is not None:
+        return None
     change = Change(f"meanwhile:{together[0].ticket_id}", "serves while what a ticket reached is rebuilt")
     return _register_clean(stream, change, measured=False)
+
+
+def _champion(stream: Stream) -> ModelVersion | None:
+    with database.transaction() as session:
+        version = versions.alias_of(session, stream.name, CHAMPION)
+        return None if version is None else versions.get_version(session, stream.name, version)
 
 
 def _register_clean(stream: Stream, change: Change, measured: bool) -> ModelVersion | None:

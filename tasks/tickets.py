@@ -18,12 +18,16 @@ from tasks.events import TICKET_OPENED, announce_ticket
 from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
 from tasks.policies.approval import asks_person
+from tasks.policies.guarantee import is_clean
 from tasks.promotion import mirror_aliases, withdraw_versions
 
 AUTOMATIC = "deciduous"
 
+APPROXIMATE = "approximate"
+"""Noted like a step where a ticket is worked approximately first; reopened, it is worked exactly."""
+
 LAST_STEPS = ("purge", "sweep", "certify")
-ALL_STEPS = ("quarantine", "drop", "rebuild", "compare", *LAST_STEPS)
+ALL_STEPS = (APPROXIMATE, "quarantine", "drop", "rebuild", "compare", "monitor", *LAST_STEPS)
 
 SERVED = ("statistics", "weights", "descriptor")
 """Kinds of blobs that a version's manifest names."""
@@ -49,8 +53,10 @@ def find_records(session: Session, targets: Iterable[tuple[str, str]]) -> dict[i
     return found
 
 
-def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
-    """Enter the ticket. Where the stream asks for no approval it takes effect at once."""
+def open_ticket(stream: str, targets: Targets, opened_by: str, approximate: bool = False) -> Ticket:
+    """Enter the ticket. Where the stream asks for no approval it takes effect at once.
+
+    `approximate` has adapters suppressed first, until the ticket is reopened and they are trained again."""
     with database.transaction() as session:
         config, received = catalog.get_stream(session, stream), now()
         found = find_records(session, targets)
@@ -63,6 +69,8 @@ def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
             records=sum(map(len, found.values())),
         )
         ticket = tickets.open_ticket(session, ticket, targets, opened_by)
+        if approximate:
+            tickets.finish_step(session, ticket.ticket_id, APPROXIMATE, {}, 0.0)
         asked = asks_first(session, config, found)
         if not asked:
             ticket = _approve(session, ticket.ticket_id, AUTOMATIC, "the stream asks for no approval")
@@ -78,7 +86,7 @@ def open_ticket(stream: str, targets: Targets, opened_by: str) -> Ticket:
 def asks_first(session: Session, stream: Stream, found: Mapping[int, Sequence[int]]) -> bool:
     """Whether a person approves the ticket first; 'on-regression' asks where a shard would lose every row."""
     emptied = any(len(found[shard.shard_id]) >= shard.rows for shard in catalog.shards(session, found))
-    return stream.deletion.approval or asks_person(stream.gates.approval.erasure, emptied)
+    return asks_person(stream.gates.approval.erasure, emptied)
 
 
 def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
@@ -153,8 +161,9 @@ def read_ticket(ticket_id: str) -> Ticket:
 def reopen_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
     """Take an exception up again; `flows.forget` then works it.
 
-    Where only a store refused to give something up, from the purge on. Otherwise from the beginning: what was made is
-    withdrawn and condemned, and no checkpoint and no cached state of it is used.
+    Where only a store refused to give something up, or a monitor spoke up, from the purge on: who reopens has looked.
+    Otherwise from the beginning: what was made is withdrawn and condemned, and no checkpoint and no cached state of it
+    is used. What was suppressed is trained again.
     """
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
@@ -170,9 +179,13 @@ def reopen_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
 
 
 def _is_unclean(noted: Mapping[str, Detail]) -> bool:
-    """Whether more went wrong than that a store refused something."""
-    equal = all(found["equal"] for found in noted["compare"]["compared"].values())
-    return not equal or (noted["sweep"]["hits"] > 0 and not noted["purge"]["refused"])
+    """Whether more is left than what a store refused or a person has to look at."""
+    clean = all(is_clean(found) for found in noted["compare"]["compared"].values())
+    return (
+        not clean
+        or "suppress" in noted["rebuild"]["actions"].values()
+        or (noted["sweep"]["hits"] > 0 and not noted["purge"]["refused"])
+    )
 
 
 def is_shaped(stored: StoredObject, actions: Mapping[str, str], shard_ids: Collection[int]) -> bool:

@@ -19,8 +19,9 @@ SHARPNESS = 8.0
 RMIA_OFFLINE = 0.3
 """How much less likely a record is under a model that never saw it: `a` of RMIA's offline form."""
 
-ALARM = 4.0
-"""Standard deviations beyond chance from which a monitor speaks up."""
+
+NOISE = 3.0
+"""How many times further than two clean runs are apart a third may be from one of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,14 @@ def rmia_scores(model_N: Tensor, reference_N: Tensor, population_M: Tensor, refe
 
     Arguments are log likelihoods under the model and under the reference: here the frozen backbone's own head.
     """
-    ratio_N = model_N - _marginal(reference_N)
-    ratio_M = population_M - _marginal(reference_M)
+    ratio_N, ratio_M = rmia_ratios(model_N, reference_N), rmia_ratios(population_M, reference_M)
     return (ratio_N[:, None] > ratio_M[None, :]).double().mean(1)
+
+
+def rmia_ratios(model_N: Tensor, reference_N: Tensor) -> Tensor:
+    """(N,) log of how much likelier each record is under the model than under models in general. RMIA's score grows
+    with it whatever the population, so that the area under the curve of either is the same."""
+    return model_N.double() - _marginal(reference_N)
 
 
 def _marginal(reference: Tensor) -> Tensor:
@@ -71,6 +77,20 @@ def compare_members(forgotten_N: Tensor, unseen_M: Tensor) -> Membership:
     ranks = rankdata(torch.cat([forgotten_N, unseen_M]).numpy())
     auc = (ranks[:n].sum() - n * (n + 1) / 2) / (n * m)
     return Membership(float(auc), 1.96 * math.sqrt((n + m + 1) / (12 * n * m)), n, m)
+
+
+def pool(found: Sequence[Membership]) -> Membership:
+    """Tickets together, each weighted by its forgotten records. They may share their strangers, whose part of chance is
+    therefore added up and not averaged away."""
+    total = sum(each.forgotten for each in found)
+    counted = [each for each in found if each.forgotten and each.unseen]
+    if not counted:
+        return Membership(0.5, 0.5, total, 0)
+    weights = [each.forgotten / sum(one.forgotten for one in counted) for each in counted]
+    own = sum(w**2 * (e.unseen + 1) / (12 * e.forgotten * e.unseen) for w, e in zip(weights, counted, strict=True))
+    shared = sum(w / math.sqrt(12 * e.unseen) for w, e in zip(weights, counted, strict=True)) ** 2
+    auc = sum(w * e.auc for w, e in zip(weights, counted, strict=True))
+    return Membership(auc, 1.96 * math.sqrt(own + shared), total, min(e.unseen for e in counted))
 
 
 def privacy_leak(auc: float, retrained_auc: float) -> float:
@@ -116,6 +136,49 @@ def residue(
     mean = sum(shared) / len(shared) if shared else 0.0
     spread = sum((each - mean) ** 2 for each in shared) / max(len(shared) - 1, 1)
     return (found - mean) / math.sqrt(spread + (1 + 1 / max(len(shared), 1)) / len(target))
+
+
+def trace_left(
+    candidate: Mapping[str, Tensor], removed: Mapping[str, Tensor], clean: Mapping[str, Tensor]
+) -> tuple[float, float] | None:
+    """How much of what the records had moved is still in a candidate: (share, z-score); (0, 0) for the clean weights
+    themselves, share 1 for the removed ones. None where shapes differ, or the records had moved nothing.
+
+    `clean` are weights that the same recipe makes without the records: what both have in common says nothing, so it is
+    taken off both sides. A parent left in a merge at weight w shows as a share of w.
+    """
+    shapes = [{name: tensor.shape for name, tensor in each.items()} for each in (candidate, removed, clean)]
+    if shapes[0] != shapes[1] or shapes[1] != shapes[2]:
+        return None
+    base = _flat(clean)
+    moved, found = _flat(removed) - base, _flat(candidate) - base
+    if not bool(moved.any()):
+        return None
+    share = float(found @ moved / (moved @ moved))
+    length = float(found.norm() * moved.norm())
+    return share, float(found @ moved) / length * math.sqrt(len(base)) if length else 0.0
+
+
+def is_near(candidate: Mapping[str, Tensor], clean: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> bool:
+    """Whether a candidate is no further from a clean run than three times what two clean runs are apart."""
+    if candidate.keys() != clean.keys():
+        return False
+    for name, tensor in clean.items():
+        other = candidate[name]
+        if other.shape != tensor.shape or (not tensor.is_floating_point() and not torch.equal(other, tensor)):
+            return False
+    base = _flat(clean)
+    return bool((_flat(candidate) - base).norm() <= NOISE * (_flat(again) - base).norm())
+
+
+def leaning(
+    candidate: Mapping[str, Tensor],
+    removed: Mapping[str, Tensor],
+    clean: Mapping[str, Tensor],
+    again: Mapping[str, Tensor],
+) -> float:
+    """z-score of how much a candidate leans from one clean run towards where the removed weights lay from another."""
+    return _correlation(_flat(candidate) - _flat(clean), _flat(removed) - _flat(again)) * math.sqrt(len(_flat(clean)))
 
 
 def _flat(weights: Mapping[str, Tensor]) -> Tensor:

@@ -14,12 +14,14 @@ from infra.settings import settings
 from registry import adapters as adapter_rows
 from registry import artifacts, catalog, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
-from registry.records import AdapterState, TicketState
+from registry.records import AdapterState, TicketState, VersionState
+from registry.stream import Approval
 from registry.tables import TicketEventRow
-from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, registration
+from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, promotion, registration
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
+from tasks.held_back import held_file
 from tasks.opening import certificate_path
 from tests.flows.adversary import (
     assert_complete,
@@ -45,7 +47,8 @@ def stream(ready, backbone, tmp_path_factory):  # noqa: ARG001
 
 @pytest.fixture
 def needs_approval(stream):
-    asking = stream.model_copy(update={"deletion": stream.deletion.model_copy(update={"approval": True})})
+    approval = stream.gates.approval.model_copy(update={"erasure": Approval.ALWAYS})
+    asking = stream.model_copy(update={"gates": stream.gates.model_copy(update={"approval": approval})})
     with database.transaction() as session:
         digest = catalog.backbone_digest(session, stream.name)
         catalog.save_stream(session, asking, digest)
@@ -111,6 +114,12 @@ def test_open_tickets_are_worked_as_one_batch_with_a_certificate_each(stream):
         content = certificate_of(ticket.ticket_id)
         assert (content["records"], content["worked_together"], content["guarantee"]) == (records, 2, "E0")
         assert content["sweep"]["markers"] == 3 * records
+        assert (content["monitors"]["alarms"], content["monitors"]["before"].keys() >= {"loss", "rmia"}) == ([], True)
+        assert 0 < content["monitors"]["rmia"]["forgotten"] <= records
+        traces = [found["trace"] for found in content["comparison"].values() if found.get("trace")]
+        assert traces
+        assert all(trace == {"share": 0.0, "z": 0.0} for trace in traces)
+        assert not held_file(ticket.ticket_id).exists()
         assert [each["what"] for each in content["history"]] == ["received", "approved", "in_progress"]
     assert certificate_of(first.ticket_id)["closure"] == certificate_of(second.ticket_id)["closure"]
     with database.transaction() as session:
@@ -172,7 +181,7 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, unde
     assert closed.state == TicketState.EXCEPTION
     assert "was kept" in closed.note
     assert f"deciduous ticket reopen {ticket.ticket_id}" in closed.note
-    assert certificate_of(ticket.ticket_id)["guarantee"] == "none"
+    assert certificate_of(ticket.ticket_id)["guarantee"] == "Q"
     assert champion_of(stream) is not None
     assert forget(ticket.ticket_id).state == TicketState.EXCEPTION  # a second delivery changes nothing
 
@@ -182,7 +191,7 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, unde
     assert_complete(ticket.ticket_id)
     assert auditing.audit()["certificates"] == len(list(Path(certificate_path("x")).parent.glob("*.json")))
     chain = verify_chain(file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json"))
-    assert [c["guarantee"] for c in chain if c["ticket"] == ticket.ticket_id] == ["none", "E0"]
+    assert [c["guarantee"] for c in chain if c["ticket"] == ticket.ticket_id] == ["Q", "E0"]
 
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
@@ -370,3 +379,29 @@ def test_tampering_with_the_log_shows(stream):
     with second_entry_by("mallory"), pytest.raises(TamperedLogError, match="entry 2"):
         auditing.audit()
     assert auditing.audit()["log_entries"] == entries
+
+
+def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, tmp_path):
+    """The first batch is reached, the second is not; the stream is held by somebody else."""
+    stream = make_stream("stands-in", backbone, tmp_path)
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        rows = [{**row, "who": f"{name}-{row['who']}"} for row in deliver(tmp_path, name, topics, rows=60)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn(stream)
+    serve_all(stream)
+    with database.transaction() as session:
+        first, second = (shard.shard_id for shard in catalog.done_shards(session, stream.name))
+    ticket = open_ticket(stream, "01-person-1")
+    assert champion_of(stream) is None
+    registration.stand_in.fn(stream, ticket.ticket_id)
+    interim = champion_of(stream)
+    manifest = promotion.load_manifest(stream.name, interim)
+    assert [shard["shard_id"] for shard in manifest["shards"]] == [second]
+    assert [a["statistics"][0]["shard_id"] for a in manifest["adapters"]] == [second]
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    with database.transaction() as session:
+        found = {v.version: v for v in versions.versions(session, stream.name)}
+    assert found[interim].state == VersionState.READY
+    last = promotion.load_manifest(stream.name, champion_of(stream))
+    assert [shard["shard_id"] for shard in last["shards"]] == [first, second]

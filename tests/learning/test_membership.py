@@ -11,11 +11,16 @@ from tasks.learning.membership import (
     compare_members,
     exposure,
     holm,
+    is_near,
+    leaning,
     log_likelihood,
+    pool,
     privacy_leak,
     residue,
+    rmia_ratios,
     rmia_scores,
     same_distribution,
+    trace_left,
 )
 
 
@@ -58,6 +63,39 @@ def test_the_backbone_as_reference_sharpens_the_test():
         rmia_scores(stranger, stranger_reference, population, population_reference),
     )
     assert 0.6 < loss.auc < ratio.auc
+
+
+def test_the_area_of_ratios_is_that_of_the_scores_over_any_population():
+    forgotten, unseen, population = (normal(60, seed, 0.3).abs().neg() for seed in (0, 1, 2))
+    references = [normal(60, seed).abs().neg() for seed in (3, 4, 5)]
+    ratios = [rmia_ratios(each, ref) for each, ref in zip((forgotten, unseen), references, strict=False)]
+    everything = torch.cat([*ratios, rmia_ratios(population, references[2])])
+    scores = [(each[:, None] > everything[None]).double().mean(1) for each in ratios]
+    assert compare_members(*ratios).auc == pytest.approx(compare_members(*scores).auc)
+
+
+def test_small_tickets_are_heard_together():
+    """Forty tickets of five records: none can say anything, together a leak shows and its absence does not."""
+
+    def tickets(shift: float):
+        return [compare_members(normal(5, n, shift), normal(60, 500 + n)) for n in range(40)]
+
+    assert pool(tickets(0.0)).forgotten == 200
+    assert abs(pool(tickets(0.0)).z) < 4 < pool(tickets(1.5)).z
+    assert max(each.z for each in tickets(0.0)) < 4
+    assert pool([]).z == 0
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["the same strangers", "others each time"])
+def test_chance_is_no_narrower_than_pooled_tickets_vary(shared):
+    spread = []
+    for trial in range(200):
+        each = [
+            compare_members(normal(8, 10_000 + 50 * trial + n), normal(40, 90_000 + 50 * trial + n * (not shared)))
+            for n in range(20)
+        ]
+        spread.append(pool(each).z)
+    assert torch.tensor(spread).std() < 1.15
 
 
 def test_a_label_the_model_does_not_know_is_the_least_likely():
@@ -114,3 +152,28 @@ def test_a_parent_that_was_not_removed_shows_at_a_two_hundredth_of_the_weight():
     replayed = residue(chain([p for p in parents if p is not removed]), removed, clean)
     assert left_in > 6
     assert abs(replayed) < 4
+
+
+def test_what_is_left_of_a_trace_is_a_share_of_it():
+    clean, trace = adapter(0), adapter(1)
+    removed = {"up": clean["up"] + 0.01 * trace["up"]}
+    assert trace_left(clean, removed, clean) == (0.0, 0.0)
+    assert trace_left(removed, removed, clean)[0] == pytest.approx(1)
+    share, z = trace_left({"up": clean["up"] + 0.0047 * 0.01 * trace["up"]}, removed, clean)
+    assert share == pytest.approx(0.0047, rel=0.05)
+    assert z > 10
+    assert trace_left({"up": clean["up"][:5]}, removed, clean) is None
+    assert trace_left(removed, clean, clean) is None
+
+
+def test_another_run_is_near_and_leans_nowhere_and_one_that_was_not_rebuilt_leans():
+    middle = adapter(0)["up"]
+    one, two, three, old = ({"up": middle + 0.01 * adapter(seed)["up"]} for seed in (1, 2, 3, 4))
+    assert is_near(three, one, two)
+    assert abs(leaning(three, old, one, two)) < 4 < leaning(old, old, one, two)
+    assert not is_near({"up": middle + 0.1 * adapter(3)["up"]}, one, two)
+    assert not is_near({"up": middle[:7]}, one, two)
+    labels = torch.tensor([1, 2])
+    assert not is_near(
+        {"up": middle, "labels": labels + 1}, {"up": middle, "labels": labels}, {"up": middle, "labels": labels}
+    )

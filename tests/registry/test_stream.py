@@ -19,6 +19,7 @@ def test_the_file_that_init_writes_is_a_stream(tmp_path):
         ("name: Mail\nbackbone: b\nsource: s", "name: String should match"),
         ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 2}", "shift.alpha: Input should be less than 1"),
         ("name: mail\nbackbone: b\nsource: s\nbackbon: x", "backbon: Extra inputs"),
+        ("name: mail\nbackbone: b\nsource: s\ndeletion: {approval: true}", "approval: .erasure: always"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, text, match):
@@ -48,3 +49,9 @@ def test_a_choice_that_is_newer_than_a_stream_leaves_its_digest_alone():
     assert stream.recipe_digest == "bb0040123758d1a0e89bc8d2fc630c3d7947f2c62c213928bb84e927c87b8dd2"
     sgd = stream.model_copy(update={"adapter": stream.adapter.model_copy(update={"optimizer": "sgd"})})
     assert sgd.recipe_digest != stream.recipe_digest
+
+
+def test_a_stored_stream_that_asked_nobody_before_an_erasure_still_opens():
+    stored = {**Stream(name="mail", backbone="b", source="s").model_dump(mode="json")}
+    stored["deletion"] = {**stored["deletion"], "approval": False}
+    assert Stream.model_validate(stored).deletion.due_days == 30
