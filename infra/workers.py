@@ -47,4 +47,6 @@ def worker_environment() -> dict[str, str]:
         "DECIDUOUS_HOME": str(settings().home),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "2"),
+        # Prefect's 180 s would be silence to the automation that finds lost runs; our pools' templates say the same
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": os.environ.get("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30"),
     }

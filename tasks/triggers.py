@@ -21,8 +21,14 @@ ONCE = timedelta(days=1)
 """A ticket that is announced again within this time starts no second run."""
 SILENCE = timedelta(seconds=90)
 """Three missed heartbeats: the run's machine is gone."""
+START = timedelta(hours=1)
+"""For images and GPU nodes to arrive. A worker that dies before its run begins leaves it pending, with its slot."""
 NOBODY = UUID(int=0)
-ENDED = ("Completed", "Failed", "Crashed", "Cancelled", "Paused", "Suspended", "Scheduled", "AwaitingRetry")
+HEARTBEAT, RUNNING, PENDING = (f"prefect.flow-run.{what}" for what in ("heartbeat", "Running", "Pending"))
+ENDED = tuple(
+    f"prefect.flow-run.{state}"
+    for state in ("Completed", "Failed", "Crashed", "Cancelled", "Paused", "Suspended", "Scheduled", "AwaitingRetry")
+)
 
 
 def prefix_of(stream: str) -> str:
@@ -37,7 +43,19 @@ def automations_of(stream: Stream, deployments: Mapping[str, UUID | None]) -> li
     return [
         _automation(name, start, _event(TICKET_OPENED, name, ONCE), _run(ids["forget"], ticket_id="payload.ticket_id")),
         _automation(name, "a lost start is caught up", _failed(name, start), _run(ids["catch-up"])),
-        _automation(name, "silence is a crash", _silent(ours), _set(StateType.CRASHED, None, "its heartbeat stopped")),
+        _automation(
+            name,
+            "silence is a crash",
+            # since it began or last gave a sign: a machine may vanish before its first heartbeat has arrived
+            _missing({RUNNING, HEARTBEAT}, {HEARTBEAT, *ENDED}, ours, SILENCE),
+            _set(StateType.CRASHED, None, "its heartbeat stopped"),
+        ),
+        _automation(
+            name,
+            "a run that never begins is a crash",
+            _missing({PENDING}, {RUNNING, *ENDED}, ours, START),
+            _set(StateType.CRASHED, None, "its worker was lost before it began"),
+        ),
         _automation(
             name, "a crashed run resumes", _crashed(ours), _set(StateType.SCHEDULED, "AwaitingRetry", "worker was lost")
         ),
@@ -138,16 +156,17 @@ def _failed(stream: str, automation: str) -> EventTrigger:
     )
 
 
-def _silent(ours: Any) -> EventTrigger:
+def _missing(after: set[str], expected: set[str], ours: Any, within: timedelta) -> EventTrigger:
+    """A run of ours that showed one of the first events, and none of the others since."""
     return EventTrigger(
-        after={"prefect.flow-run.heartbeat"},
-        expect={"prefect.flow-run.heartbeat", *(f"prefect.flow-run.{state}" for state in ENDED)},
+        after=after,
+        expect=expected,
         match={"prefect.resource.id": "prefect.flow-run.*"},
         match_related=ours,
         for_each={"prefect.resource.id"},
         posture=Posture.Proactive,
         threshold=1,
-        within=SILENCE,
+        within=within,
     )
 
 
