@@ -13,13 +13,16 @@ from prefect.deployments import run_deployment
 from flows.deployments import deploy, undeploy
 from flows.learn import learn
 from infra import database
+from infra.workers import PoolType
 from registry import adapters, catalog
 from registry.stream import AdapterOptions, TaskOptions, WithoutWorker
 from tasks import queries
-from tasks.deploying import deployment_id
+from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
 from tasks.opening import open_home
+from tasks.triggers import automations_of
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import runs_of, until, worker
+from tests.flows.sleeper import sleeper
 from tests.flows.test_determinism import learned_digests
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(2400), pytest.mark.usefixtures("ready", "server")]
@@ -118,6 +121,27 @@ def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_sli
     with database.transaction() as session:
         weights = catalog.get_object(session, "adapter:killed-a1", "weights").sha256
     assert weights in learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
+
+
+def test_a_run_that_is_killed_before_its_first_heartbeat_is_found_out(logs, tmp_path):
+    """Nothing told the server that it lived: the automation counts from the state `Running` on."""
+    tags = ("deciduous", "stream:early")
+    wanted = Wanted(sleeper, "early", "tests.flows.sleeper.sleeper", "cpu", "", tags, {"folder": str(tmp_path)})
+    list(apply_pools(["cpu"], PoolType.PROCESS, dry_run=False))
+    list(apply_deployments([wanted], dry_run=False))
+    of_stream = make_stream("early", tmp_path, tmp_path)
+    ids = dict.fromkeys(("forget", "catch-up", "sleeper"), deployment_id("sleeper/early"))
+    list(apply_automations(automations_of(of_stream, ids), dry_run=False))
+    run_deployment("sleeper/early", timeout=0)
+    with worker("cpu", logs / "first") as first:
+        until(lambda: list(tmp_path.iterdir()), LONG)
+        for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+            kill(process)
+    assert runs_of("sleeper")[0].state_name == "Running"
+    with worker("cpu", logs / "second"):
+        until(lambda: runs_of("sleeper")[0].state_name == "Completed", LONG)
+    assert runs_of("sleeper")[0].run_count == 2
+    undeploy("early")
 
 
 def test_without_a_worker_the_policy_trains_here_or_waits_until_the_deadline(backbone, inbox, logs):
