@@ -45,7 +45,7 @@ def prefect_server(folder: Path, **variables: str) -> Iterator[str]:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)]
         child = spawn(command, log, environment)
         stack.callback(end, child, 5)
-        waiting = Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2), retry=retry_if_exception_type(OSError))
+        waiting = Retrying(stop=stop_after_delay(300), wait=wait_fixed(0.2), retry=retry_if_exception_type(OSError))
         try:
             waiting(lambda: urllib.request.urlopen(f"{api}/health", timeout=5).close())
         except Exception as error:
