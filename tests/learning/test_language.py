@@ -16,9 +16,10 @@ from tasks.learning.language.scoring import perplexity, score_tokens
 from tasks.learning.language.serving import Entitled, LanguageEntry, LanguageModel
 from tasks.learning.language.training import Documents, pack_states, train_documents
 from tasks.learning.language.unlearning import suppress_documents
-from tasks.learning.membership import ALARM, compare_members
+from tasks.learning.membership import compare_members
 from tasks.learning.training import Recipe
 from tasks.learning.unlearning import Suppression
+from tasks.policies.guarantee import ALARM
 from tests.tiny_language import save_tiny_llama
 
 SPEC, CUT = AdapterSpec("lora", rank=4, last_layers=2), 2
