@@ -43,7 +43,7 @@ CLIENTS, REQUESTS = 50, 500
 @contextmanager
 def home(folder: Path) -> Iterator[None]:
     """An empty home with its own S3, gone at the end."""
-    environ["DECIDUOUS_HOME"] = str(folder)
+    environ.update({"DECIDUOUS_HOME": str(folder), "DECIDUOUS_THREADS": "1"})
     settings.cache_clear()
     try:
         open_home()
