@@ -8,7 +8,7 @@ was stopped goes on, and `--units own-bank,joint` trains only those: several pro
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,8 @@ from tasks.learning.language.scoring import TokenScores, perplexity, score_token
 from tasks.learning.language.serving import Entitled, LanguageEntry, LanguageModel
 from tasks.learning.language.training import Documents, train_documents
 from tasks.learning.training import Recipe, TrainState
+
+Answers = Mapping[str, Mapping[Fact, bool]]
 
 CONTEXT = 16
 """Tokens; a document fits, so that each is a step of its own."""
@@ -105,23 +107,23 @@ class Units:
         return replace(self.model, entries=(*others, clean))
 
 
-def measure(units: Units) -> dict[str, Any]:
-    """Shares of facts that greedy completion of the question answers exactly; perplexities of held-out documents."""
-    departments, everyone = units.departments, units.facts
-    read = {d: units.documents(facts) for d, facts in everyone.items()}
+def measure(units: Units) -> Iterator[dict[str, float | bool | list[float]]]:
+    """Figures as they come: answers and leaks, forgetting, then the other ways of teaching.
 
-    def entitled(model: LanguageModel, groups: Sequence[str], alone: bool = False) -> dict[str, dict[Fact, bool]]:
+    Shares of facts that greedy completion of the question answers exactly; perplexities of held-out documents.
+    """
+    departments, everyone, read = (
+        units.departments,
+        units.facts,
+        {d: units.documents(f) for d, f in units.facts.items()},
+    )
+    last, earlier = departments[-1], departments[:-1]
+
+    def told(model: LanguageModel, groups: Sequence[str], of: Sequence[str], alone: bool = False) -> Answers:
         caller = Entitled(units.backbone, model, groups)
         return {
-            d: right(units, facts, caller.score(read[d], alone, [units.asked(fact) for fact in facts]))
-            for d, facts in everyone.items()
-        }
-
-    def own(model: LanguageModel) -> dict[str, dict[Fact, bool]]:
-        callers = {d: Entitled(units.backbone, model, [d]) for d in departments}
-        return {
-            d: right(units, facts, callers[d].score(read[d], given=[units.asked(fact) for fact in facts]))
-            for d, facts in everyone.items()
+            d: right(units, everyone[d], caller.score(read[d], alone, [units.asked(fact) for fact in everyone[d]]))
+            for d in of
         }
 
     def under(name: str) -> dict[str, float]:
@@ -132,38 +134,36 @@ def measure(units: Units) -> dict[str, Any]:
             for d, facts in everyone.items()
         }
 
-    alone = shares(entitled(units.model, departments, alone=True))
-    when_learned, together = own(units.model), entitled(units.model, departments)
-    unentitled = {}
-    for d in departments:
-        others = Entitled(units.backbone, units.model, [g for g in departments if g != d])
-        scored = others.score(read[d], given=[units.asked(fact) for fact in everyone[d]])
-        unentitled[d] = share(right(units, everyone[d], scored).values())
-    sequential = {d: under(f"sequential-{d}")[d] for d in departments}
-    at_the_end, earlier = under(f"sequential-{departments[-1]}"), departments[:-1]
-    after = entitled(units.rebuilt, departments)
+    own = {d: shares(told(units.model, [d], [d]))[d] for d in departments}
+    together = told(units.model, departments, departments)
     states = {d: [s[: units.asked(f)] for s, f in zip(read[d].states, everyone[d], strict=True)] for d in departments}
     routed = {d: Entitled(units.backbone, units.model, departments).route(states[d]) for d in departments}
-    last = departments[-1]
-    return {
+    yield {
         "departments": len(departments),
         "facts": sum(map(len, everyone.values())),
-        "recall_own_groups": mean(shares(when_learned)),
+        "recall_own_groups": mean(own),
         "recall_all_groups": mean(shares(together)),
-        "recall_not_entitled": mean(unentitled),
-        "recall_backbone": mean(alone),
-        "recall_joint": mean(under("joint")),
-        "recall_sequential": mean(at_the_end),
-        "lost_on_earlier_batches": mean({d: shares(when_learned)[d] - shares(together)[d] for d in earlier}),
-        "lost_on_earlier_batches_sequential": mean({d: sequential[d] - at_the_end[d] for d in earlier}),
+        "lost_on_earlier_batches": mean({d: own[d] - shares(together)[d] for d in earlier}),
         "retrieval_top_1": mean({d: share(list(mix) == [d] for mix in mixes) for d, mixes in routed.items()}),
-        "perplexity_held_out": perplexities(units),
+    }
+    after = told(units.rebuilt, departments, departments)
+    yield {
         "forgotten_before": share(together[last][fact] for fact in units.gone),
         "forgotten_after": share(after[last][fact] for fact in units.gone),
         "same_department_before": share(ok for fact, ok in together[last].items() if fact not in units.gone),
         "same_department_after": share(ok for fact, ok in after[last].items() if fact not in units.gone),
         "other_departments_alike": all(after[d] == together[d] for d in earlier),
     }
+    yield {"recall_backbone": mean(shares(told(units.model, departments, departments, alone=True)))}
+    others = {d: shares(told(units.model, [g for g in departments if g != d], [d]))[d] for d in departments}
+    yield {"recall_not_entitled": mean(others), "perplexity_held_out": perplexities(units)}
+    sequential = {d: under(f"sequential-{d}")[d] for d in departments}
+    at_the_end = under(f"sequential-{last}")
+    yield {
+        "recall_sequential": mean(at_the_end),
+        "lost_on_earlier_batches_sequential": mean({d: sequential[d] - at_the_end[d] for d in earlier}),
+    }
+    yield {"recall_joint": mean(under("joint"))}
 
 
 def perplexities(units: Units) -> list[float]:
@@ -204,7 +204,7 @@ def main() -> None:
     for name, default in (("departments", 6), ("facts", 10), ("epochs", 10), ("last-layers", 3), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--json", action="store_true", help="one JSON line")
+    parser.add_argument("--json", action="store_true", help="a JSON line for each part")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     options = Options(
@@ -225,8 +225,9 @@ def main() -> None:
             for name in asked.units.split(","):
                 units.state(name)
             return
-        figures = measure(units)
-    print(json.dumps(figures) if asked.json else "\n".join(f"{name:36} {value}" for name, value in figures.items()))
+        for figures in measure(units):
+            lines = [f"{name:36} {value}" for name, value in figures.items()]
+            print(json.dumps(figures) if asked.json else "\n".join(lines), flush=True)
 
 
 if __name__ == "__main__":
