@@ -22,11 +22,14 @@ run: setup ## Run the newsroom demo
 	$(BIN)/deciduous demo
 
 test: setup ## Run the tests: no GPU, no network, no Docker
-	$(BIN)/pytest -m "not services and not gpu"
+	$(BIN)/pytest -m "not services and not gpu and not faults"
 
 test-services: setup ## Run the tests that start servers of their own: PostgreSQL, Prefect, MLflow, Dask, Ray
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,dask,ray]'
 	$(BIN)/pytest -m services
+
+test-faults: setup ## Make the surroundings fail, and write docs/reliability.md from what was seen
+	FAULTS=docs/reliability.md $(BIN)/pytest tests/faults
 
 fuzz: setup ## Fuzz the readers of objects, nightly: FUZZ cases for each of four properties
 	FUZZ=$(or $(FUZZ),25000) $(BIN)/pytest tests/tasks/test_fuzz.py --timeout 7200
@@ -65,4 +68,4 @@ up: setup ## Serve this home's state: S3, the Prefect and MLflow UIs
 down: setup ## Stop what `make up` started
 	$(BIN)/deciduous down
 
-.PHONY: help setup run test test-services fuzz audit licences check bench up down
+.PHONY: help setup run test test-services test-faults fuzz audit licences check bench up down

@@ -2,16 +2,27 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
+from registry.errors import StorageUnavailableError
+
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that other processes see whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file that other processes see whole or not at all. Raises StorageUnavailableError where the disk is full
+    or refuses; nothing of the file is left then."""
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
-    partial.write_bytes(data)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StorageUnavailableError(
+            f"cannot write {path}: {error.strerror}; free some space there, then run again"
+        ) from error
 
 
 def trim(paths: Iterable[Path], limit: int) -> int:

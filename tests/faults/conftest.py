@@ -1,0 +1,37 @@
+"""Each test says which fault it made, what was tried, how it ended, what was lost; FAULTS names the page to write."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+HEAD = """# What breaks, and what is lost
+
+Written by `make test-faults`; each line is a test of `tests/faults` that passed. A fault ends in a retry that succeeds,
+or in one error that says what, which and what to do; nothing is half-visible. A step is repeated after 1, 5 and
+25 seconds (`tasks/retries.py`), an S3 call four times before that. Crashes (kill -9) are tested by
+`tests/flows/test_crash.py` and `tests/flows/test_deletion_exact.py`. Not made to fail yet: MLflow, the Prefect API.
+
+| fault | tried | outcome | data lost |
+| --- | --- | --- | --- |
+"""
+_lines: list[str] = []
+
+
+@pytest.fixture
+def ends(request):
+    """Call it last, with what was seen."""
+    told: list[str] = []
+
+    def tell(fault: str, tried: str, outcome: str, lost: str = "none") -> None:
+        told.append(f"| {fault} | {tried} | {outcome} | {lost} |")
+
+    yield tell
+    if told and not request.session.testsfailed:
+        _lines.extend(told)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    page = os.environ.get("FAULTS")
+    if page and _lines and not session.testsfailed:
+        Path(page).write_text(HEAD + "\n".join(_lines) + "\n", encoding="utf-8")

@@ -1,0 +1,123 @@
+"""S3 that fails, before the real one: what a client sees, and what the store shows afterwards."""
+
+import os
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from infra import seaweed
+from infra.s3 import open_client
+from infra.settings import settings
+from registry import artifacts
+from registry.errors import StorageUnavailableError
+from tasks.retries import worth_retrying
+from tests.faults.proxy import CUT, ERROR, REFUSE, before
+
+BLOB = os.urandom(200_000)
+
+
+class Failed:
+    """What Prefect asks our condition with: the state of a run that ended in an exception."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self, raise_on_failure):  # noqa: ARG002
+        return self.error
+
+
+def is_retried(error) -> bool:
+    return worth_retrying(None, None, Failed(error))
+
+
+@pytest.fixture
+def through(s3):
+    """A proxy before the session's S3, and a client that goes through it."""
+    with before(s3.meta.endpoint_url) as proxy:
+        yield proxy, open_client(proxy.address, *seaweed.credentials(settings().home), seaweed.REGION)
+
+
+@pytest.mark.parametrize(("fault", "name"), [(ERROR, "answers 500"), (REFUSE, "refuses")])
+def test_a_store_that_fails_for_a_moment_is_asked_again(s3, through, bucket, ends, fault, name):
+    proxy, client = through
+    proxy.fail(fault, fault)
+    stored = artifacts.put_blob(client, bucket, "p", BLOB)
+    wrote = list(proxy.met)
+    proxy.fail(fault, fault)
+    assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
+    assert wrote[:2] == proxy.met[:2] == [fault, fault]
+    assert len(artifacts.list_versions(s3, bucket)) == 1
+    ends(f"S3 {name} twice", "written and read, 3 attempts each", "the same call succeeds; one version in the store")
+
+
+@pytest.mark.parametrize(("fault", "name"), [(ERROR, "answers 500"), (REFUSE, "refuses")])
+def test_a_store_that_stays_away_is_named_and_shows_nothing(s3, through, bucket, ends, fault, name):
+    proxy, client = through
+    proxy.fail(after=fault)
+    with pytest.raises(StorageUnavailableError, match=proxy.address) as caught:
+        artifacts.put_blob(client, bucket, "p", BLOB)
+    assert is_retried(caught.value)
+    assert len(proxy.met) == 4
+    assert artifacts.list_versions(s3, bucket) == []
+    proxy.fail()
+    stored = artifacts.put_blob(client, bucket, "p", BLOB)
+    assert artifacts.get_blob(s3, bucket, stored.key, stored.sha256) == BLOB
+    ends(
+        f"S3 {name} for good",
+        "4 attempts a call, then the step 3 times more",
+        "one error with the address; nothing written",
+    )
+
+
+def test_an_answer_that_is_cut_is_never_taken_for_the_blob(s3, through, bucket, ends):
+    proxy, client = through
+    stored = artifacts.put_blob(s3, bucket, "p", BLOB)
+    proxy.cut_after = 100_000
+    proxy.fail(after=CUT)
+    with pytest.raises(StorageUnavailableError) as caught:
+        artifacts.get_blob(client, bucket, stored.key, stored.sha256)
+    assert is_retried(caught.value)
+    proxy.fail()
+    assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
+    ends("S3 cuts every answer in the middle of a blob", "the step 4 times", "one error; the next read is whole")
+
+
+def test_a_slow_store_is_waited_for(through, bucket, ends):
+    proxy, client = through
+    proxy.delay = 0.5
+    proxy.fail()
+    stored = artifacts.put_blob(client, bucket, "p", BLOB)
+    assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
+    ends("S3 takes half a second to answer", "once", "waited for (60 s a call at most)")
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from registry.errors import StorageUnavailableError
+from tasks.disk_cache import write_whole
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1]) / "blob"
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+try:
+    write_whole(path, b"x" * 100_000)
+except StorageUnavailableError as error:
+    print(error)
+assert list(path.parent.iterdir()) == []
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+write_whole(path, b"x" * 100_000)
+assert path.read_bytes() == b"x" * 100_000
+"""
+
+
+def test_a_disk_that_is_full_leaves_no_half_file(tmp_path, ends):
+    """A limit on the size of a file stands for the disk: the write fails in the middle in the same way."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+    done = subprocess.run([sys.executable, "-c", FULL, tmp_path], check=True, stdout=subprocess.PIPE, text=True)
+    assert "cannot write" in done.stdout
+    assert "free some space" in done.stdout
+    ends(
+        "a cache's disk is full", "the step 4 times", "one error with the path; no half file; works once there is space"
+    )
