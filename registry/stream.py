@@ -77,6 +77,23 @@ class AdapterOptions(_Section):
     slices: int = Field(
         2, ge=1, le=64, description="checkpoints per shard: a deletion retrains from the last clean one"
     )
+    precision: Literal["fp32", "bf16", "int8", "1bit"] = Field(
+        "fp32", description="how weights are stored and serve; where gates.form_drop refuses, the next larger one"
+    )
+
+    ranks: Literal["fixed", "nested"] = Field(
+        "fixed",
+        description="nested trains every smaller rank as well and stores the smallest that gates.form_drop allows",
+    )
+
+    @property
+    def chooses_form(self) -> bool:
+        """Whether an adapter may be stored smaller than it was trained."""
+        return self.precision != "fp32" or self.ranks == "nested"
+
+
+NEWER = ("optimizer", "precision", "ranks")
+"""Adapter options that came after the first streams."""
 
 
 class ShiftOptions(_Section):
@@ -120,6 +137,9 @@ class Gates(_Section):
     forgetting: float = Field(0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion")
     merge_drop: float = Field(0.02, ge=0, le=1, description="largest loss on any parent's held-out rows after a merge")
     refresh_drop: float = Field(0.05, ge=0, le=1, description="shortfall of a reused adapter that makes it train again")
+    form_drop: float = Field(
+        0.01, ge=0, le=1, description="largest loss of an adapter on its own held-out rows by storing it smaller"
+    )
     approval: Approvals = Field(Approvals(), description="one word for every gate, or a word for each")
 
     @field_validator("approval", mode="before")
@@ -129,7 +149,7 @@ class Gates(_Section):
 
 
 class Consolidation(_Section):
-    operator: Literal["cat", "linear", "ties", "dare_ties", "ema", "ot"] = Field(
+    operator: Literal["cat", "linear", "ties", "dare_ties", "ema", "ot", "svd"] = Field(
         "cat", description="cat is exact and adds up ranks; the others keep the rank, and the gate says at what loss"
     )
     max_adapters: int | None = Field(
@@ -230,6 +250,10 @@ class Stream(_Section):
             raise ValueError(f"adapter.method is {self.adapter.method!r}: causal-lm takes lora, the others bottleneck")
         if documents and self.tasks.processes > 1:
             raise ValueError(f"tasks.processes is {self.tasks.processes}: documents are trained by one process")
+        if documents and self.adapter.chooses_form:
+            raise ValueError(
+                "adapter.precision is fp32 and ranks are fixed for causal-lm: PEFT reads the stored factors"
+            )
         return self
 
     @property
@@ -243,8 +267,11 @@ class Stream(_Section):
         shaping = self.model_dump(
             mode="json", include={"name", "task", "backbone", "max_tokens", "adapter", "composition"}
         )
-        if self.adapter.optimizer == "adamw":
-            del shaping["adapter"]["optimizer"]  # streams from before there was a choice keep their digest
+        for option in NEWER:  # a stream that leaves it alone keeps its digest
+            if shaping["adapter"][option] == AdapterOptions.model_fields[option].default:
+                del shaping["adapter"][option]
+        if self.adapter.chooses_form:
+            shaping["form_drop"] = self.gates.form_drop
         if self.cache.dtype != "float32":
             shaping["states"] = self.cache.dtype
         return sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

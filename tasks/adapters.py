@@ -14,12 +14,14 @@ from tasks import blobs
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import check_adapter, require_backbone
 from tasks.evaluation import score_shards, total
+from tasks.forms import choose_form, load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
 from tasks.narration import say
+from tasks.prefix_cache import states_of
 from tasks.release import begin_work, check_epoch
 from tasks.retries import step
-from tasks.rows import held_out, trainable
+from tasks.rows import Row, held_out, trainable
 from tasks.shards import load_rows, row_signatures, statistics_of
 from tasks.training import means_of, train
 
@@ -57,7 +59,7 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
         adapter = adapter_rows.get_adapter(session, adapter_id)
     epoch = begin_work(stream.name, [shard.shard_id])
     joined = replace(adapter, serves=tuple(dict.fromkeys((*adapter.serves, shard.shard_id))))
-    stored = store_statistics(stream, joined, [shard], blobs.load_tensors(adapter.node, "weights"))
+    stored = store_statistics(stream, joined, [shard], load_weights(adapter))
     with database.transaction() as session:
         check_epoch(session, stream.name, epoch, f"joining {shard.batch_name} to {adapter_id}")
         catalog.put_objects(session, stored)
@@ -78,7 +80,7 @@ def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None, proc
 
 
 def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, epoch: int | None = None) -> Adapter:
-    """Store weights, descriptor and statistics, and name them all in one transaction with the adapter's row.
+    """Choose the form of the weights, store it with descriptor and statistics, and name all in one transaction.
 
     Raises BadWeightsError for weights that diverged, and StaleEpochError where a ticket took effect since `epoch`, at
     which the rows were read: nothing is named then.
@@ -89,10 +91,12 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
     with database.transaction() as session:
         shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
     own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
+    form = choose_form(stream, weights, lambda: rows_and_states(stream, own))
+    adapter = replace(adapter, recipe={**adapter.recipe, "form": form.note})
     stored = [
-        blobs.store_tensors(where, adapter.node, "weights", weights),
+        blobs.store_tensors(where, adapter.node, "weights", form.stored),
         blobs.store_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own)),
-        *store_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], weights),
+        *store_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], form.weights),
     ]
     with database.transaction() as session:
         if epoch is not None:
@@ -100,6 +104,11 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
         catalog.put_objects(session, stored)
         adapter_rows.put_adapter(session, adapter)
     return adapter
+
+
+def rows_and_states(stream: Stream, shards: Sequence[Shard]) -> list[tuple[Row, torch.Tensor]]:
+    rows = [row for shard in sorted(shards, key=lambda shard: shard.shard_id) for row in load_rows(shard)]
+    return list(zip(rows, states_of(stream, rows), strict=True))
 
 
 def descriptor_tensors(stream: Stream, shards: Sequence[Shard]) -> dict[str, torch.Tensor]:

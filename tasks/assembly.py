@@ -18,6 +18,7 @@ from tasks.language import load_language_model
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.banks import AdapterBank
 from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel
+from tasks.learning.compression import decompress
 from tasks.learning.descriptors import Descriptor
 from tasks.learning.heads import ClassStatistics
 from tasks.learning.language.serving import LanguageModel
@@ -119,7 +120,7 @@ def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) 
         frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
     stream, bank = Stream.model_validate(manifest["stream"]), AdapterBank()
     for adapter in manifest["adapters"]:
-        weights = read(adapter["weights"]["key"], adapter["weights"]["sha256"])
+        weights = decompress(read(adapter["weights"]["key"], adapter["weights"]["sha256"]))
         check_adapter(stream, weights, f"adapter {adapter['adapter_id']} of {stream.name!r}")
         bank.write(adapter["adapter_id"], weights)
     model = ServingModel(

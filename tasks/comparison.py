@@ -24,7 +24,9 @@ from tasks import blobs
 from tasks.adapters import load_in_order
 from tasks.backbones import open_language
 from tasks.devices import CPU, device_name, training_device
+from tasks.forms import Form, choose_form
 from tasks.learning.adapters import AdapterWeights
+from tasks.learning.compression import decompress
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.membership import is_near, leaning, trace_left
 from tasks.learning.merging import merge
@@ -138,19 +140,26 @@ def _compare(node: str, makers: Sequence[Maker], old: tuple[str, str] | None, pr
         "equal": not different,
     }
     removed = _load_removed(old) if old and "weights" in stored else None
+    if removed is not None and _shapes(removed) != _shapes(decompress(made["weights"])):
+        removed = None  # another rank was chosen: no direction to compare along
     if removed is not None:
-        found["trace"] = _trace(trace_left(blobs.load_tensors(node, "weights"), removed, made["weights"]))
+        served = [decompress(tensors) for tensors in (blobs.load_tensors(node, "weights"), made["weights"])]
+        found["trace"] = _trace(trace_left(served[0], removed, served[1]))
     if different and len(makers) > 1 and set(different) <= set(stored):
         found["within_noise"] = _within_noise(node, different, made, dict(makers[1]()), removed)
     return found
 
 
 def _load_removed(old: tuple[str, str]) -> Tensors | None:
-    """The weights before the deletion; None where they were purged already (the ticket is worked again)."""
+    """The weights as they served before; None where they were purged already (the ticket is worked again)."""
     try:
-        return blobs.read_tensors(*old)
+        return decompress(blobs.read_tensors(*old))
     except MissingObjectError:
         return None
+
+
+def _shapes(weights: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in weights.items()}
 
 
 def _trace(found: tuple[float, float] | None) -> dict[str, float] | None:
@@ -169,8 +178,10 @@ def _within_noise(
     near = all(is_near(blobs.load_tensors(node, kind), made[kind], again[kind]) for kind in different)
     if not near or "weights" not in different:
         return near
-    weights = blobs.load_tensors(node, "weights")
-    return removed is not None and leaning(weights, removed, made["weights"], again["weights"]) < ALARM
+    weights, first, second = (
+        decompress(each) for each in (blobs.load_tensors(node, "weights"), made["weights"], again["weights"])
+    )
+    return removed is not None and leaning(weights, removed, first, second) < ALARM
 
 
 def _digest(digests: Mapping[str, str]) -> str:
@@ -183,7 +194,7 @@ class Scratch:
     def __init__(self, stream: Stream, changed: Collection[str]) -> None:
         """`changed` names the adapters whose weights were rebuilt; what no dropped row shaped is taken as stored."""
         self.stream, self.changed = stream, changed
-        self._weights: dict[str, AdapterWeights] = {}
+        self._forms: dict[str, Form] = {}
         self._encoded = lru_cache(maxsize=SHARDS_IN_MEMORY)(self._encode)
 
     def of_shard(self, shard: Shard) -> Iterator[tuple[str, Tensors]]:
@@ -194,32 +205,39 @@ class Scratch:
 
     def of_adapter(self, adapter: Adapter, refit: Sequence[int] | None = None) -> Iterator[tuple[str, Tensors]]:
         """Everything of an adapter; with `refit` its statistics of these shards, which never shaped its weights."""
-        weights = self.weights(adapter)
+        form = self.form(adapter)
         if refit is None:
-            yield "weights", weights
+            yield "weights", form.stored
             yield "descriptor", self._descriptor(adapter)
         for shard in load_in_order(adapter.serves):
             if shard.labelled and (refit is None or shard.shard_id in refit):
-                yield f"statistics:{shard.shard_id}", self._statistics(shard, weights)
+                yield f"statistics:{shard.shard_id}", self._statistics(shard, form.weights)
 
-    def weights(self, adapter: Adapter) -> AdapterWeights:
+    def form(self, adapter: Adapter) -> Form:
         """Trained from the inputs, or merged from parents that were: kept, for a parent may have several children."""
-        if adapter.adapter_id not in self._weights:
-            self._weights[adapter.adapter_id] = self._make(adapter)
-        return self._weights[adapter.adapter_id]
+        if adapter.adapter_id not in self._forms:
+            self._forms[adapter.adapter_id] = self._make(adapter)
+        return self._forms[adapter.adapter_id]
 
-    def _make(self, adapter: Adapter) -> AdapterWeights:
+    def _make(self, adapter: Adapter) -> Form:
         if adapter.adapter_id not in self.changed:
-            return blobs.load_tensors(adapter.node, "weights")
+            stored = blobs.load_tensors(adapter.node, "weights")
+            return Form(stored, decompress(stored), {})
+        return choose_form(self.stream, self._weights(adapter), lambda: self._pairs(adapter))
+
+    def _weights(self, adapter: Adapter) -> AdapterWeights:
         if not adapter.parent_ids:
             return train(self.stream, adapter.node, load_in_order(adapter.shard_ids), from_scratch=True).adapter
         with database.transaction() as session:
             parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in adapter.parent_ids]
-        return merge(adapter.recipe, [self.weights(parent) for parent in parents])
+        return merge(adapter.recipe, [self.form(parent).weights for parent in parents])
+
+    def _pairs(self, adapter: Adapter) -> list[tuple[Row, Tensor]]:
+        own = sorted(load_in_order(adapter.shard_ids), key=lambda shard: shard.shard_id)
+        return [pair for shard in own for pair in self._encoded(shard)]
 
     def _descriptor(self, adapter: Adapter) -> Tensors:
-        own = sorted(load_in_order(adapter.shard_ids), key=lambda shard: shard.shard_id)
-        pairs = [pair for shard in own for pair in self._encoded(shard)]
+        pairs = self._pairs(adapter)
         train_LND, held_LND = (
             signatures_of(self.stream, [state for row, state in pairs if chosen([row])])
             for chosen in (trainable, held_out)

@@ -21,11 +21,11 @@ from registry.records import (
     labels_of,
 )
 from registry.stream import Stream, TaskType
-from tasks import blobs
 from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
+from tasks.forms import load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.merging import merge
 from tasks.narration import say
@@ -54,6 +54,8 @@ def measure_budget(stream: Stream, passed_over: Collection[str] = ()) -> Excess 
 
     What a killed merge left half done is thrown away first.
     """
+    if stream.task == TaskType.LANGUAGE:
+        return None  # adapters of documents are not merged
     with database.transaction() as session:
         every = adapter_rows.adapters(session, stream.name)
     serving = {a.adapter_id for a in every if a.state == AdapterState.SERVING}
@@ -136,8 +138,8 @@ def _shares(parents: Sequence[Adapter]) -> list[float]:
 
 
 def merged_weights(parents: Sequence[Adapter], recipe: Mapping[str, Any]) -> AdapterWeights:
-    """Run a merge's recorded recipe on the parents' stored weights."""
-    return merge(recipe, [blobs.load_tensors(parent.node, "weights") for parent in parents])
+    """Run a merge's recorded recipe on the parents' weights as they serve."""
+    return merge(recipe, [load_weights(parent) for parent in parents])
 
 
 def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapter]) -> dict[str, Score]:

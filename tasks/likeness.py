@@ -1,7 +1,8 @@
 """Which adapters are close enough to merge: how their shards look to each other, and whether they answer alike."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,8 +30,8 @@ from tasks.suffix_memory import REMEMBERED
 
 SHORT_LIST = 6
 """Pairs whose agreement is measured; the descriptors choose them, since answering costs passes and heads."""
-SEEN_ROWS = 128
-"""Held-out rows of an adapter that are looked at."""
+SCORED_ROWS, ANSWERED_ROWS = 32, 128
+"""Held-out rows of an adapter that descriptors score, and that are answered for a measure of agreement."""
 
 
 @step("propose-merges-{stream.name}")
@@ -71,13 +72,10 @@ def _refused(decisions: Sequence[DecisionRow]) -> list[tuple[Pair, int]]:
 
 
 def likeness_of(adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair, Likeness]:
-    """What the descriptors say, all against all in one product per adapter."""
-    bank = side_by_side([Descriptor.from_tensors(blobs.load_tensors(a.node, "descriptor")) for a in adapters])
+    """What the descriptors say, all against all in one product."""
+    looks = {a.adapter_id: Descriptor.from_tensors(blobs.load_tensors(a.node, "descriptor")) for a in adapters}
     seen = {a.adapter_id: _seen_by(a) for a in adapters}
-    z_scores: dict[Pair, float] = {}
-    for rows_of, (rows_LND, _) in seen.items():
-        shift_KN, _ = shift_and_density(bank, rows_LND)
-        z_scores |= {(a.adapter_id, rows_of): float(z) for a, z in zip(adapters, shift_KN.mean(1), strict=True)}
+    z_scores = shift_between(looks, {name: rows_LND for name, (rows_LND, _) in seen.items()})
     labels = {name: found for name, (_, found) in seen.items()}
     return {
         (a, b): Likeness(
@@ -87,11 +85,21 @@ def likeness_of(adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair
     }
 
 
+def shift_between(looks: Mapping[str, Descriptor], seen: Mapping[str, Tensor]) -> dict[Pair, float]:
+    """(by, of) -> mean z-score of the rows (L, N, D) of one under the descriptor of another."""
+    z_KN, _ = shift_and_density(side_by_side(list(looks.values())), torch.cat(list(seen.values()), 1))
+    found: dict[Pair, float] = {}
+    for of, end in zip(seen, accumulate(rows_LND.shape[1] for rows_LND in seen.values()), strict=True):
+        mean_K = z_KN[:, end - seen[of].shape[1] : end].mean(1)
+        found |= {(by, of): float(z) for by, z in zip(looks, mean_K, strict=True)}
+    return found
+
+
 def _seen_by(adapter: Adapter) -> tuple[Tensor, set[str]]:
-    """Signatures (L, N, D) of held-out rows of the newest shards that it serves, and all labels among them."""
+    """Signatures (L, N, D) of held-out rows of the newest shards that it serves, and the labels of all of them."""
     parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(adapter.serves)]
     labels = {label for part in parts for label in tensor_to_labels(part["labels"])}
-    return torch.cat([part["LND"] for part in parts], 1)[:, :SEEN_ROWS], labels - {""}
+    return torch.cat([part["LND"] for part in parts], 1)[:, :SCORED_ROWS], labels - {""}
 
 
 def agreements(stream: Stream, adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair, float]:
@@ -100,7 +108,7 @@ def agreements(stream: Stream, adapters: Sequence[Adapter], pairs: Sequence[Pair
     with database.transaction() as session:
         shards = {a.adapter_id: [s for s in catalog.shards(session, a.serves) if s.held_out] for a in adapters}
     rows = {name: [row for s in reversed(own) for row in held_out(load_rows(s))] for name, own in shards.items()}
-    states = {name: states_of(stream, own[:SEEN_ROWS]) for name, own in rows.items()}
+    states = {name: states_of(stream, own[:ANSWERED_ROWS]) for name, own in rows.items()}
     model = load_model({**current_manifest(stream, adapters=adapters), "waiting": []})
     assert isinstance(model, ServingModel)
     groups = frozenset(label for adapter in adapters for label in labels_of(adapter.group)) & set(model.frozen)

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from infra import database
 from registry import adapters, catalog, models, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
-from registry.records import Decision, Shard
+from registry.records import Adapter, Decision, Shard
 from registry.stream import Stream
 from tasks import links
 from tasks.assembly import Manifest
@@ -72,17 +72,34 @@ def _lineage(manifest: Manifest) -> list[str]:
     with database.transaction() as session:
         serving = [adapters.get_adapter(session, adapter["adapter_id"]) for adapter in manifest["adapters"]]
         known = catalog.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
+        stored = catalog.objects_of(session, [each.node for each in serving])
+    size = {o.owner: o.size for o in stored if o.kind == "weights"}
     names = {shard.shard_id: shard.batch_name for shard in known}
-    lines = ["| serving adapter | group | trained on | merged from | serves |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| serving adapter | group | trained on | merged from | serves | weights |", f"|{' --- |' * 6}"]
     for each in serving:
         trained, served = ([names[i] for i in ids if i in names] for ids in (each.shard_ids, each.serves))
         cells = [
             each.adapter_id,
             each.group,
             *(", ".join(found) or "-" for found in (trained, each.parent_ids, served)),
+            f"{_form(each)}, {size[each.node]:,} bytes",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _form(adapter: Adapter) -> str:
+    """Precision and rank, and what the smaller form cost on the adapter's own held-out rows."""
+    form = adapter.recipe.get("form", {"precision": "fp32", "rank": adapter.recipe.get("rank", "?")})
+    lost = f", {form['accuracy'] - form['accuracy_whole']:+.3f} against fp32" if "accuracy" in form else ""
+    return f"{form['precision']}, rank {form['rank']}{lost}"
+
+
+def adapter_bytes(manifest: Manifest) -> int:
+    """What the weights of the serving adapters take in the store."""
+    with database.transaction() as session:
+        stored = catalog.objects_of(session, [f"adapter:{adapter['adapter_id']}" for adapter in manifest["adapters"]])
+    return sum(each.size for each in stored if each.kind == "weights")
 
 
 def data_sets(manifest: Manifest, shards: Sequence[Shard]) -> list[models.DataSet]:

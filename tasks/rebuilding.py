@@ -9,11 +9,12 @@ from registry import adapters as adapter_rows
 from registry import catalog, tickets
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
-from tasks import blobs, prefix_cache, shards
+from tasks import prefix_cache, shards
 from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, store_statistics
 from tasks.backbones import open_frozen
 from tasks.consolidation import merged_weights
 from tasks.forgetting import plan_for
+from tasks.forms import load_weights
 from tasks.identity import catalog_key
 from tasks.narration import say
 from tasks.policies.forgetting import Repair
@@ -134,7 +135,7 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
     elif repair.action == "replay":
         _replay(stream, adapter)
     else:
-        weights = blobs.load_tensors(adapter.node, "weights")
+        weights = load_weights(adapter)
         refit = [shard for shard in load_in_order(adapter.serves) if shard.shard_id in touched]
         stored = store_statistics(stream, adapter, refit, weights)
         with database.transaction() as session:

@@ -13,7 +13,7 @@ from tasks import blobs
 from tasks.assembly import Manifest, current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.exclusion import naming
-from tasks.model_card import data_sets, describe_version, draw_figures
+from tasks.model_card import adapter_bytes, data_sets, describe_version, draw_figures
 from tasks.narration import say
 from tasks.packaging import packed_model
 from tasks.policies.guarantee import is_clean
@@ -187,6 +187,7 @@ def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
         **accuracies,
         "held_out_rows": overall.rows,
         "adapters_serving": len(manifest["adapters"]),
+        "adapter_bytes": adapter_bytes(manifest),
         "shards": len(manifest["shards"]),
     }
 

@@ -13,7 +13,7 @@ from registry import adapters as adapter_rows
 from registry import catalog
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
-from registry.stream import Stream
+from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest, load_model
@@ -33,6 +33,8 @@ def retire_unused(stream: Stream) -> list[str]:
 
     Returns the ids of the retired. The reasons and the figures are written down, of a refusal as well.
     """
+    if stream.task == TaskType.LANGUAGE:
+        return []  # documents are retrieved by Gaussians of another kind; `deciduous retire` is there
     rule, retired = stream.consolidation, []
     for unused in choose_retirements(measure_routing(stream), rule.retire_share, rule.window):
         verdict = may_go(stream, unused.adapter_id)

@@ -46,6 +46,7 @@ def recipe_of(stream: Stream) -> Recipe:
     """Epochs are spread so that all slices together cost what one unsliced run would (SISA, arXiv 1912.03817)."""
     epochs = max(1, round(2 * stream.adapter.epochs / (stream.adapter.slices + 1)))
     recipe = Recipe(epochs, stream.adapter.learning_rate, optimizer=stream.adapter.optimizer)
+    recipe = replace(recipe, nested=stream.adapter.ranks == "nested")
     return replace(recipe, minibatch=PACKED_ROWS) if stream.task == TaskType.LANGUAGE else recipe
 
 

@@ -72,6 +72,29 @@ def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
             raise BadWeightsError(f"{what}: {name} holds NaN or infinity; {REMEDY}")
 
 
+def nested_ranks(rank: int) -> list[int]:
+    """The ranks that a nested training serves, ascending: powers of two, and the whole."""
+    return [*(2**n for n in range(rank.bit_length()) if 2**n < rank), rank]
+
+
+def truncate(weights: Mapping[str, Tensor], rank: int) -> AdapterWeights:
+    """The first `rank` hidden units alone, as views: an adapter of that rank, where ranks were trained nested."""
+    return {
+        name: tensor[:, :rank] if is_outwards(name) else tensor[:rank] if is_inwards(name) else tensor
+        for name, tensor in weights.items()
+    }
+
+
+def is_inwards(name: str) -> bool:
+    """Whether the tensor's rows are hidden units: a down-projection, LoRA's A, or a bias between the factors."""
+    return ".down." in name or name.endswith("lora_A.weight")
+
+
+def is_outwards(name: str) -> bool:
+    """Whether the tensor's columns are hidden units."""
+    return name.endswith(("up.weight", "lora_B.weight"))
+
+
 def adapter_blocks(weights: Mapping[str, Tensor]) -> list[int]:
     """The numbers of the blocks that an adapter changes, ascending."""
     return sorted({int(name.split(".")[1]) for name in weights})

@@ -6,12 +6,21 @@ Shapes: N records, B rows of a minibatch, T tokens, D width, F features, C class
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
+from tasks.learning.adapters import (
+    AdapterSpec,
+    AdapterWeights,
+    deltas_of,
+    is_outwards,
+    nested_ranks,
+    new_adapter,
+    truncate,
+)
 from tasks.learning.backbones import Backbone
 from tasks.learning.features import Start, num_states, training_features, training_features_from
 from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_tensor
@@ -19,7 +28,11 @@ from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_ten
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How an adapter trains; `optimizer` is "adamw" or "sgd" (momentum 0.9); rates fall to zero along a cosine."""
+    """How an adapter trains; `optimizer` is "adamw" or "sgd" (momentum 0.9); rates fall to zero along a cosine.
+
+    With `nested` every minibatch trains the first units alone, as many as a rank drawn for it, so that the adapter can
+    be cut to any of `nested_ranks` afterwards (DyLoRA: Valipour et al., EACL 2023).
+    """
 
     epochs: int = 2
     learning_rate: float = 5e-3
@@ -27,6 +40,7 @@ class Recipe:
     weight_decay: float = 1e-4
     minibatch: int = 8
     optimizer: str = "adamw"
+    nested: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,16 +147,17 @@ def _run_epoch(
     epoch: int,
     backward: Backward,
 ) -> float:
-    def loss_of(rows: Sequence[int]) -> Tensor:
-        logits_BC = _logits(backbone, [states[i] for i in rows], cut, weights)
+    def loss_of(rank: int | None, rows: Sequence[int]) -> Tensor:
+        logits_BC = _logits(backbone, [states[i] for i in rows], cut, weights, rank)
         return functional.cross_entropy(logits_BC.float(), targets_N[rows].to(logits_BC.device))
 
     steps = math.ceil(len(states) / recipe.minibatch)
     losses: list[float] = []
+    ranks = _ranks_of(weights, steps, seed, epoch) if recipe.nested else [None] * steps
     for step, chosen in enumerate(minibatches_of(len(states), recipe.minibatch, seed, epoch)):
         anneal(optimizer, (epoch * steps + step) / (recipe.epochs * steps))
         optimizer.zero_grad()
-        loss = backward(loss_of, chosen, weights)
+        loss = backward(partial(loss_of, ranks[step]), chosen, weights)
         optimizer.step()
         losses.append(float(require_finite("training loss", loss)))
     return sum(losses) / len(losses)
@@ -161,9 +176,23 @@ def minibatches_of(count: int, size: int, seed: int, epoch: int) -> Iterator[lis
     return (order[first : first + size] for first in range(0, count, size))
 
 
-def _logits(backbone: Backbone, rows: Sequence[Tensor | Start], cut: int, weights: Mapping[str, Tensor]) -> Tensor:
-    """(B, C): the training head on the features that the serving head sees."""
+def _ranks_of(weights: Mapping[str, Tensor], steps: int, seed: int, epoch: int) -> list[int | None]:
+    """The rank of each minibatch of an epoch, which seed and epoch alone decide."""
+    ranks = nested_ranks(next(t.shape[1] for name, t in weights.items() if is_outwards(name)))
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch + 1) % 2**62)
+    return [ranks[i] for i in torch.randint(len(ranks), (steps,), generator=generator).tolist()]
+
+
+def _logits(
+    backbone: Backbone,
+    rows: Sequence[Tensor | Start],
+    cut: int,
+    weights: Mapping[str, Tensor],
+    rank: int | None = None,
+) -> Tensor:
+    """(B, C): the training head on the features that the serving head sees, under the first `rank` units."""
     adapter = {name.removeprefix("adapter/"): t for name, t in weights.items() if name.startswith("adapter/")}
+    adapter = adapter if rank is None else truncate(adapter, rank)
     half = backbone.device.type == "cuda"
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
         deltas, starts = deltas_of(adapter), [row for row in rows if isinstance(row, Start)]

@@ -13,11 +13,12 @@ from flows.learn import learn
 from infra import database
 from registry import adapters, catalog, tickets, versions
 from registry.records import AdapterState, TicketState, VersionState
-from registry.stream import ShiftOptions
+from registry.stream import AdapterOptions, Consolidation, Gates, ShiftOptions
 from registry.versions import CHAMPION
 from tasks import tickets as opening
 from tasks.certificates import digest, verify
 from tasks.opening import certificate_path, open_home
+from tests.flows import adversary
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -138,7 +139,9 @@ def break_before_note(monkeypatch, name: str) -> None:
     monkeypatch.setattr(tickets, "finish_step", cut)
 
 
-def assert_as_if_never_there(stream, folder: Path, gone: list[dict], set_variable, fresh_home: Path) -> None:
+def assert_as_if_never_there(
+    stream, folder: Path, gone: list[dict], set_variable, fresh_home: Path, again=learn_and_merge
+) -> None:
     """Learn what is left in a home of its own; its artifacts have the same bytes."""
     here, decided = artifacts_of(stream), decisions_of(stream)
     left = folder / "left"
@@ -150,7 +153,7 @@ def assert_as_if_never_there(stream, folder: Path, gone: list[dict], set_variabl
     set_variable("HOME", fresh_home)
     open_home()
     elsewhere = stream.model_copy(update={"source": f"{left}/*.jsonl"})
-    learn_and_merge(elsewhere)
+    again(elsewhere)
     assert decisions_of(elsewhere) == decided
     assert artifacts_of(elsewhere) == here
     assert len(here) > 20
@@ -193,6 +196,44 @@ def test_a_ticket_broken_off_anywhere_ends_as_if_it_had_not_been(
         assert saga.forget(ticket_id).state == TicketState.COMPLETE, name
         assert_certified(ticket_id, log)
     assert_as_if_never_there(stream, inbox, gone, set_variable, tmp_path_factory.mktemp("fresh-home"))
+
+
+def learn_and_merge_plainly(stream) -> None:
+    """The same without Prefect's bookkeeping."""
+    adversary.learn(stream)
+    adversary.merge(stream)
+
+
+@pytest.mark.parametrize(
+    ("precision", "operator"),
+    [
+        ("1bit", "svd"),
+        pytest.param("1bit", "cat", marks=pytest.mark.services),
+        pytest.param("fp32", "svd", marks=pytest.mark.services),
+    ],
+)
+@pytest.mark.usefixtures("plain_steps")
+def test_compressed_and_merged_bytes_are_those_of_a_stream_without_the_records(
+    backbone, inbox, set_variable, tmp_path_factory, monkeypatch, precision, operator
+):
+    monkeypatch.setattr(saga, "report_ticket", lambda *_: None)  # a page of Prefect's UI
+    set_variable("HASH_KEY", "the same in both homes")
+    gates = Gates(accuracy_drop=0.5, forgetting=0.5, merge_drop=0.5, form_drop=1)
+    adapter = AdapterOptions(rank=4, last_layers=2, epochs=2, precision=precision)
+    changes = {"adapter": adapter, "gates": gates, "consolidation": Consolidation(operator=operator)}
+    stream = make_stream(f"small-{precision}-{operator}", backbone, inbox, shift=SURE, **changes)
+    rows = write_batches(inbox, rows=96, subjects=32)
+    learn_and_merge_plainly(stream)
+    log, ticket_id = [last_certificate()], open_ticket(stream, rows[0], by_record=False)
+    adversary.forget(ticket_id)
+    assert_certified(ticket_id, log)
+    with database.transaction() as session:
+        every = adapters.adapters(session, stream.name)
+    assert {a.recipe["form"]["precision"] for a in every} == {precision}
+    assert [a.recipe["operator"] for a in every if a.parent_ids] == [operator]
+    gone = [row for row in rows if row["who"] == rows[0]["who"]]
+    fresh_home = tmp_path_factory.mktemp("fresh-home")
+    assert_as_if_never_there(stream, inbox, gone, set_variable, fresh_home, learn_and_merge_plainly)
 
 
 @pytest.mark.services

@@ -1,5 +1,7 @@
 """Merging methods: what each promises of its parents, and that a recipe replays to the same bytes."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,9 +39,21 @@ def recipe(operator: str, count: int) -> dict[str, object]:
     return {"kind": "merged", "operator": operator, "shares": [1 / count] * count}
 
 
+def lora(seed: int, rank: int = 4) -> AdapterWeights:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = {"lora_A.weight": (rank, WIDTH), "lora_B.weight": (10, rank)}
+    places = ("layers.0.q_proj", "layers.1.v_proj")
+    return {f"{at}.{name}": torch.randn(size, generator=generator) for at in places for name, size in sizes.items()}
+
+
+def update(adapter: AdapterWeights, at: str = "layers.0.q_proj") -> torch.Tensor:
+    return adapter[f"{at}.lora_B.weight"] @ adapter[f"{at}.lora_A.weight"]
+
+
+@pytest.mark.parametrize("make", [parent, lora])
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_a_recipe_replays_to_the_same_bytes(operator: str) -> None:
-    parents = [parent(seed) for seed in (1, 2, 3)]
+def test_a_recipe_replays_to_the_same_bytes(operator: str, make: Callable[[int], AdapterWeights]) -> None:
+    parents = [make(seed) for seed in (1, 2, 3)]
     first, again = merge(recipe(operator, 3), parents), merge(recipe(operator, 3), [dict(p) for p in parents])
     assert sorted(first) == sorted(parents[0])
     assert all(torch.equal(first[name], again[name]) and first[name].is_contiguous() for name in first)
@@ -91,7 +105,7 @@ def test_ot_lets_one_unit_stand_for_copies_of_it() -> None:
 
 @pytest.mark.parametrize("operator", ["linear", "ties", "dare_ties", "ema"])
 def test_methods_that_work_weight_by_weight_refuse_other_ranks(operator: str) -> None:
-    with pytest.raises(ValueError, match="'cat' or 'ot'"):
+    with pytest.raises(ValueError, match="'cat', 'ot' or 'svd'"):
         merge(recipe(operator, 2), [parent(1, 4), parent(2, 5)])
 
 
@@ -114,3 +128,39 @@ def test_a_recipe_that_cannot_be_run_is_refused() -> None:
         merge(recipe("mean", 1), [parent(1)])
     with pytest.raises(ValueError, match="same blocks"):
         merge(recipe("cat", 2), [parent(1), {}])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 1000))
+def test_svd_of_lora_is_the_best_of_its_rank(first: int, second: int, seed: int) -> None:
+    parents = [lora(seed, first), lora(seed + 1, second)]
+    merged = merge({"operator": "svd", "shares": [0.3, 0.7]}, parents)
+    total = 0.3 * update(parents[0]) + 0.7 * update(parents[1])
+    dropped = torch.linalg.svdvals(total)[first:]
+    torch.testing.assert_close((update(merged) - total).norm(), dropped.norm(), rtol=1e-3, atol=1e-4)
+    assert {name: t.shape for name, t in merged.items()} == {name: t.shape for name, t in parents[0].items()}
+
+
+def test_averaging_lora_factors_is_not_averaging_their_updates() -> None:
+    parents = [lora(1), lora(2)]
+    total = 0.5 * update(parents[0]) + 0.5 * update(parents[1])
+    errors = {
+        op: (update(merge(recipe(op, 2), parents)) - total).norm() / total.norm() for op in ("linear", "svd", "cat")
+    }
+    assert errors["svd"] < 0.6 * errors["linear"]
+    assert errors["cat"] < 1e-6
+
+
+def test_svd_of_a_bottleneck_is_that_of_its_linear_part() -> None:
+    parents = [parent(1, 3), parent(2, 2)]
+    x_ND = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0))
+    merged = merge(recipe("svd", 2), parents)
+    assert merged["blocks.2.down.weight"].shape == (3, WIDTH)
+
+    def linear(adapter: AdapterWeights) -> torch.Tensor:
+        hidden_NR = x_ND @ adapter["blocks.2.down.weight"].mT + adapter["blocks.2.down.bias"]
+        return hidden_NR @ adapter["blocks.2.up.weight"].mT + adapter["blocks.2.up.bias"]
+
+    alone = merge(recipe("svd", 1), [parents[0]])
+    torch.testing.assert_close(linear(alone), linear(parents[0]), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(output(alone, 2, x_ND), output(parents[0], 2, x_ND), atol=0.1)

@@ -1,4 +1,4 @@
-"""Merging methods for bottleneck adapters, by the names people know; a recorded recipe replays to the same bytes.
+"""Merging methods for bottleneck adapters and LoRA factors, by the names people know; a recipe replays byte for byte.
 
 Shapes: K parents, R rank, D width. Every method takes parents in the recorded order and shares that sum to one.
 """
@@ -12,6 +12,7 @@ from tasks.learning.merging.dare_ties import merge_dare_ties
 from tasks.learning.merging.ema import merge_ema
 from tasks.learning.merging.linear import merge_linear
 from tasks.learning.merging.ot import merge_ot
+from tasks.learning.merging.svd import merge_svd
 from tasks.learning.merging.ties import merge_ties
 
 OPERATORS: dict[str, Callable[[Sequence[AdapterWeights], Sequence[float]], AdapterWeights]] = {
@@ -21,6 +22,7 @@ OPERATORS: dict[str, Callable[[Sequence[AdapterWeights], Sequence[float]], Adapt
     "dare_ties": merge_dare_ties,
     "ema": merge_ema,
     "ot": merge_ot,
+    "svd": merge_svd,
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.learning.adapters import AdapterWeights
+from tasks.learning.adapters import AdapterWeights, is_inwards, is_outwards
 
 
 def merge_cat(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> AdapterWeights:
@@ -18,9 +18,9 @@ def merge_cat(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> Ada
 
 
 def _side_by_side(name: str, tensors: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    if ".down." in name:
+    if is_inwards(name):
         return torch.cat(list(tensors), 0)
     weighted = [tensor * share for tensor, share in zip(tensors, shares, strict=True)]
-    if name.endswith("up.weight"):
+    if is_outwards(name):
         return torch.cat(weighted, 1)
     return torch.stack(weighted).sum(0)

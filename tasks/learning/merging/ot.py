@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tasks.learning.adapters import AdapterWeights, adapter_blocks
+from tasks.learning.adapters import AdapterWeights
+from tasks.learning.merging.factors import Factors, factors_of
 from tasks.learning.merging.linear import merge_linear
 
 
@@ -23,21 +24,21 @@ def merge_ot(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> Adap
 def align(parent: AdapterWeights, anchor: AdapterWeights) -> AdapterWeights:
     """The parent with its units where the anchor has theirs; of equal rank it is a permutation, the same function."""
     aligned = dict(parent)
-    for block in adapter_blocks(anchor):
-        at = f"blocks.{block}"
-        plan_QR = _plan(_units(anchor, at), _units(parent, at)).to(parent[f"{at}.down.weight"])
+    for factors in factors_of(anchor):
+        plan_QR = _plan(_units(anchor, factors), _units(parent, factors)).to(parent[factors.down])
         # a unit that stands for several takes their average input and the sum of their outputs
         grown = plan_QR.shape[1] / plan_QR.shape[0]
-        aligned[f"{at}.down.weight"] = plan_QR @ parent[f"{at}.down.weight"]
-        aligned[f"{at}.down.bias"] = plan_QR @ parent[f"{at}.down.bias"]
-        aligned[f"{at}.up.weight"] = grown * parent[f"{at}.up.weight"] @ plan_QR.mT
+        aligned[factors.down] = plan_QR @ parent[factors.down]
+        aligned[factors.up] = grown * parent[factors.up] @ plan_QR.mT
+        if factors.bias is not None:
+            aligned[factors.bias] = plan_QR @ parent[factors.bias]
     return aligned
 
 
-def _units(adapter: AdapterWeights, at: str) -> Tensor:
-    """(R, 2 D + 1) float64."""
-    parts = (adapter[f"{at}.down.weight"], adapter[f"{at}.down.bias"][:, None], adapter[f"{at}.up.weight"].mT)
-    return torch.cat(parts, 1).double()
+def _units(adapter: AdapterWeights, factors: Factors) -> Tensor:
+    """(R, I + O, and one more where units have a bias) float64."""
+    between = [] if factors.bias is None else [adapter[factors.bias][:, None]]
+    return torch.cat([adapter[factors.down], *between, adapter[factors.up].mT], 1).double()
 
 
 def _plan(anchor_QU: Tensor, parent_RU: Tensor) -> Tensor:

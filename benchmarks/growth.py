@@ -1,0 +1,115 @@
+"""Does the number of serving adapters level off, and at what price? `python -m benchmarks.growth [--json]`
+
+A stream of recurring domains runs through the product's own steps, without Prefect and MLflow: once with a budget of
+adapters, once without. Accuracy is on articles that no batch held, in every domain of the stream, at the end.
+`--compare-merges` adds what merging the two closest adapters of the unmerged stream costs by each method, and
+`--compare-forms` what storing its adapters at each precision does to answers and bytes.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.growth_product import (
+    adapters_by_form,
+    answered,
+    bytes_serving,
+    counted_decisions,
+    learn,
+    merges_by_operator,
+    num_serving,
+    open_questions,
+    stream_in,
+)
+from benchmarks.growth_stream import News, domains
+from infra.settings import settings
+from tasks import opening
+from tasks.learning import heads
+
+FIGURES = ("bytes", "accuracy", "questions", "growth", "decisions", "cpu_seconds")
+
+BUDGET = 6
+"""Half of the default domains, and a sixth of the batches; set before the first run."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the stream with and without consolidation and print one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=36)
+    parser.add_argument("--domains", type=int, default=12, help="at most 16; each recurs batches / domains times")
+    parser.add_argument("--rows", type=int, default=60, help="articles of a batch; the product holds some out itself")
+    parser.add_argument("--questions", type=int, default=60, help="articles asked in each domain, never delivered")
+    parser.add_argument("--budget", type=int, default=BUDGET, help="consolidation.max_adapters")
+    parser.add_argument("--operator", default="cat", help="consolidation.operator")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--last-layers", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--random-features", type=int, default=heads.RANDOM_FEATURES, help="0: smaller, cheaper heads")
+    parser.add_argument("--only", choices=("kept", "never"), help="one of the two runs")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--compare-merges", action="store_true")
+    parser.add_argument("--compare-forms", action="store_true")
+    parser.add_argument("--verbose", action="store_true", help="every step's line on stderr")
+    parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
+    options = parser.parse_args(arguments)
+    logging.getLogger("deciduous").setLevel(logging.INFO if options.verbose else logging.WARNING)
+    logging.getLogger("deciduous").addHandler(logging.StreamHandler(sys.stderr))
+    heads.RANDOM_FEATURES = options.random_features
+    with TemporaryDirectory(prefix="deciduous-", ignore_cleanup_errors=True) as folder:
+        os.environ["DECIDUOUS_HOME"] = f"{folder}/home"
+        settings.cache_clear()
+        opening.open_home()
+        figures = measure(Path(folder), options)
+    print(json.dumps(figures) if options.json else "\n".join(f"{name:>24}  {value}" for name, value in figures.items()))
+
+
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """The figures of both runs, those without consolidation under names that say so."""
+    figures: dict[str, Any] = {"batches": options.batches}
+    if options.only != "never":
+        kept = run(folder, options, "kept", options.budget)
+        figures |= {"adapters_serving": kept["adapters"], **{name: kept[name] for name in FIGURES}}
+    if options.only != "kept":
+        never = run(folder, options, "never", None)
+        figures |= {f"{name}_without": never[name] for name in ("adapters", *FIGURES)}
+        stream, asked = never["stream"], never["asked"]
+        if options.compare_forms:
+            figures["forms"] = adapters_by_form(stream, *asked)
+        if options.compare_merges:
+            figures["merges"] = merges_by_operator(stream)
+    return figures
+
+
+def run(folder: Path, options: argparse.Namespace, name: str, budget: int | None) -> dict[str, Any]:
+    """Learn the whole stream, and answer from what serves at the end."""
+    began, news, among = time.process_time(), News(options.seed), domains(options.domains)
+    inbox = folder / name
+    inbox.mkdir()
+    stream = stream_in(inbox, name, budget, options)
+    growth = []
+    for domain in news.deliver(inbox, options.batches, options.rows, among):
+        learn(stream)
+        growth.append(num_serving(stream))
+        sys.stderr.write(f"{name} {len(growth)}/{options.batches} {domain.name}: {growth[-1]} adapters serve\n")
+    asked = open_questions(stream, [row for domain in among for row in news.questions(domain, options.questions)])
+    return {
+        "stream": stream,
+        "asked": asked,
+        "adapters": growth[-1],
+        "growth": growth,
+        "bytes": bytes_serving(stream),
+        "accuracy": round(answered(stream, *asked), 4),
+        "questions": len(asked[1]),
+        "decisions": counted_decisions(stream),
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+if __name__ == "__main__":
+    main()
