@@ -17,12 +17,13 @@ from registry.records import Adapter, AdapterState, DecisionKind
 from registry.stream import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions, Stream
 from tasks import batches, blobs, consolidation, decisions, likeness, retirement, shift
 from tasks.adapters import judge_adapter, refresh_adapter, store_statistics, train_adapter
-from tasks.assembly import Manifest, current_manifest, load_model
+from tasks.assembly import current_manifest, load_model
 from tasks.backbones import cut_of, open_backbone
 from tasks.forms import load_weights
 from tasks.learning.composition import ServingModel, compose, predict
 from tasks.learning.compression import PRECISIONS, compress, decompress
 from tasks.learning.merging import OPERATORS
+from tasks.manifests import Manifest
 from tasks.suffix_memory import REMEMBERED
 
 Asked = tuple[list[Tensor], list[str]]

@@ -18,7 +18,7 @@ from tasks.learning.language.scoring import TokenScores, perplexity, score_token
 from tasks.learning.language.serving import Entitled, LanguageModel
 from tasks.learning.language.training import Documents, train_documents
 from tasks.learning.training import TrainState
-from tasks.promotion import load_manifest
+from tasks.manifests import load_manifest
 from tasks.rows import held_out, trainable
 from tasks.shards import load_rows
 from tasks.training import recipe_of

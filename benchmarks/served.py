@@ -30,9 +30,10 @@ from registry.adapters import put_adapter
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.stream import AdapterOptions, Stream
 from tasks import blobs
-from tasks.assembly import Manifest, build_manifest, load_model
+from tasks.assembly import build_manifest, load_model
 from tasks.backbones import open_backbone
 from tasks.learning.composition import AdapterEntry
+from tasks.manifests import Manifest
 from tasks.opening import open_home
 from tasks.registration import Change, register
 

@@ -20,8 +20,7 @@ from registry.errors import SourceError, StateError
 from registry.records import Request, Ticket
 from registry.stream import Stream
 from registry.tickets import WORKED
-from registry.versions import CHAMPION
-from tasks import approvals, auditing, deploying, exporting, forgetting, opening, promotion, queries, source, tickets
+from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
 from tasks.retirement import reinstate_adapter, retire_adapter
 
@@ -139,20 +138,6 @@ def _listed(file: Path) -> dict[str, list[str]]:
     if not rows or not {"subject", "record"} & set(rows[0]):
         raise SourceError(f"{file} needs a header with a column `subject` or `record`, and rows")
     return {kind: [row[kind] for row in rows if row.get(kind)] for kind in ("subject", "record")}
-
-
-def promote(stream: str, version: int, reason: str, dry_run: bool) -> str:
-    opening.open_home()
-    if not dry_run:
-        promotion.move_alias(stream, CHAMPION, version, getuser(), reason)
-    return f"{'would move' if dry_run else 'moved'} champion of {stream} to version {version}"
-
-
-def rollback(stream: str, version: int | None, reason: str, dry_run: bool) -> str:
-    opening.open_home()
-    if dry_run:
-        return f"would move champion of {stream} to version {promotion.rollback_target(stream, version)}"
-    return f"champion of {stream} is version {promotion.roll_back.fn(stream, version, reason)} again"
 
 
 def merge(stream: str, adapters: Sequence[str], dry_run: bool) -> Record:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows import console
-from flows.console import DryRun, Json, StreamName, acting
+from flows.console import DryRun, Json, acting
 
 
 def doctor(json: Json = False) -> None:
@@ -33,7 +33,8 @@ def migrate(dry_run: DryRun = False) -> None:
     from infra import database, storage
 
     current, newest = database.revisions()
-    console.console.print(f"catalog: {current or 'no tables'} -> {newest}")
+    due = "as it should be" if current == newest else f"{current or 'no tables'} -> {newest}"
+    console.console.print(f"catalog: {due}")
     for bucket in storage.buckets():
         console.console.print(f"bucket {bucket}: {storage.missing_in(bucket) or 'as it should be'}", soft_wrap=True)
     if not dry_run:
@@ -42,7 +43,11 @@ def migrate(dry_run: DryRun = False) -> None:
         console.console.print("done")
 
 
-def gc(stream: StreamName | None = None, dry_run: DryRun = False, json: Json = False) -> None:
+def gc(
+    stream: Annotated[str | None, typer.Argument(help="One stream; default all.")] = None,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
     """Remove blobs that nothing live names and uploads that never ended. Example: deciduous gc mail --dry-run"""
     with acting(quiet=json):
         from tasks import garbage, opening

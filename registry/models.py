@@ -1,4 +1,4 @@
-"""Runs, model versions and aliases in MLflow. The caller gives the client."""
+"""Runs and model versions in MLflow. The caller gives the client."""
 
 import json
 import time
@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, ViewType
 from mlflow.exceptions import MlflowException
 
-from registry.errors import UnknownIdError
+from registry.aliases import TAG_PREFIX
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-TAG_PREFIX = "deciduous."
 NOTE = "mlflow.note.content"
 """The tag that MLflow shows as a run's description."""
 MODEL_FOLDER = "model"
@@ -119,42 +118,6 @@ def all_runs(client: "MlflowClient", experiment_id: str) -> "Iterator[Run]":
         token = page.token or ""
 
 
-def set_alias(client: "MlflowClient", model: str, alias: str, version: int) -> None:
-    """Point the alias at the version. Raises UnknownIdError when there is no such version."""
-    try:
-        client.set_registered_model_alias(model, alias, str(version))
-    except MlflowException as error:
-        raise _unknown(client, error, model, f"version {version}") from error
-
-
-def find_alias(client: "MlflowClient", model: str, alias: str) -> int | None:
-    """The version the alias points at; None when there is no such alias or model."""
-    try:
-        return int(client.get_model_version_by_alias(model, alias).version)
-    except MlflowException as error:
-        if error.error_code in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-            return None
-        raise
-
-
-def get_alias(client: "MlflowClient", model: str, alias: str) -> int:
-    version = find_alias(client, model, alias)
-    if version is None:
-        raise UnknownIdError("alias", f"{model}@{alias}")
-    return version
-
-
-def note_alias(client: "MlflowClient", model: str, alias: str, version: int, note: str) -> None:
-    """Say on the version's page who gave it the alias: MLflow keeps no history of its own."""
-    client.set_model_version_tag(model, str(version), f"{TAG_PREFIX}{alias}", note)
-
-
-def drop_alias(client: "MlflowClient", model: str, alias: str) -> None:
-    """Remove the alias; nothing happens when it is not there."""
-    if find_alias(client, model, alias) is not None:
-        client.delete_registered_model_alias(model, alias)
-
-
 def _input(data: DataSet) -> DatasetInput:
     profile = json.dumps(dict(data.profile))
     described = Dataset(data.name, data.digest, "deciduous", json.dumps({"uri": data.source}), profile=profile)
@@ -171,10 +134,3 @@ def _prefixed(tags: Mapping[str, object] | None) -> dict[str, str]:
     """Our tags carry our prefix; MLflow's own keep theirs."""
     theirs = ("mlflow.", TAG_PREFIX)
     return {key if key.startswith(theirs) else TAG_PREFIX + key: str(value) for key, value in (tags or {}).items()}
-
-
-def _unknown(client: "MlflowClient", error: MlflowException, model: str, what: str) -> Exception:
-    if error.error_code not in {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}:
-        return error
-    known = ", ".join(map(str, list_versions(client, model)))
-    return UnknownIdError("model version", f"{model} {what}", known)

@@ -14,9 +14,8 @@ from registry.errors import StateError
 from registry.records import VersionState
 from registry.versions import CHAMPION
 from tasks import blob_cache
-from tasks.assembly import Manifest, digests_in
 from tasks.learning.composition import Prediction
-from tasks.promotion import load_manifest
+from tasks.manifests import Manifest, digests_in, load_manifest
 from tasks.serving import Answerer, Request
 
 MOST_ROWS = 64

@@ -1,7 +1,6 @@
-"""A version's manifest: which blobs serve together; and the model that it describes."""
+"""Make a version's manifest, and the model that it describes."""
 
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +11,7 @@ from registry import adapters as adapter_rows
 from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.stream import Stream, TaskType
-from tasks import blob_cache, blobs
+from tasks import blob_cache
 from tasks.backbones import adapter_spec, check_adapter, cut_of, open_frozen
 from tasks.language import load_language_model
 from tasks.learning.adapters import AdapterSpec
@@ -22,8 +21,8 @@ from tasks.learning.compression import decompress
 from tasks.learning.descriptors import Descriptor
 from tasks.learning.heads import ClassStatistics
 from tasks.learning.language.serving import LanguageModel
+from tasks.manifests import Manifest
 
-Manifest = dict[str, Any]
 ReadTensors = Callable[[str, str], dict[str, Tensor]]
 
 FORMAT = 1
@@ -104,12 +103,6 @@ def build_manifest(
     }
 
 
-def load_json(key: str, sha256: str) -> Manifest:
-    """A manifest from its blob, checked against its digest."""
-    manifest: Manifest = json.loads(blobs.read(key, sha256))
-    return manifest
-
-
 def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) -> ServingModel | LanguageModel:
     """The model of a manifest, its adapters written into a bank slot by slot; every blob's bytes are checked."""
     if manifest["stream"]["task"] == TaskType.LANGUAGE:
@@ -157,39 +150,3 @@ def _statistics(blob: dict[str, str], read: ReadTensors) -> ClassStatistics:
 
 def _descriptor(blob: dict[str, str], read: ReadTensors) -> Descriptor:
     return Descriptor.from_tensors(read(blob["key"], blob["sha256"]))
-
-
-def keys_in(manifest: Manifest) -> set[str]:
-    """The key of every blob that the manifest names."""
-    return {blob["key"] for blob in _blobs_in(manifest)}
-
-
-def digests_in(manifest: Manifest) -> set[str]:
-    """The digest of every blob that the manifest names."""
-    return {blob["sha256"] for blob in _blobs_in(manifest)}
-
-
-def without(
-    manifest: Manifest, condemned: Collection[str], shard_ids: Collection[int] = (), adapter_ids: Collection[str] = ()
-) -> Manifest:
-    """The manifest without these blobs, shards and adapters; an adapter goes whole where its weights do."""
-
-    def stays(part: dict[str, Any]) -> bool:
-        return part["sha256"] not in condemned
-
-    shards = [s for s in manifest["shards"] if s["shard_id"] not in shard_ids and stays(s["statistics"])]
-    adapters = [
-        {**a, "statistics": [part for part in a["statistics"] if part["shard_id"] not in shard_ids and stays(part)]}
-        for a in manifest["adapters"]
-        if a["adapter_id"] not in adapter_ids and stays(a["weights"]) and stays(a["descriptor"])
-    ]
-    waiting = [w for w in manifest["waiting"] if w["adapter_id"] not in adapter_ids and stays(w["descriptor"])]
-    adapters = [adapter for adapter in adapters if adapter["statistics"]]
-    return {**manifest, "shards": shards, "adapters": adapters, "waiting": waiting}
-
-
-def _blobs_in(manifest: Manifest) -> Iterator[dict[str, Any]]:
-    yield from (shard["statistics"] for shard in manifest["shards"])
-    for adapter in manifest["adapters"]:
-        yield from (adapter["weights"], adapter["descriptor"], *adapter["statistics"])
-    yield from (look["descriptor"] for look in manifest["waiting"])

@@ -8,18 +8,21 @@ import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
-
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from infra import storage
 from infra.settings import settings
 from registry import artifacts
 from tasks import disk_cache
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def read_tensors(key: str, sha256: str) -> dict[str, Tensor]:
+
+def read_tensors(key: str, sha256: str) -> "dict[str, Tensor]":
     """The blob's tensors, from the local file where there is one; TamperedBlobError when S3's bytes are not those."""
+    from safetensors.torch import load_file  # noqa: PLC0415  torch takes seconds, a rollback needs none of it
+
     path = _path(sha256)
     if not _holds(path, sha256):
         data = artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256)

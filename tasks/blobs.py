@@ -1,10 +1,8 @@
 """Blobs of the artifact bucket with their catalog rows: written first, named after, so nothing is half-registered."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-from torch import Tensor
 
 from infra import database, storage
 from infra.settings import settings
@@ -12,7 +10,10 @@ from registry import artifacts, catalog
 from registry.records import StoredObject
 from tasks import blob_cache
 
-Tensors = dict[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Tensors = dict[str, "Tensor"]
 
 
 def stream_prefix(stream: str) -> str:

@@ -13,13 +13,13 @@ from registry.records import StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
 from tasks import blobs, certificate_journal
+from tasks.alias_moves import serves_clean
 from tasks.certificates import Certificate, digest, render_markdown, sign, verify
 from tasks.held_back import held_file
 from tasks.markers import escrow
 from tasks.monitoring import MONITOR, hear_monitors
 from tasks.narration import say
 from tasks.policies.guarantee import guarantee, is_clean
-from tasks.promotion import serves_clean
 from tasks.retries import step
 from tasks.saga import Detail
 from tasks.tickets import AUTOMATIC

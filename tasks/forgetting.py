@@ -12,11 +12,11 @@ from registry.errors import StateError
 from registry.records import AdapterState, Ticket, TicketState
 from registry.stream import Stream
 from registry.tickets import WAITING
+from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.markers import keep_markers
 from tasks.monitoring import hold_for_monitors
 from tasks.narration import say
 from tasks.policies.forgetting import Plan, plan_repairs
-from tasks.promotion import mirror_aliases, withdraw_versions
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine

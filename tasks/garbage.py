@@ -8,8 +8,8 @@ from infra.settings import settings
 from registry import artifacts, catalog, versions
 from registry.records import VersionState
 from tasks import blobs
-from tasks.assembly import keys_in, load_json
 from tasks.exclusion import alone, naming
+from tasks.manifests import keys_in, load_json
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Adapter, Decision, Shard
 from registry.stream import Stream
 from tasks import links
-from tasks.assembly import Manifest
 from tasks.evaluation import Score, total
+from tasks.manifests import Manifest
 
 DRAWN = 12
 """Batches in a figure: a stream grows for years, what a person can read does not."""
@@ -21,7 +21,9 @@ DRAWN = 12
 def describe_version(
     stream: Stream, manifest: Manifest, cause: str, reason: str, shards: Sequence[Shard], scores: dict[int, Score]
 ) -> str:
-    """A model card in Markdown: why this version exists, what it rests on, how good it is. No personal data."""
+    """A model card in Markdown: why this version exists, what it rests on, how good it is. No personal data.
+
+    MLflow's list of versions shows the first line alone."""
     run = links.prefect_run()
     overall = total(list(scores.values()))
     measured = (
@@ -29,9 +31,7 @@ def describe_version(
         f"the exact head alone {overall.exact_accuracy:.3f}."
     )
     lines = [
-        f"# {stream.name}",
-        "",
-        f"**Why:** {reason}",
+        reason,
         "",
         f"**From:** `{cause}` (`deciduous describe {cause.partition(':')[2]}`)"
         + (f", registered by the Prefect run {run}" if run else ""),
@@ -44,6 +44,8 @@ def describe_version(
         *_accuracies(shards, scores),
         "",
         *_lineage(manifest),
+        "",
+        "Figures and data sets: the source run, under Artifacts and Datasets used.",
         "",
         f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
     ]
@@ -115,6 +117,21 @@ def data_sets(manifest: Manifest, shards: Sequence[Shard]) -> list[models.DataSe
         for shard in shards
         if shard.shard_id in digests
     ]
+
+
+def version_tags(
+    manifest: Manifest, cause: str, decisions: Sequence[Decision], scores: dict[int, Score]
+) -> dict[str, object]:
+    """What MLflow's list of versions shows beside the description: short, for its columns are narrow."""
+    kinds = list(dict.fromkeys(decision.kind.value for decision in decisions))
+    measured = {"accuracy": f"{total(list(scores.values())).accuracy:.3f}"} if scores else {}
+    return {
+        "change": " + ".join(kinds) or cause.partition(":")[0],
+        **measured,
+        "adapters": len(manifest["adapters"]),
+        "epoch": manifest["epoch"],
+        "cause": cause,
+    }
 
 
 def draw_figures(

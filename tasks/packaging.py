@@ -17,7 +17,7 @@ from PIL import Image
 
 from registry.stream import Stream, TaskType
 from tasks import blobs
-from tasks.assembly import Manifest
+from tasks.manifests import Manifest
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = (

@@ -18,9 +18,9 @@ from registry.versions import CHAMPION
 from tasks import disk_cache, source
 from tasks.entitlement import Entitlement, Entitlements
 from tasks.formats import missing_columns
+from tasks.manifests import load_manifest
 from tasks.narration import say
 from tasks.prediction_log import note_prediction
-from tasks.promotion import load_manifest
 from tasks.reading import input_fault, rows_of
 from tasks.retries import step
 from tasks.serving import Answerer

@@ -10,14 +10,15 @@ from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard,
 from registry.stream import Stream
 from registry.versions import CHAMPION, STAND_IN
 from tasks import blobs
-from tasks.assembly import Manifest, current_manifest, load_model
+from tasks.alias_moves import move_alias
+from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
 from tasks.exclusion import naming
-from tasks.model_card import adapter_bytes, data_sets, describe_version, draw_figures
+from tasks.manifests import Manifest
+from tasks.model_card import adapter_bytes, data_sets, describe_version, draw_figures, version_tags
 from tasks.narration import say
 from tasks.packaging import packed_model
 from tasks.policies.guarantee import is_clean
-from tasks.promotion import move_alias
 from tasks.release import check_release, clean_part
 from tasks.retries import step
 from tasks.saga import Detail
@@ -172,10 +173,11 @@ def _publish(
                 tags={**tags, models.NOTE: card},
                 inputs=data_sets(manifest, shards),
                 figures=draw_figures(stream, change.decisions, shards, scores) if scores else {},
-                texts={"README.md": card},
+                texts={"README.md": f"# {stream.name}\n\n{card}"},
                 model_folder=folder,
             )
-    return models.register_version(client, stream.name, run_id, models.model_source(run_id), tags, card), run_id
+    shown = version_tags(manifest, change.cause, change.decisions, scores)
+    return models.register_version(client, stream.name, run_id, models.model_source(run_id), shown, card), run_id
 
 
 def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:

@@ -12,8 +12,8 @@ from sqlalchemy.orm import Session
 from infra import database
 from registry import catalog, lineage, suppression
 from registry.errors import StaleEpochError, SuppressedRecordError
-from tasks.assembly import Manifest, digests_in, without
 from tasks.identity import catalog_key
+from tasks.manifests import Manifest, digests_in, without
 
 
 def check_release(session: Session, manifest: Manifest, what: str) -> None:

@@ -15,12 +15,12 @@ from registry import artifacts, catalog, dump, tickets, versions
 from registry.errors import StateError
 from registry.records import Ticket, TicketState, VersionState
 from tasks import certificate_journal, suppression_journal
-from tasks.assembly import keys_in, load_json
+from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
 from tasks.blobs import stream_prefix
 from tasks.closing import enter_certificate
 from tasks.exclusion import alone
-from tasks.promotion import mirror_aliases, withdraw_versions
+from tasks.manifests import keys_in, load_json
 from tasks.tickets import withdraw
 
 BY = "deciduous restore"

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from registry.errors import StateError
 from registry.stream import Stream
-from tasks.assembly import Manifest, load_model
+from tasks.assembly import load_model
 from tasks.backbones import open_backbone, open_frozen, open_language
 from tasks.entitlement import permitted
 from tasks.learning.composition import Composed, Prediction, ServingModel, compose, predict, predict_each
 from tasks.learning.language.serving import Entitled, LanguageModel
+from tasks.manifests import Manifest
 from tasks.prefix_cache import encode_inputs
 
 COMPOSED = 16

@@ -13,13 +13,13 @@ from registry.records import Gate, StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
 from tasks import prefix_cache, suppression_journal
+from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.approvals import word_on
 from tasks.events import TICKET_OPENED, announce_ticket
 from tasks.identity import catalog_key, keyed_hashes
 from tasks.narration import say
 from tasks.policies.approval import asks_person
 from tasks.policies.guarantee import is_clean
-from tasks.promotion import mirror_aliases, withdraw_versions
 
 AUTOMATIC = "deciduous"
 

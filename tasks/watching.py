@@ -15,10 +15,10 @@ from infra.settings import settings
 from registry import catalog, versions
 from registry.errors import PipelineError, StateError
 from registry.versions import CHAMPION
+from tasks.alias_moves import mirror_aliases, move_alias
 from tasks.events import ALIAS_MOVED, GATE_REFUSED, TICKET_OPENED, announce, announce_ticket
 from tasks.missed import start_missed
 from tasks.narration import say
-from tasks.promotion import mirror_aliases, move_alias
 from tasks.tickets import startable
 
 LOOK_SECONDS = 0.5

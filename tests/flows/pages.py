@@ -5,12 +5,15 @@ import shutil
 import subprocess
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import unescape
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from urllib.error import HTTPError
+
+from tests.flows.server import until
 
 FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
@@ -24,12 +27,22 @@ def find_browser() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def take_picture(address: str, file: Path, profile: Path, height: int = 1100) -> str:
-    """Write the page as PNG; returns the text that it shows."""
+def take_picture(address: str, file: Path, profile: Path, shown: Sequence[str], height: int = 1100) -> None:
+    """Write the page as PNG once it shows all of these phrases: a page that still loads is asked for again."""
     flags = [str(find_browser()), *FLAGS, f"--user-data-dir={profile}", f"--window-size=1400,{height}"]
-    for asked in (f"--screenshot={file}", "--dump-dom"):
-        done = subprocess.run([*flags, asked, address], check=True, capture_output=True, text=True, timeout=180)
-    return re.sub(r"<[^>]+>", " ", done.stdout)
+
+    def look() -> bool:
+        command = [*flags, f"--screenshot={file}", "--dump-dom", address]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=180)
+        words = unescape(re.sub(r"<style.*?</style>|<[^>]+>", " ", done.stdout, flags=re.DOTALL)).split()
+        said.append(" ".join(words))
+        return all(phrase in said[-1] for phrase in shown)
+
+    said: list[str] = []
+    try:
+        until(look)
+    except AssertionError:
+        raise AssertionError(f"{address} does not show all of {shown}, but: {said[-1]}") from None
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import models, suppression, versions
+from registry import aliases, suppression, versions
 from registry.errors import StateError
 from registry.records import TicketState, VersionState
 from registry.versions import CHAMPION
@@ -43,7 +43,7 @@ def champion(stream):
     """What the catalog and MLflow serve; they have to agree."""
     with database.transaction() as session:
         ours = versions.alias_of(session, stream.name, CHAMPION)
-    assert models.find_alias(tracking.prepare_tracking(), stream.name, CHAMPION) == ours
+    assert aliases.find_alias(tracking.prepare_tracking(), stream.name, CHAMPION) == ours
     return ours
 
 

@@ -20,7 +20,7 @@ from tasks import backbones, blob_cache, blobs
 from tasks.adapters import fit_closed_forms, train_adapter
 from tasks.learning.adapters import check_weights
 from tasks.learning.backbones import load_backbone
-from tasks.promotion import load_manifest
+from tasks.manifests import load_manifest
 from tasks.serving import Answerer
 from tests.flows.conftest import deliver, make_stream
 

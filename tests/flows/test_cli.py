@@ -1,13 +1,17 @@
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from flows import cli
 from flows.learn import learn
+from infra import database
 from infra.environment import mlflow_environment
 from infra.settings import settings
 from tests.flows.conftest import deliver, make_stream
@@ -20,6 +24,24 @@ def test_every_verb_has_help_with_an_example(verb):
     shown = CliRunner().invoke(cli.app, [verb, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert "Example: deciduous" in shown.output or "eval" in shown.output
+
+
+def test_rollback_waits_for_no_library_that_it_does_not_need():
+    """It needs SQL, one object and one call: neither Prefect, nor torch, nor MLflow's client."""
+    database.migrate()  # or it would be due now
+    script = "import sys; from flows import cli; cli._alias_moves(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert {"tasks.alias_moves", "sqlalchemy", "boto3"} <= set(done.stdout.split())
+    assert not {"prefect", "torch", "mlflow", "alembic", "transformers", "pyarrow"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_example_can_be_typed(verb):
+    """Its words are parsed as the verb's own; nothing is carried out."""
+    command = typer.main.get_command(cli.app).commands[verb]
+    found = re.search(r"Example: deciduous \S+(.*)", command.help)
+    if found is not None:
+        command.make_context(verb, shlex.split(found[1]))
 
 
 def test_the_verbs_are_those_of_the_design():

@@ -9,11 +9,11 @@ import pytest
 
 import flows.learn
 from infra import database, tracking
-from registry import catalog, models, versions
+from registry import aliases, catalog, models, versions
 from registry.records import BatchState
 from registry.versions import CHAMPION
 from tasks import opening, queries
-from tasks.promotion import load_manifest
+from tasks.manifests import load_manifest
 from tasks.serving import Answerer
 from tests.flows import crashing
 from tests.flows.conftest import deliver, make_stream
@@ -79,7 +79,7 @@ def check_somebody_serves(stream, answers):
     manifest = load_manifest(stream.name, version)
     assert version in (1, 2)
     assert len(Answerer(manifest).answer([b"a b c", b"s t u"], ["default"]).labels) == 2
-    theirs = models.get_alias(tracking.prepare_tracking(), stream.name, CHAMPION)
+    theirs = aliases.get_alias(tracking.prepare_tracking(), stream.name, CHAMPION)
     assert theirs in (1, version)
     if theirs not in answers:
         answers[theirs] = mlflow.pyfunc.load_model(f"models:/{stream.name}@champion").predict(["a b c"])
@@ -110,7 +110,7 @@ def test_a_registration_killed_between_any_two_effects_leaves_a_champion_and_is_
             assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
         client = tracking.prepare_tracking()
         assert models.list_versions(client, stream.name) == [1, 2]
-        assert models.get_alias(client, stream.name, CHAMPION) == 2
+        assert aliases.get_alias(client, stream.name, CHAMPION) == 2
         database.engine().dispose()
         tracking.backend_engine().dispose()
     assert set(answers) <= {1, 2}

@@ -17,7 +17,7 @@ from registry.errors import CertificateError, StaleEpochError, StateError, Suppr
 from registry.records import AdapterState, TicketState, VersionState
 from registry.stream import Approval
 from registry.tables import TicketEventRow
-from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, promotion, registration
+from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, manifests, registration
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
@@ -395,7 +395,7 @@ def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, t
     assert champion_of(stream) is None
     registration.stand_in.fn(stream, ticket.ticket_id)
     interim = champion_of(stream)
-    manifest = promotion.load_manifest(stream.name, interim)
+    manifest = manifests.load_manifest(stream.name, interim)
     assert [shard["shard_id"] for shard in manifest["shards"]] == [second]
     assert [a["statistics"][0]["shard_id"] for a in manifest["adapters"]] == [second]
     forget(ticket.ticket_id)
@@ -403,5 +403,5 @@ def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, t
     with database.transaction() as session:
         found = {v.version: v for v in versions.versions(session, stream.name)}
     assert found[interim].state == VersionState.READY
-    last = promotion.load_manifest(stream.name, champion_of(stream))
+    last = manifests.load_manifest(stream.name, champion_of(stream))
     assert [shard["shard_id"] for shard in last["shards"]] == [first, second]

@@ -20,8 +20,8 @@ from tasks import blobs, queries, tickets
 from tasks.assembly import current_manifest
 from tasks.certificates import verify
 from tasks.forgetting import make_plan
+from tasks.manifests import load_manifest
 from tasks.opening import certificate_path
-from tasks.promotion import load_manifest
 from tasks.release import check_release, tainted_shards
 from tests.flows.conftest import deliver, make_stream
 

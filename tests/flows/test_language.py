@@ -24,8 +24,8 @@ from tasks.certificates import verify
 from tasks.consolidation import refuse_across
 from tasks.evaluation import score_shards
 from tasks.exporting import export_adapter
+from tasks.manifests import load_manifest
 from tasks.opening import certificate_path
-from tasks.promotion import load_manifest
 from tasks.shards import load_rows
 from tests.flows.conftest import deliver, make_stream
 from tests.tiny_language import save_tiny_llama

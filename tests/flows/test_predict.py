@@ -19,11 +19,12 @@ from registry.errors import StateError
 from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
 from tasks import consolidation
+from tasks.alias_moves import move_alias
 from tasks.answering import Line, Watch
 from tasks.assembly import current_manifest, load_model
 from tasks.entitlement import Entitlements
 from tasks.learning.composition import compose
-from tasks.promotion import load_manifest, move_alias
+from tasks.manifests import load_manifest
 from tasks.serving import Answerer
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream

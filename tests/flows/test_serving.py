@@ -19,8 +19,8 @@ from flows.learn import learn
 from infra import tracking
 from registry import versions
 from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream, TaskType
+from tasks.manifests import load_manifest
 from tasks.packaging import REQUIREMENTS
-from tasks.promotion import load_manifest
 from tasks.serving import Answerer
 from tests.flows.conftest import deliver, make_stream
 

@@ -104,6 +104,13 @@ def test_alembic_command_line_agrees_with_the_tables(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
+def test_pool_of_postgresql_is_as_large_as_asked_for(set_variable):
+    set_variable("DATABASE_URL", "postgresql+psycopg://u@127.0.0.1:9/d")
+    assert database.engine().pool.size() == 5
+    set_variable("DATABASE_POOL", 3)
+    assert (database.engine().pool.size(), database.engine().pool._max_overflow) == (3, 3)
+
+
 def test_database_that_is_down_names_itself_and_hides_the_password(set_variable):
     set_variable("DATABASE_URL", "postgresql+psycopg://u:s3cret@127.0.0.1:9/d?connect_timeout=2")
     with pytest.raises(UnreachableError, match="DECIDUOUS_DATABASE_URL") as caught:

@@ -1,8 +1,11 @@
 """The doctor finds what would break, says what to do, and leaves nothing behind."""
 
+import os
 import uuid
 
+import boto3
 import pytest
+from botocore.exceptions import ClientError
 from sqlalchemy import text
 
 from infra import database, seaweed, storage
@@ -90,6 +93,30 @@ def test_encryption_is_asked_for_with_every_write(given_s3, set_variable):
     client.put_object(Bucket=given_s3, Key="k", Body=b"x")
     assert client.head_object(Bucket=given_s3, Key="k")["ServerSideEncryption"] == "AES256"
     assert client.get_object(Bucket=given_s3, Key="k")["Body"].read() == b"x"
+
+
+def test_keys_come_from_where_aws_tools_read_them(given_s3, set_variable, monkeypatch, tmp_path, home):
+    storage.prepare_buckets()
+    access, secret = seaweed.credentials(home)
+    profile = tmp_path / "credentials"
+    profile.write_text(f"[work]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(profile))
+    monkeypatch.setenv("AWS_PROFILE", "work")
+    set_variable("S3_ACCESS_KEY", "")
+    set_variable("S3_SECRET_KEY", "")
+    assert storage.keys() == (None, None)
+    # boto3's default session was made before this profile was
+    client = boto3.Session().client("s3", endpoint_url=settings().s3_endpoint)
+    assert client.get_bucket_versioning(Bucket=given_s3)["Status"] == "Enabled"
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    assert storage.missing_in(given_s3) is None
+    set_variable("S3_ACCESS_KEY", "wrong")
+    set_variable("S3_SECRET_KEY", "wrong")
+    with pytest.raises(ClientError, match=r"403|Forbidden|InvalidAccessKeyId"):
+        storage.missing_in(given_s3)
 
 
 def test_servers_that_do_not_answer_do_not_stop_the_examination(own_home, set_variable, monkeypatch):

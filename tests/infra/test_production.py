@@ -12,13 +12,14 @@ from mlflow.entities import Dataset, DatasetInput
 from sqlalchemy import create_engine, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra import children, database, stack, tracking
+from infra import alias_client, children, database, stack, tracking
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
-from registry import model_purge, models
+from registry import aliases, model_purge, models
 from registry.artifacts import list_versions
 from registry.catalog import batches, save_stream
+from registry.errors import UnknownIdError
 from registry.row_sweep import sweep_rows
 from registry.versions import find_by_cause
 from registry.versions import versions as known_versions
@@ -54,12 +55,14 @@ def catalog(postgres, set_variable):
 
 @pytest.fixture
 def server(postgres, s3, set_variable, tmp_path):
-    """An MLflow server over PostgreSQL; the settings point at it."""
+    """An MLflow server over PostgreSQL that passes artifacts on to S3, as the operator's guide says; the settings point
+    at it."""
     assert s3 is not None
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     environment = {**os.environ, **mlflow_environment(), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    store = ["--backend-store-uri", f"{postgres}/mlflow", "--default-artifact-root", "s3://deciduous/mlflow"]
+    store = ["--backend-store-uri", f"{postgres}/mlflow", "--serve-artifacts"]
+    store += ["--artifacts-destination", "s3://deciduous/mlflow"]
     command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store]
     child = children.spawn(command, tmp_path / "mlflow.log", environment)
     waiting = Retrying(stop=stop_after_delay(120), wait=wait_fixed(0.2), retry=retry_if_exception_type(OSError))
@@ -116,8 +119,10 @@ def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
     run_id = models.log_run(client, experiment, marker, tags={"t": marker}, model_folder=tmp_path / "model")
     client.log_inputs(run_id, [DatasetInput(Dataset(marker, "digest", "s3", f"s3://inbox/{marker}"))])
     version = models.register_version(client, marker, run_id, models.model_source(run_id), {"t": marker})
-    models.set_alias(client, marker, "champion", version)
-    assert list_versions(s3, "deciduous", f"mlflow/{run_id}") != []
+    aliases.set_alias(client, marker, "champion", version)
+    prefix = tracking.stored_at(client.get_run(run_id).info.artifact_uri).removeprefix("s3://deciduous/")
+    assert run_id in prefix
+    assert list_versions(s3, "deciduous", prefix) != []
     assert {status.name: status.url for status in stack.stack_status()}["mlflow"] == server
 
     with tracking.backend() as connection:
@@ -125,8 +130,40 @@ def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
         model_purge.purge_run(connection, s3, "deciduous", run_id)
         model_purge.purge_model(connection, marker)
         assert sweep_rows(connection, [marker, run_id]) == []
-    assert list_versions(s3, "deciduous", f"mlflow/{run_id}") == []
-    assert models.find_alias(client, marker, "champion") is None
+    assert list_versions(s3, "deciduous", prefix) == []
+    assert aliases.find_alias(client, marker, "champion") is None
+
+
+def test_aliases_move_without_the_client_of_mlflow(server, tmp_path):
+    """What a rollback asks of the server, and what its own client then sees."""
+    assert server is not None
+    client, served = tracking.prepare_tracking(), alias_client.open_client()
+    assert isinstance(served, alias_client.ServedAliases)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text("{}")
+    run_id = models.log_run(client, tracking.experiment(client, "by-http"), "r", model_folder=tmp_path / "model")
+    for suffix in ("", "/manifest.json"):
+        models.register_version(client, "by-http", run_id, models.model_source(run_id) + suffix)
+    assert aliases.find_alias(served, "by-http", "champion") is None
+    assert aliases.find_alias(served, "no-such-model", "champion") is None
+    for version in (1, 2, 1):
+        aliases.set_alias(served, "by-http", "champion", version)
+        assert aliases.find_alias(served, "by-http", "champion") == version
+        assert aliases.find_alias(client, "by-http", "champion") == version
+    aliases.move_alias(served, "by-http", "champion", 2, "since today by Ann: it's better, 5 % of it")
+    assert client.get_model_version("by-http", "2").tags["deciduous.champion"].endswith("5 % of it")
+    aliases.move_alias(served, "by-http", "champion", 1, "since today by Bob")
+    assert client.get_model_version("by-http", "1").tags == {"deciduous.champion": "since today by Bob"}
+    assert client.get_model_version("by-http", "2").tags == {}
+    with pytest.raises(UnknownIdError, match="by-http version 7"):
+        aliases.set_alias(served, "by-http", "champion", 7)
+    for _ in range(2):
+        aliases.move_alias(served, "by-http", "champion", None, "")
+    assert aliases.find_alias(client, "by-http", "champion") is None
+    assert client.get_model_version("by-http", "1").tags == {}
+    (port,) = free_ports(1)
+    with pytest.raises(UnreachableError, match="DECIDUOUS_MLFLOW_TRACKING_URI"):
+        aliases.find_alias(alias_client.ServedAliases(f"http://127.0.0.1:{port}"), "by-http", "champion")
 
 
 def share(work, arguments):

@@ -3,6 +3,10 @@
 import hashlib
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 import torch
@@ -21,6 +25,13 @@ def test_blob_comes_back_and_is_stored_once(s3, bucket):
     assert put_blob(s3, bucket, "adapters", b"weights") == first
     assert first.key == f"adapters/{hashlib.sha256(b'weights').hexdigest()}"
     assert artifacts.get_blob(s3, bucket, first.key, first.sha256) == b"weights"
+    assert len(artifacts.list_versions(s3, bucket)) == 1
+
+
+def test_twins_that_put_a_blob_at_once_make_one_version(s3, bucket):
+    with ThreadPoolExecutor(8) as twins:
+        put = [twins.submit(put_blob, s3, bucket, "p", b"the same weights") for _ in range(16)]
+        assert len({each.result() for each in put}) == 1
     assert len(artifacts.list_versions(s3, bucket)) == 1
 
 
@@ -55,6 +66,32 @@ def test_missing_bucket_and_dead_server_say_what_and_where(s3):
     dead = open_client("http://127.0.0.1:9", "a", "b", "us-east-1", attempts=1)
     with pytest.raises(StorageUnavailableError, match=r"127\.0\.0\.1:9.*s3://bucket/"):
         put_blob(dead, "bucket", "p", b"x")
+
+
+class Busy(BaseHTTPRequestHandler):
+    """An S3 that answers its third request."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        self.asked.append(self.path)
+        self.send_response(200 if len(self.asked) == 3 else 503)
+        self.send_header("Content-Length", "7")
+        self.end_headers()
+        self.wfile.write(b"weights")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_busy_server_is_asked_again():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as busy:
+        Thread(target=busy.serve_forever, daemon=True).start()
+        client = open_client(f"http://127.0.0.1:{busy.server_port}", "a", "b", "us-east-1")
+        digest = hashlib.sha256(b"weights").hexdigest()
+        assert artifacts.get_blob(client, "bucket", digest, digest) == b"weights"
+        busy.shutdown()
+    assert Busy.asked == [f"/bucket/{digest}"] * 3
 
 
 JSON = st.recursive(

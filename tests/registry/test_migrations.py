@@ -100,5 +100,9 @@ def check_up_and_down(url):
         assert connection.execute(text("select count(*) from alembic_version")).scalar_one() == 0
 
 
+def test_newest_revision_is_known_without_alembic():
+    assert database.newest_revision() == ScriptDirectory.from_config(database.alembic_config()).get_current_head()
+
+
 def test_migrations_go_up_and_down_with_data(tmp_path):
     check_up_and_down(f"sqlite:///{tmp_path}/catalog.db")

@@ -12,7 +12,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag
 from infra import database, tracking
 from infra.disk_sweep import sweep_files
 from infra.settings import settings
-from registry import models
+from registry import aliases, models
 from registry.artifacts import list_versions, sweep_bytes
 from registry.errors import PurgeError, StateError, UnknownIdError
 from registry.model_purge import delete_version_for_real, purge_model, purge_run
@@ -58,7 +58,7 @@ def run_id(mlflow_client, marker, tmp_path):
         mlflow.log_metric("logged", 1.0, model_id=logged.model_id)
     for source in (models.model_source(run_id), logged.model_uri):
         version = models.register_version(mlflow_client, marker, run_id, source, {"t": marker}, marker)
-        models.set_alias(mlflow_client, marker, f"alias-{version}", version)
+        aliases.set_alias(mlflow_client, marker, f"alias-{version}", version)
     return run_id
 
 

@@ -1,0 +1,95 @@
+"""Move an alias, with history, through the release gate. Neither Prefect nor torch is imported for it, nor MLflow where
+a server answers: whoever rolls back at night waits for none of them."""
+
+from collections.abc import Sequence
+from getpass import getuser
+
+from sqlalchemy.orm import Session
+
+from infra import alias_client, database
+from registry import aliases, catalog, versions
+from registry.errors import StaleEpochError, StateError, SuppressedRecordError
+from registry.records import VersionState
+from registry.stream import Stream
+from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
+from tasks.manifests import load_manifest
+from tasks.release import check_release
+
+
+def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> None:
+    """Point an alias at a READY version, with history; the release gate is asked every time.
+
+    The catalog moves first and decides; MLflow follows, and a repeated call brings it in line.
+    """
+    manifest = load_manifest(stream, version)
+    with database.transaction() as session:
+        found = versions.get_version(session, stream, version)
+        if found.state != VersionState.READY:
+            raise StateError(f"version {stream}/{version} is {found.state}; choose one that is ready")
+        check_release(
+            session, {**manifest, "epoch": catalog.stream_epoch(session, stream)}, f"version {stream}/{version}"
+        )
+        before = versions.alias_of(session, stream, alias)
+        if before != version:
+            versions.add_alias_event(session, stream, alias, version, by, reason)
+        if alias == CHAMPION and before is not None and before != version:
+            versions.add_alias_event(session, stream, PREVIOUS, before, by, f"version {version} became champion")
+        if alias == CHAMPION and versions.alias_of(session, stream, CHALLENGER) == version:
+            versions.add_alias_event(session, stream, CHALLENGER, None, by, "became champion")
+    mirror_aliases(stream)
+
+
+def mirror_aliases(stream: str) -> None:
+    """Bring MLflow's aliases in line with the catalog's history."""
+    client = alias_client.open_client()
+    with database.transaction() as session:
+        moves = {a: versions.last_alias_event(session, stream, a) for a in (CHAMPION, CHALLENGER, PREVIOUS)}
+        wanted = {
+            alias: (move.version, f"since {move.at:%Y-%m-%d %H:%M} UTC by {move.by}: {move.reason}")
+            for alias, move in moves.items()
+            if move is not None
+        }
+    for alias in moves:
+        aliases.move_alias(client, stream, alias, *wanted.get(alias, (None, "")))
+
+
+def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:
+    """Quarantine versions in the caller's transaction: at its end no alias names one of them. Then mirror the aliases.
+
+    The newest clean version is champion meanwhile, or none."""
+    for version in tainted:
+        versions.set_state(session, stream, version, VersionState.QUARANTINED)
+    clean = [v.version for v in versions.versions(session, stream, VersionState.READY)]
+    for alias in (CHAMPION, CHALLENGER, PREVIOUS):
+        if versions.alias_of(session, stream, alias) in tainted:
+            fallback = clean[-1] if clean and alias == CHAMPION else None
+            versions.add_alias_event(session, stream, alias, fallback, "deciduous", why)
+
+
+def rollback_target(stream: str, version: int | None) -> int:
+    """The version named, or the champion before this one."""
+    with database.transaction() as session:
+        target = version if version is not None else versions.alias_of(session, stream, PREVIOUS)
+    if target is None:
+        raise StateError(f"stream {stream!r} has no previous champion to roll back to; name a version")
+    return target
+
+
+def move_champion(stream: str, version: int, reason: str) -> None:
+    """By hand, in the name of whoever runs this."""
+    move_alias(stream, CHAMPION, version, getuser(), reason)
+
+
+def serves_clean(stream: Stream) -> bool:
+    """Whether the release gate lets through what every alias names now."""
+    with database.transaction() as session:
+        named = {versions.alias_of(session, stream.name, alias) for alias in (CHAMPION, CHALLENGER, PREVIOUS)} - {None}
+    try:
+        manifests = {version: load_manifest(stream.name, version) for version in named if version is not None}
+        with database.transaction() as session:
+            epoch = catalog.stream_epoch(session, stream.name)
+            for version, manifest in manifests.items():
+                check_release(session, {**manifest, "epoch": epoch}, f"version {stream.name}/{version}")
+    except (StateError, StaleEpochError, SuppressedRecordError):
+        return False
+    return True
