@@ -30,7 +30,7 @@ from tasks.suffix_memory import REMEMBERED
 
 SHORT_LIST = 6
 """Pairs whose agreement is measured; the descriptors choose them, since answering costs passes and heads."""
-SCORED_ROWS, ANSWERED_ROWS = 32, 128
+SCORED_ROWS, ANSWERED_ROWS = 16, 128
 """Held-out rows of an adapter that descriptors score, and that are answered for a measure of agreement."""
 
 
