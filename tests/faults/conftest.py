@@ -8,9 +8,10 @@ import pytest
 HEAD = """# What breaks, and what is lost
 
 Written by `make test-faults`; each line is a test of `tests/faults` that passed. A fault ends in a retry that succeeds,
-or in one error that says what, which and what to do; nothing is half-visible. A step is repeated after 1, 5 and
-25 seconds (`tasks/retries.py`), an S3 call four times before that. Crashes (kill -9) are tested by
-`tests/flows/test_crash.py` and `tests/flows/test_deletion_exact.py`. Not made to fail yet: MLflow, the Prefect API.
+or in one error that says what, which and what to do; nothing is half-visible. "Retryable": the test asks the rule by
+which a step is repeated after 1, 5 and 25 seconds (`tasks/retries.py`); it does not wait for that. "Data lost": what
+was read back. Crashes (kill -9) are tested by `tests/flows/test_crash.py` and `tests/flows/test_deletion_exact.py`.
+Not made to fail yet: MLflow, the Prefect API.
 
 | fault | tried | outcome | data lost |
 | --- | --- | --- | --- |
@@ -23,7 +24,7 @@ def ends(request):
     """Call it last, with what was seen."""
     told: list[str] = []
 
-    def tell(fault: str, tried: str, outcome: str, lost: str = "none") -> None:
+    def tell(fault: str, tried: str, outcome: str, lost: str) -> None:
         told.append(f"| {fault} | {tried} | {outcome} | {lost} |")
 
     yield tell

@@ -41,7 +41,9 @@ def test_a_worker_with_older_code_changes_nothing(ends):
     assert not is_retried(caught.value)
     with database.own_connection() as connection:
         assert connection.execute(text("select version_num from alembic_version")).scalar() == "9999"
-    ends("a worker with an older code version", "once", "one error that says to update; the catalog is untouched")
+    ends(
+        "a worker with an older code version", "once", "one error that says to update", "none: the catalog is untouched"
+    )
 
 
 @pytest.mark.usefixtures("own_catalog")
@@ -66,6 +68,7 @@ def test_a_clock_that_jumps_breaks_no_chain(ends):
         "the clock jumps a year back, then ten years on",
         "a ticket in each",
         "the log verifies, epochs go on, due dates stay",
+        "none: every entry of the log is there",
     )
 
 
@@ -96,8 +99,9 @@ def test_a_database_that_ends_our_connections_keeps_nothing_of_a_transaction(pos
     database.engine().dispose()
     ends(
         "PostgreSQL ends every connection in the middle",
-        "the step again",
-        "rolled back whole; the next transaction succeeds",
+        "one transaction, then another",
+        "one retryable error; rolled back whole; the next transaction succeeds",
+        "none: the row from before is there",
     )
 
 
@@ -116,7 +120,12 @@ def test_a_database_that_is_away_is_named_without_its_password(postgres, set_var
         proxy.fail()
         assert streams() == known
         database.engine().dispose()
-    ends("PostgreSQL is away, then back", "the step again", "one error without the password; then the same answers")
+    ends(
+        "PostgreSQL is away, then back",
+        "one query, then another",
+        "one retryable error without the password",
+        "none: the same rows as before",
+    )
 
 
 def _add_while_connections_end(address: str) -> None:

@@ -49,7 +49,12 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(s3, through, bucket, end
     assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
     assert wrote[:2] == proxy.met[:2] == [fault, fault]
     assert len(artifacts.list_versions(s3, bucket)) == 1
-    ends(f"S3 {name} twice", "written and read, 3 attempts each", "the same call succeeds; one version in the store")
+    ends(
+        f"S3 {name} twice",
+        "written and read, 3 attempts each",
+        "the same call succeeds; one version in the store",
+        "none: the bytes came back",
+    )
 
 
 @pytest.mark.parametrize(("fault", "name"), [(ERROR, "answers 500"), (REFUSE, "refuses")])
@@ -66,8 +71,9 @@ def test_a_store_that_stays_away_is_named_and_shows_nothing(s3, through, bucket,
     assert artifacts.get_blob(s3, bucket, stored.key, stored.sha256) == BLOB
     ends(
         f"S3 {name} for good",
-        "4 attempts a call, then the step 3 times more",
-        "one error with the address; nothing written",
+        "one call, 4 attempts",
+        "one retryable error with the address; nothing written",
+        "none: the next call wrote it",
     )
 
 
@@ -81,7 +87,12 @@ def test_an_answer_that_is_cut_is_never_taken_for_the_blob(s3, through, bucket, 
     assert is_retried(caught.value)
     proxy.fail()
     assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
-    ends("S3 cuts every answer in the middle of a blob", "the step 4 times", "one error; the next read is whole")
+    ends(
+        "S3 cuts every answer in the middle of a blob",
+        "one read",
+        "one retryable error; no part of a blob is taken for it",
+        "none: the next read was whole",
+    )
 
 
 def test_a_slow_store_is_waited_for(through, bucket, ends):
@@ -90,7 +101,7 @@ def test_a_slow_store_is_waited_for(through, bucket, ends):
     proxy.fail()
     stored = artifacts.put_blob(client, bucket, "p", BLOB)
     assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
-    ends("S3 takes half a second to answer", "once", "waited for (60 s a call at most)")
+    ends("S3 takes half a second to answer", "written and read", "waited for", "none: the bytes came back")
 
 
 FULL = """
@@ -119,5 +130,8 @@ def test_a_disk_that_is_full_leaves_no_half_file(tmp_path, ends):
     assert "cannot write" in done.stdout
     assert "free some space" in done.stdout
     ends(
-        "a cache's disk is full", "the step 4 times", "one error with the path; no half file; works once there is space"
+        "a cache's disk is full (a limit on a file's size stands for it)",
+        "one write",
+        "one error with the path; no half file",
+        "none: the same write worked once there was space",
     )
