@@ -9,6 +9,7 @@ from io import BytesIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -20,6 +21,9 @@ from registry.stream import Columns, Stream, TaskType
 from tasks.formats import missing_columns, without_rows
 from tasks.reading import named_rows, read_rows, rows_of
 from tasks.rows import from_parquet, to_parquet
+
+# a thread of an earlier test (MLflow's, Prefect's) may draw from `random` while a strategy does its work
+pytestmark = pytest.mark.filterwarnings("ignore:Do not use the .random. module inside strategies")
 
 COLUMNS = Columns(id="id", subject="who", group="team", input="text", label="y", time="at")
 STREAM = Stream(name="mail", backbone="b", source="*", columns=COLUMNS)
