@@ -141,7 +141,7 @@ def draw_figures(
     shown = list(dict.fromkeys(shard.batch_id for shard in shards))[-DRAWN:]
     names, matrix = accuracy_matrix(stream.name, shown)
     newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in shown]
-    labels = list(dict.fromkeys(shard.batch_name for shard in shards if shard.batch_id in shown))
+    labels = list({shard.batch_id: shard.batch_name for shard in shards if shard.batch_id in shown}.values())
     figures = {"accuracy_matrix.png": draw_accuracy([*matrix, newest], labels if len(labels) > len(names) else names)}
     z_scores = next((d.z_scores for d in decisions if d.z_scores), None)
     if z_scores:

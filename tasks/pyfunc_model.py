@@ -50,7 +50,7 @@ class StreamModel(PythonModel):
             {
                 self.answers: found.labels,
                 "score": found.scores_NC.max(1).values.double().tolist(),
-                "adapter": found.adapter_ids,
+                "adapter": [name or "" for name in found.adapter_ids],  # JSON has no word for a missing text but NaN
                 "adapters": [",".join(visited) for visited in found.visits],
                 "version": answer.version,
             }

@@ -101,7 +101,7 @@ def power_cut(*_):
 
 def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox):
     stream, born = learned(
-        "seasons", backbone, inbox, consolidation=Consolidation(max_adapters=None, window=2, retire_share=0.9)
+        "harvests", backbone, inbox, consolidation=Consolidation(max_adapters=None, window=2, retire_share=0.9)
     )
     for name in ("04", "05"):
         deliver(inbox, name, LOOKS["02"], rows=80)
@@ -109,7 +109,7 @@ def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inb
     old = born[0]
     with database.transaction() as session:
         adapters.move_adapter(session, old, AdapterState.SERVING, "for this test")
-    log = settings().home / "predictions" / "seasons.jsonl"
+    log = settings().home / "predictions" / "harvests.jsonl"
     log.parent.mkdir(exist_ok=True)
     asked = {"at": now().isoformat(), "version": 1, "groups": ["default"], "rows": 50, "adapters": {old: 50}}
     log.write_text(json.dumps(asked) + "\n")

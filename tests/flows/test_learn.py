@@ -98,3 +98,12 @@ def test_each_group_is_decided_for_itself(backbone, inbox):
     learn(stream)
     assert kinds("groups") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
     assert sorted(row["group"] for row in queries.listing("adapters", "groups")) == ["a", "b"]
+
+
+def test_objects_of_one_name_in_two_folders_are_two_batches(backbone, tmp_path):
+    for month, topics in (("may", ["red", "blue"]), ("june", ["green", "gold"])):
+        (tmp_path / month).mkdir()
+        deliver(tmp_path / month, "01", topics, first=0 if month == "may" else 100)
+        learn(make_stream("twins", backbone, tmp_path / month))
+    assert [row["name"] for row in queries.listing("batches", "twins")] == ["01", "01"]
+    assert queries.status("twins")[0]["versions"] == 2
