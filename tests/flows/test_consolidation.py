@@ -14,6 +14,7 @@ from registry.stream import Consolidation, Gates, ShiftOptions
 from registry.tables import now
 from tasks import consolidation, queries, retirement
 from tasks.likeness import propose_merges
+from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -27,14 +28,6 @@ def learned(name, backbone, inbox, batches=("01", "02"), **changes):
         deliver(inbox, batch, LOOKS[batch], rows=80)
     learn(stream)
     return stream, serve_all(stream)
-
-
-def serve_all(stream) -> list[str]:
-    with database.transaction() as session:
-        born = [a.adapter_id for a in adapters.adapters(session, stream.name)]
-        for adapter_id in born:
-            adapters.move_adapter(session, adapter_id, AdapterState.SERVING, "for this test")
-    return born
 
 
 def states(stream) -> dict[str, str]:
