@@ -2,7 +2,6 @@
 
 import logging
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
 from infra import database, keys, seaweed, storage
+from infra.disk_sweep import sweep_files
 from infra.errors import KeyFileError, UnreachableError
 from infra.settings import Settings, settings
 from registry import artifacts
@@ -33,11 +33,16 @@ PRIVATE = {"keys", "s3.json"}
 """What may hold a secret of the home: its keys, and the identities of its S3."""
 
 
-def places(home: Path) -> Iterator[tuple[str, bytes]]:
-    """Every file of the home that is not meant to hold secrets: databases, logs, volumes, caches, certificates."""
-    for file in home.rglob("*"):
-        if file.is_file() and PRIVATE.isdisjoint(file.relative_to(home).parts):
-            yield str(file.relative_to(home)), file.read_bytes()
+def found_in_files(home: Path, markers: dict[str, bytes]) -> list[str]:
+    """Hits in every file of the home that is not meant to hold secrets: databases, logs, volumes, caches, certificates.
+
+    Searched in a child process: one that reads a database's file beside its own connections loses their locks."""
+    names = list(markers)
+    return [
+        f"{names[hit.marker]} in {hit.path.relative_to(home)}"
+        for hit in sweep_files([home], list(markers.values()))
+        if PRIVATE.isdisjoint(hit.path.relative_to(home).parts)
+    ]
 
 
 def parameters() -> str:
@@ -76,11 +81,11 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
     hits = found("log", caplog.text.encode(), markers) + found("parameters", parameters().encode(), markers)
     hits += found("answers", (tmp_path / "answers.parquet").read_bytes(), markers)
     hits += found("settings", repr(settings()).encode() + str(settings().model_dump()).encode(), markers)
-    hits += [hit for where, content in places(settings().home) for hit in found(where, content, markers)]
+    hits += found_in_files(settings().home, markers)
     for bucket in storage.buckets():
         hits += [str(hit) for hit in artifacts.sweep_bytes(storage.s3(), bucket, list(markers.values()))]
     assert hits == []
-    assert found("source", source.read_bytes(), markers) == ["subject in source"], "the search sees what is there"
+    assert found_in_files(inbox, markers) == ["subject in 01.jsonl"], "the search sees what is there"
 
 
 def said(error: BaseException) -> str:
