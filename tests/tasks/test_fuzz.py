@@ -35,7 +35,13 @@ CANARY = "canary-7f3a"  # stands in cells alone: no message may repeat it
 def fuzz(cases: int = CASES):
     quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
     phases = (Phase.explicit, Phase.generate, Phase.shrink)
-    return settings(max_examples=cases, deadline=timedelta(seconds=30), suppress_health_check=quiet, phases=phases)
+    return settings(
+        max_examples=cases,
+        deadline=timedelta(seconds=30),
+        suppress_health_check=quiet,
+        phases=phases,
+        derandomize="FUZZ" not in os.environ,  # new cases are for `make fuzz`: a check of a change has to repeat
+    )
 
 
 def check_message(message: str, uri: str) -> None:
@@ -67,7 +73,8 @@ def check(data: bytes, uri: str, stream: Stream = STREAM) -> None:
     left = without_rows(data, uri, named)
     assert sum(1 for _ in rows_of(left, uri, NAMES)) == count - sum(named)
     if not missing_columns(left, uri, NAMES, deciduous().object_bytes)[0]:  # JSON's columns are what some row has
-        assert read_rows(left, uri, stream, lambda _: set(), nobody).rows == reading.rows
+        again = read_rows(left, uri, stream, lambda _: set(), nobody).rows
+        assert all(row in again for row in reading.rows)  # more, where the only labels went with the rows
 
 
 # Cells: what people, other systems and attackers write. The Unicode: surrogates, NUL, bidi, twins under normalisation.
@@ -115,6 +122,7 @@ def test_any_jsonl(rows, damage):
 @example(header=[CANARY, "hello"], rows=[], damage=[])
 @example(header=[*NAMES, "id"], rows=[["1"] * 7], damage=[])
 @example(header=NAMES, rows=[["1"] * 5, [], ["2"] * 6, ["3"] * 7], damage=[])
+@example(header=NAMES, rows=[["0", "a", "0", "b", "", ""], ["1", "a", "\ud800", "b", "c", ""]], damage=[])
 @given(
     header=st.permutations(NAMES) | st.lists(st.sampled_from([*NAMES, CANARY]), max_size=7),
     rows=st.lists(st.lists(TEXT, max_size=7) | st.lists(TEXT, min_size=6, max_size=6), max_size=5),
