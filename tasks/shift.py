@@ -13,7 +13,7 @@ from tasks import blobs
 from tasks.backbones import cut_of, open_frozen
 from tasks.identity import seed_of
 from tasks.learning.descriptors import Descriptor, z_scores
-from tasks.learning.shift import Sample, compare_samples
+from tasks.learning.shift import Sample, compare_samples, moved_dimensions
 from tasks.learning.tensors import tensor_to_labels
 from tasks.narration import say
 from tasks.retries import step
@@ -43,15 +43,15 @@ def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence]:
 def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor, sample: Sample) -> ShiftEvidence:
     descriptor = Descriptor.from_tensors(blobs.load_tensors(adapter.node, "descriptor"))
     seed = seed_of("shift", stream.name, shard.shard_id, adapter.adapter_id)
-    tests = [
-        compare_samples(sample, reference_of(stream, look), stream.shift.permutations, seed)
-        for look in looks_of(adapter)
-    ]
-    test = min(tests, key=lambda each: (-each.p_beyond_novelty, each.statistic))
+    references = [reference_of(stream, look) for look in looks_of(adapter)]
+    tests = [compare_samples(sample, reference, stream.shift.permutations, seed) for reference in references]
+    nearest = min(range(len(tests)), key=lambda i: (-tests[i].p_beyond_novelty, tests[i].statistic))
+    test = tests[nearest]
+    breadth = moved_dimensions(sample.rows_ND, references[nearest].rows_ND, stream.shift.alpha)
     z_L = z_scores(descriptor, rows_LND).mean(1)
     first = cut_of(stream, open_frozen(stream))
     layers = {str(first + n): round(float(z), 4) for n, z in enumerate(z_L)}
-    return ShiftEvidence(adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty)
+    return ShiftEvidence(adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty, breadth)
 
 
 def looks_of(adapter: Adapter) -> list[Sequence[int]]:

@@ -9,7 +9,7 @@ LoRA (Hu et al., ICLR 2022) per record as in Punica's SGMV (Chen et al., MLSys 2
 import torch
 from torch import Tensor
 
-from kernels.grouped_lora.autograd import Grouped
+from kernels.grouped_lora.autograd import Grouped, form_for
 from kernels.grouped_lora.cpu import Weights
 from kernels.grouped_lora.route import Route, block_rows, route_records, route_to
 
@@ -26,18 +26,23 @@ __all__ = [
 ]
 
 
-def grouped_lora(x_NTD: Tensor, A_KRD: Tensor, B_KOR: Tensor, route: Route, base_NTO: Tensor) -> Tensor:
+def grouped_lora(
+    x_NTD: Tensor, A_KRD: Tensor, B_KOR: Tensor, route: Route, base_NTO: Tensor, inplace: bool = False
+) -> Tensor:
     """base + s_g x A_g' B_g' for the slot g of each record, (N, T, O); records of slot -1 keep their base.
 
     All tensors have one floating type; half types accumulate in float32 on CUDA. Differentiable once in x, A, B and
-    base. The cost and the number of operations do not depend on K.
+    base. The cost and the number of operations do not depend on K. `inplace` lets the result take base's memory where
+    no gradient is asked for.
     """
-    return _grouped(x_NTD, Weights(A_KRD, B_KOR), route, base_NTO, relu=False)
+    return _grouped(x_NTD, Weights(A_KRD, B_KOR), route, base_NTO, relu=False, inplace=inplace)
 
 
-def grouped_bottleneck(x_NTD: Tensor, weights: Weights, route: Route, base_NTO: Tensor) -> Tensor:
+def grouped_bottleneck(
+    x_NTD: Tensor, weights: Weights, route: Route, base_NTO: Tensor, inplace: bool = False
+) -> Tensor:
     """base + s_g (relu(x down_g' + a_g) up_g' + c_g) for the slot g of each record; otherwise as `grouped_lora`."""
-    return _grouped(x_NTD, weights, route, base_NTO, relu=True)
+    return _grouped(x_NTD, weights, route, base_NTO, relu=True, inplace=inplace)
 
 
 def grouped_rows(
@@ -50,10 +55,15 @@ def grouped_rows(
     return base_TO.index_copy(0, row_MS[row_MS >= 0], output_MSO[row_MS >= 0])
 
 
-def _grouped(x_NTD: Tensor, weights: Weights, route: Route, base_NTO: Tensor, relu: bool) -> Tensor:
+def _grouped(
+    x_NTD: Tensor, weights: Weights, route: Route, base_NTO: Tensor, relu: bool, inplace: bool = False
+) -> Tensor:
     if route.backbone_alone:
         return base_NTO
-    output_NTO: Tensor = Grouped.apply(x_NTD, base_NTO, *weights, route, relu)
+    if torch.is_grad_enabled():
+        trained_NTO: Tensor = Grouped.apply(x_NTD, base_NTO, *weights, route, relu)
+        return trained_NTO
+    output_NTO, _ = form_for(x_NTD, weights).forward(x_NTD, weights, base_NTO, route, relu, inplace)
     return output_NTO
 
 

@@ -24,7 +24,7 @@ class BankedLinear(nn.Module):
         self.base, self.A_KRD, self.B_KOR, self.minibatch = base, A_KRD, B_KOR, minibatch
 
     def forward(self, x_NTD: Tensor) -> Tensor:
-        return grouped_lora(x_NTD, self.A_KRD, self.B_KOR, self.minibatch["route"], self.base(x_NTD))
+        return grouped_lora(x_NTD, self.A_KRD, self.B_KOR, self.minibatch["route"], self.base(x_NTD), inplace=True)
 
 
 def banked_copy(peft_model: Any, num: int, minibatch: dict[str, Route], bump: float = 1.0) -> nn.Module:

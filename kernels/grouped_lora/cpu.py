@@ -30,7 +30,9 @@ class Gradients(NamedTuple):
     up_bias_KO: Tensor | None
 
 
-def forward(x_NTD: Tensor, weights: Weights, base_NTO: Tensor, route: Route, relu: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    x_NTD: Tensor, weights: Weights, base_NTO: Tensor, route: Route, relu: bool, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
     """Adapted records on top of their base, and the hidden states that the backward needs, (N, R, T) here."""
     down_NRD = _gather(weights.down_KRD, route)
     if weights.down_bias_KR is None:
@@ -41,8 +43,10 @@ def forward(x_NTD: Tensor, weights: Weights, base_NTO: Tensor, route: Route, rel
         hidden_NRT = hidden_NRT.relu_()
     if weights.up_bias_KO is not None:
         base_NTO = base_NTO + route.scale_N11 * _gather(weights.up_bias_KO, route)[:, None]
+        inplace = True
     up_NRO = _gather(weights.up_KOR, route).mT
-    return torch.baddbmm(base_NTO, (hidden_NRT * route.scale_N11).mT, up_NRO), hidden_NRT
+    add = Tensor.baddbmm_ if inplace else torch.baddbmm
+    return add(base_NTO, (hidden_NRT * route.scale_N11).mT, up_NRO), hidden_NRT
 
 
 def backward(

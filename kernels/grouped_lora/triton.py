@@ -119,11 +119,13 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor]:
     return [(present if t is None else t).contiguous() for t in tensors]
 
 
-def forward(x_NTD: Tensor, weights: Weights, base_NTO: Tensor, route: Route, relu: bool) -> tuple[Tensor, Tensor]:
+def forward(
+    x_NTD: Tensor, weights: Weights, base_NTO: Tensor, route: Route, relu: bool, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
     x_NTD, down, up, bias_1, bias_2, base_NTO = _contiguous(x_NTD, *weights, base_NTO)
     (num, tokens, dim), (_, dim_out, rank) = x_NTD.shape, up.shape
     hidden_NTR = x_NTD.new_empty(num, tokens, rank, dtype=torch.float32)
-    out_NTO = torch.empty_like(base_NTO)
+    out_NTO = base_NTO if inplace else torch.empty_like(base_NTO)
     config, scale_N = _pick(weights, relu)["forward"], route.scale_N11.float()
     _two_products_kernel[num, triton.cdiv(tokens, config.constants["BLOCK_T"])](
         x_NTD, down, up, bias_1, bias_2, base_NTO, hidden_NTR, route.slot_N, scale_N, hidden_NTR, out_NTO,

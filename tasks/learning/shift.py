@@ -13,6 +13,7 @@ from math import comb
 import torch
 from torch import Tensor
 
+from kernels.ks_sketch import fit_grid, ks, sketch
 from kernels.mmd_perm import labelings, mmd_statistics
 from tasks.learning.tensors import require_finite
 
@@ -95,6 +96,16 @@ def mmd_test(batch_ND: Tensor, reference_MD: Tensor, permutations: int, seed: in
     if min(len(batch_ND), len(reference_MD)) < 2:
         raise ValueError("a two-sample test needs two rows on each side")
     return _test(batch_ND, reference_MD, labelings(len(batch_ND), len(reference_MD), permutations, seed))
+
+
+def moved_dimensions(batch_ND: Tensor, reference_MD: Tensor, alpha: float) -> float:
+    """Share of the dimensions whose distributions differ, each by Kolmogorov-Smirnov at `alpha` / D.
+
+    It tells a change of few dimensions from one of all. Raises ValueError for values that are not finite.
+    """
+    grid = fit_grid(torch.cat([batch_ND, reference_MD]))
+    found = ks(sketch(batch_ND, grid), sketch(reference_MD, grid))
+    return float((found.p_value_D <= alpha / len(found.p_value_D)).double().mean())
 
 
 def _within_classes(batch: Sample, reference: Sample, permutations: int, seed: int) -> ShiftTest:

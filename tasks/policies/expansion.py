@@ -51,7 +51,7 @@ def _explained(closest: ShiftEvidence, labelled: int, z_scores: dict[str, dict[s
 def _rejected(closest: ShiftEvidence, alpha: float) -> str:
     return (
         f"the batch differs from every adapter (closest {closest.adapter_id}: p = {closest.p_value:.3f} <= {alpha:g}, "
-        f"MMD² = {closest.statistic:.4f})"
+        f"MMD² = {closest.statistic:.4f}, {closest.breadth:.0%} of the dimensions moved)"
     )
 
 

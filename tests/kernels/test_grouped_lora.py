@@ -48,11 +48,11 @@ def weights_of(t):
     return Weights(t["down"], t["up"], t["down_bias"], t["up_bias"])
 
 
-def run(t, slot, scale, relu):
+def run(t, slot, scale, relu, inplace=False):
     route = route_records(slot, scale)
     if relu:
-        return grouped_bottleneck(t["x"], weights_of(t), route, t["base"])
-    return grouped_lora(t["x"], t["down"], t["up"], route, t["base"])
+        return grouped_bottleneck(t["x"], weights_of(t), route, t["base"], inplace)
+    return grouped_lora(t["x"], t["down"], t["up"], route, t["base"], inplace)
 
 
 def define(t, slot, scale, relu):
@@ -119,6 +119,19 @@ def test_a_backbone_record_is_untouched_even_by_a_diverged_slot():
     assert torch.equal(output[0], t["base"][0])
     assert torch.equal(output[2], t["base"][2])
     assert bool(output.isfinite().all())
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_without_gradients_the_result_may_take_the_memory_of_its_base(relu):
+    t = draw(4, 3, 6, 5, 2, 3)
+    slot, scale = torch.tensor([0, 2, -1, 1]), scales(3)
+    expected, kept = define(t, slot, scale, relu), t["base"].clone()
+    with torch.no_grad():
+        torch.testing.assert_close(run(t, slot, scale, relu), expected)
+        assert torch.equal(t["base"], kept)
+        torch.testing.assert_close(run(t, slot, scale, relu, inplace=True), expected)
+    if not relu:  # a bias is added to a copy first
+        torch.testing.assert_close(t["base"], expected)
 
 
 def test_strides_do_not_matter():

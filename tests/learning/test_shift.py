@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from registry.records import DecisionKind, ShiftEvidence
-from tasks.learning.shift import Sample, _whiten, compare_samples, mmd_test
+from tasks.learning.shift import Sample, _whiten, compare_samples, mmd_test, moved_dimensions
 from tasks.learning.tensors import NonFiniteError
 from tasks.policies.expansion import ShiftRule, choose_expansion
 
@@ -48,6 +48,13 @@ def test_p_values_are_in_range_and_repeatable(batch: int, reference: int, seed: 
     test = mmd_test(sample(batch, seed), sample(reference, seed + 1), 19, seed)
     assert 1 / 20 <= test.p_value <= 1
     assert mmd_test(sample(batch, seed), sample(reference, seed + 1), 19, seed) == test
+
+
+def test_the_dimensions_that_moved_are_counted() -> None:
+    rows_ND, moved_ND = sample(200, 1), sample(200, 2)
+    assert moved_dimensions(rows_ND, moved_ND, 0.01) == 0
+    moved_ND[:, :2] += 2
+    assert moved_dimensions(rows_ND, moved_ND, 0.01) == 2 / 8
 
 
 def test_non_finite_rows_are_an_error() -> None:
