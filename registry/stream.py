@@ -85,14 +85,27 @@ class AdapterOptions(_Section):
         "fixed",
         description="nested trains every smaller rank as well and stores the smallest that gates.form_drop allows",
     )
+    prune: Literal["none", "magnitude", "snip"] = Field(
+        "none", description="leaves out the least salient trained weights of every factor, where gates.form_drop allows"
+    )
+    sparsity: float = Field(0.4, gt=0, lt=1, description="share of the weights that prune leaves out")
+
+    @model_validator(mode="after")
+    def _smaller_for_it(self) -> "AdapterOptions":
+        if self.prune != "none" and self.precision == "1bit":
+            raise ValueError(
+                "prune with precision 1bit would be larger than 1bit alone: a kept sign is one bit, and so is every "
+                "place's mark; use int8, bf16 or fp32"
+            )
+        return self
 
     @property
     def chooses_form(self) -> bool:
         """Whether an adapter may be stored smaller than it was trained."""
-        return self.precision != "fp32" or self.ranks == "nested"
+        return self.precision != "fp32" or self.ranks == "nested" or self.prune != "none"
 
 
-NEWER = ("optimizer", "precision", "ranks")
+NEWER = ("optimizer", "precision", "ranks", "prune", "sparsity")
 """Adapter options that came after the first streams."""
 
 
@@ -252,7 +265,8 @@ class Stream(_Section):
             raise ValueError(f"tasks.processes is {self.tasks.processes}: documents are trained by one process")
         if documents and self.adapter.chooses_form:
             raise ValueError(
-                "adapter.precision is fp32 and ranks are fixed for causal-lm: PEFT reads the stored factors"
+                "adapter.precision is fp32, ranks are fixed and nothing is pruned for causal-lm: PEFT reads the stored "
+                "factors"
             )
         return self
 

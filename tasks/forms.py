@@ -1,6 +1,6 @@
 """The form in which an adapter is stored and serves: the smallest that the stream allows and the gate lets pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from tasks.learning.adapters import AdapterWeights, nested_ranks, truncate
 from tasks.learning.compression import PRECISIONS, compress, decompress, num_units
 from tasks.learning.features import features
 from tasks.learning.heads import class_statistics, head_scores, solve_head
+from tasks.learning.pruning import head_gradients, magnitude, prune, snip
 from tasks.narration import say
 from tasks.policies.compression import form_holds
 from tasks.rows import Row, held_out, trainable
@@ -36,10 +37,13 @@ def load_weights(adapter: Adapter) -> AdapterWeights:
     return decompress(blobs.load_tensors(adapter.node, "weights"))
 
 
-def as_stored(weights: AdapterWeights, adapter: Adapter) -> Tensors:
-    """Weights as they were trained, in the form that was chosen for this adapter."""
+def as_stored(weights: AdapterWeights, adapter: Adapter, served: AdapterWeights) -> Tensors:
+    """Weights as they were trained, in the form that was chosen for this adapter; pruned where `served` is."""
     form = adapter.recipe.get("form", {"precision": "fp32", "rank": num_units(weights)})
-    return compress(truncate(weights, form["rank"]), form["precision"])
+    cut = truncate(weights, form["rank"])
+    if pruned := "prune" in form:
+        cut = {name: tensor * (served[name] != 0) if tensor.dim() > 1 else tensor for name, tensor in cut.items()}
+    return compress(cut, form["precision"], pruned)
 
 
 def choose_form(stream: Stream, weights: AdapterWeights, own: Callable[[], Sequence[tuple[Row, Tensor]]]) -> Form:
@@ -54,29 +58,57 @@ def choose_form(stream: Stream, weights: AdapterWeights, own: Callable[[], Seque
         return whole
     pairs = own()
     rows, states = [row for row, _ in pairs], [state for _, state in pairs]
-    candidates = sorted(_smaller_forms(stream, weights), key=lambda form: size_of(form.stored))
+    scores = _saliency(stream, weights, rows, states)
+    candidates = sorted(_smaller_forms(stream, weights, scores), key=lambda form: size_of(form.stored))
     size, best = size_of(weights), _accuracy(stream, weights, rows, states)
     for form in [*candidates, whole]:
         accuracy = _accuracy(stream, form.weights, rows, states) if form is not whole else best
         verdict = form_holds(accuracy, best, len(held_out(rows)), stream.gates.form_drop)
         figures = {"bytes": size_of(form.stored), "bytes_whole": size, "accuracy": accuracy, "accuracy_whole": best}
-        say(f"  {form.note['precision']}, rank {form.note['rank']}, {figures['bytes']} bytes: {verdict.reason}")
+        say(f"  {named(form.note)}, {figures['bytes']} bytes: {verdict.reason}")
         if verdict.passed:
             return Form(form.stored, form.weights, {**form.note, **figures, "reason": verdict.reason})
     raise AssertionError("the whole is as good as itself")
 
 
-def _smaller_forms(stream: Stream, weights: AdapterWeights) -> Iterator[Form]:
-    """Every smaller rank at the precision that was asked for, then every larger precision at the whole rank.
+def named(note: Mapping[str, Any]) -> str:
+    """A form in words."""
+    pruned = f", {note['sparsity']:.0%} pruned by {note['prune']}" if "prune" in note else ""
+    return f"{note['precision']}, rank {note['rank']}{pruned}"
+
+
+def _smaller_forms(stream: Stream, weights: AdapterWeights, scores: Tensors | None) -> Iterator[Form]:
+    """Every smaller rank at the precision that was asked for, then every larger precision at the whole rank; with and
+    without the pruning that was asked for.
 
     Ranks are tried where the units are those of a nested training: laid side by side by `cat` they are not.
     """
     rank, options = num_units(weights), stream.adapter
     nested = nested_ranks(rank)[:-1] if options.ranks == "nested" and rank == options.rank else []
-    whole = [(rank, p) for p in PRECISIONS[PRECISIONS.index(options.precision) :] if p != "fp32"]
+    whole = [(rank, p) for p in PRECISIONS[PRECISIONS.index(options.precision) :]]
     for units, precision in [*((r, options.precision) for r in nested), *whole]:
-        stored = compress(truncate(weights, units), precision)
-        yield Form(stored, decompress(stored), {"precision": precision, "rank": units})
+        note = {"precision": precision, "rank": units}
+        if (units, precision) != (rank, "fp32"):
+            yield _form(truncate(weights, units), note)
+        if scores is not None:
+            left = prune(truncate(weights, units), truncate(scores, units), options.sparsity)
+            yield _form(left, {**note, "prune": options.prune, "sparsity": options.sparsity})
+
+
+def _form(weights: AdapterWeights, note: dict[str, Any]) -> Form:
+    stored = compress(weights, note["precision"], "prune" in note)
+    return Form(stored, decompress(stored), note)
+
+
+def _saliency(stream: Stream, weights: AdapterWeights, rows: Sequence[Row], states: Sequence[Tensor]) -> Tensors | None:
+    """Scores of the trained weights, from the rows that trained them; None where nothing is pruned."""
+    if stream.adapter.prune == "none":
+        return None
+    if stream.adapter.prune == "magnitude":
+        return magnitude(weights)
+    backbone, own = open_backbone(stream), [n for n, row in enumerate(rows) if trainable([row])]
+    labels = [rows[n].label or "" for n in own]
+    return snip(weights, head_gradients(backbone, [states[n] for n in own], labels, cut_of(stream, backbone), weights))
 
 
 def size_of(stored: Tensors) -> int:

@@ -12,6 +12,7 @@ from registry.records import Adapter, Decision, Shard
 from registry.stream import Stream
 from tasks import links
 from tasks.evaluation import Score, total
+from tasks.forms import named
 from tasks.manifests import Manifest
 
 DRAWN = 12
@@ -94,7 +95,7 @@ def _form(adapter: Adapter) -> str:
     """Precision and rank, and what the smaller form cost on the adapter's own held-out rows."""
     form = adapter.recipe.get("form", {"precision": "fp32", "rank": adapter.recipe.get("rank", "?")})
     lost = f", {form['accuracy'] - form['accuracy_whole']:+.3f} against fp32" if "accuracy" in form else ""
-    return f"{form['precision']}, rank {form['rank']}{lost}"
+    return f"{named(form)}{lost}"
 
 
 def adapter_bytes(manifest: Manifest) -> int:

@@ -12,7 +12,7 @@ from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.adapters import fit_closed_forms, load_in_order
 from tasks.backbones import adapter_spec, cut_of, open_backbone
-from tasks.forms import as_stored
+from tasks.forms import as_stored, load_weights
 from tasks.held_back import load_held
 from tasks.learning.tensors import digest_of
 from tasks.learning.training import TrainState
@@ -97,10 +97,10 @@ def _encoded(stream: Stream, rows: Sequence[Row]) -> Rows:
 
 def _last_state(adapter: Adapter) -> TrainState | None:
     """The checkpoint that the adapter's weights were taken from: it holds the head that they were trained with."""
-    weights = digest_of(blobs.load_tensors(adapter.node, "weights"))
+    weights, served = digest_of(blobs.load_tensors(adapter.node, "weights")), load_weights(adapter)
     for stored in blobs.of_owner(adapter.node):
         if stored.kind.startswith("checkpoint:"):
             state = TrainState.from_tensors(blobs.read_tensors(stored.key, stored.sha256))
-            if digest_of(as_stored(state.adapter, adapter)) == weights:
+            if digest_of(as_stored(state.adapter, adapter, served)) == weights:
                 return state
     return None

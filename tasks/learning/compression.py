@@ -19,14 +19,21 @@ from tasks.learning.adapters import AdapterWeights, is_outwards
 
 PRECISIONS = ("1bit", "int8", "bf16", "fp32")
 """Smallest first."""
-LAYOUT = "layout"
+LAYOUT, SHAPES = "layout", "shapes"
+KEPT = ".kept"
+"""Of a tensor stored without its zeros: which values are not zero, a bit each."""
 
 
-def compress(weights: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]:
+def compress(weights: Mapping[str, Tensor], precision: str, pruned: bool = False) -> dict[str, Tensor]:
     """The tensors to store: as they are, as bfloat16, or packed with a scale per unit. Biases keep eight bits at least.
 
-    Raises ValueError for an unknown precision.
+    Of `pruned` weights the zeros are left out. Raises ValueError for an unknown precision, and for pruned weights in
+    one bit, which knows no zero.
     """
+    if pruned:
+        if precision == "1bit":
+            raise ValueError("pruned weights cannot be stored as 1bit, which knows signs alone; use int8, bf16 or fp32")
+        return _without_zeros(compress(weights, precision))
     if precision == "fp32":
         return dict(weights)
     if precision == "bf16":
@@ -37,7 +44,7 @@ def compress(weights: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]
     rows = {name: _units_first(name, weights[name].float()) for name in names}
     packed = [pack1(rows[name]) for name in names if _in_bits(weights[name], precision)]
     coded = [_to_int8(rows[name]) for name in names if not _in_bits(weights[name], precision)]
-    layout = {"precision": precision, "shapes": {name: list(weights[name].shape) for name in names}}
+    layout = {"precision": precision, SHAPES: {name: list(weights[name].shape) for name in names}}
     return {
         LAYOUT: _text(json.dumps(layout, separators=(",", ":"))),
         "bits": torch.cat([each.bits_KB.flatten() for each in packed] or [torch.zeros(0, dtype=torch.uint8)]),
@@ -48,6 +55,8 @@ def compress(weights: Mapping[str, Tensor], precision: str) -> dict[str, Tensor]
 
 def decompress(stored: Mapping[str, Tensor]) -> AdapterWeights:
     """The weights that serve, float32; tensors that were stored whole come back as they are."""
+    if SHAPES in stored:
+        stored = _with_zeros(stored)
     if LAYOUT not in stored:
         return {name: tensor.float() for name, tensor in stored.items()}
     layout = json.loads(stored[LAYOUT].numpy().tobytes())
@@ -57,7 +66,7 @@ def decompress(stored: Mapping[str, Tensor]) -> AdapterWeights:
         taken[kind] += count
         return stored[kind][taken[kind] - count : taken[kind]]
 
-    shapes = {name: torch.Size(shape) for name, shape in layout["shapes"].items()}
+    shapes = {name: torch.Size(shape) for name, shape in layout[SHAPES].items()}
     in_bits = {name: len(shape) > 1 and layout["precision"] == "1bit" for name, shape in shapes.items()}
     weights = {}
     for name in sorted(shapes, key=lambda name: (not in_bits[name], name)):
@@ -69,6 +78,27 @@ def decompress(stored: Mapping[str, Tensor]) -> AdapterWeights:
             rows_KM = take("codes", rows * values).view(rows, values).float() * take("scales", rows)[:, None]
         weights[name] = (rows_KM.mT if is_outwards(name) else rows_KM).reshape(shapes[name]).contiguous()
     return {name: weights[name] for name in sorted(weights)}
+
+
+def _without_zeros(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Where that is less: a bit for every place and the values that are not zero."""
+    left, shapes = dict(stored), {}
+    for name, tensor in stored.items():
+        kept, values = tensor.flatten() != 0, tensor[tensor != 0]
+        bits = torch.from_numpy(np.packbits(kept.numpy()))
+        if name != LAYOUT and bits.numel() + values.numel() * tensor.itemsize < tensor.numel() * tensor.itemsize:
+            left[name], left[name + KEPT], shapes[name] = values, bits, list(tensor.shape)
+    return {**left, SHAPES: _text(json.dumps(shapes, separators=(",", ":")))}
+
+
+def _with_zeros(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    whole = {name: tensor for name, tensor in stored.items() if name != SHAPES and not name.endswith(KEPT)}
+    for name, shape in json.loads(stored[SHAPES].numpy().tobytes()).items():
+        full = torch.zeros(shape, dtype=stored[name].dtype).flatten()
+        kept = np.unpackbits(stored[name + KEPT].numpy(), count=len(full)).astype(bool)
+        full[torch.from_numpy(kept)] = stored[name]
+        whole[name] = full.view(shape)
+    return whole
 
 
 def num_units(weights: Mapping[str, Tensor]) -> int:

@@ -205,23 +205,25 @@ def learn_and_merge_plainly(stream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "operator"),
+    ("precision", "operator", "pruned"),
     [
-        ("1bit", "svd"),
-        pytest.param("1bit", "cat", marks=pytest.mark.services),
-        pytest.param("fp32", "svd", marks=pytest.mark.services),
+        ("1bit", "svd", "none"),
+        pytest.param("1bit", "cat", "none", marks=pytest.mark.services),
+        pytest.param("fp32", "svd", "none", marks=pytest.mark.services),
+        pytest.param("fp32", "cat", "snip", marks=pytest.mark.services),
+        pytest.param("bf16", "ot", "magnitude", marks=pytest.mark.services),
     ],
 )
 @pytest.mark.usefixtures("plain_steps")
 def test_compressed_and_merged_bytes_are_those_of_a_stream_without_the_records(
-    backbone, inbox, set_variable, tmp_path_factory, monkeypatch, precision, operator
+    backbone, inbox, set_variable, tmp_path_factory, monkeypatch, precision, operator, pruned
 ):
     monkeypatch.setattr(saga, "report_ticket", lambda *_: None)  # a page of Prefect's UI
     set_variable("HASH_KEY", "the same in both homes")
     gates = Gates(accuracy_drop=0.5, forgetting=0.5, merge_drop=0.5, form_drop=1)
-    adapter = AdapterOptions(rank=4, last_layers=2, epochs=2, precision=precision)
+    adapter = AdapterOptions(rank=4, last_layers=2, epochs=2, precision=precision, prune=pruned)
     changes = {"adapter": adapter, "gates": gates, "consolidation": Consolidation(operator=operator)}
-    stream = make_stream(f"small-{precision}-{operator}", backbone, inbox, shift=SURE, **changes)
+    stream = make_stream(f"small-{precision}-{operator}-{pruned}", backbone, inbox, shift=SURE, **changes)
     rows = write_batches(inbox, rows=96, subjects=32)
     learn_and_merge_plainly(stream)
     log, ticket_id = [last_certificate()], open_ticket(stream, rows[0], by_record=False)
@@ -230,6 +232,7 @@ def test_compressed_and_merged_bytes_are_those_of_a_stream_without_the_records(
     with database.transaction() as session:
         every = adapters.adapters(session, stream.name)
     assert {a.recipe["form"]["precision"] for a in every} == {precision}
+    assert {a.recipe["form"].get("prune", "none") for a in every} == {pruned}
     assert [a.recipe["operator"] for a in every if a.parent_ids] == [operator]
     gone = [row for row in rows if row["who"] == rows[0]["who"]]
     fresh_home = tmp_path_factory.mktemp("fresh-home")

@@ -19,6 +19,7 @@ def test_the_file_that_init_writes_is_a_stream(tmp_path):
         ("name: Mail\nbackbone: b\nsource: s", "name: String should match"),
         ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 2}", "shift.alpha: Input should be less than 1"),
         ("name: mail\nbackbone: b\nsource: s\nbackbon: x", "backbon: Extra inputs"),
+        ("name: mail\nbackbone: b\nsource: s\nadapter: {prune: snip, precision: 1bit}", "larger than 1bit alone"),
         ("name: mail\nbackbone: b\nsource: s\ndeletion: {approval: true}", "approval: .erasure: always"),
     ],
 )
