@@ -210,8 +210,10 @@ def _environment(folder: Path) -> dict[str, str]:
     encryption = create_private(folder / "sse.key", lambda: secrets.token_hex(32).encode()).decode()
     # without these keys the ports behind the S3 port let every user of the machine read and delete
     keys = {f"WEED_JWT_{what}_KEY": secrets.token_hex(32) for what in GUARDED}
+    # it takes AWS_ACCESS_KEY_ID of its environment for an administrator's, which may be somebody's key to another S3
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     # one volume file per bucket at first instead of seven
-    return {**os.environ, **keys, "WEED_S3_SSE_KEY": encryption, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+    return {**inherited, **keys, "WEED_S3_SSE_KEY": encryption, "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
 
 
 def find_binary() -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import boto3
 from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from sqlalchemy import Connection, Engine
@@ -16,6 +17,7 @@ from infra.errors import UnreachableError
 from infra.files import locked
 from infra.settings import Settings, settings
 
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 PROXIED = "mlflow-artifacts"  # the server is started with --artifacts-destination s3://BUCKET/mlflow
 
 
@@ -23,7 +25,10 @@ def prepare_tracking() -> MlflowClient:
     """Point MLflow at the settings' registry and S3; returns its client.
 
     Raises UnreachableError when the tracking server or its database does not answer."""
-    os.environ.update(mlflow_environment())
+    wanted = mlflow_environment()
+    if any(os.environ.get(name, wanted[name]) != wanted[name] for name in KEYS if name in wanted):
+        boto3.setup_default_session()  # MLflow's own clients come from it, and it never reads keys a second time
+    os.environ.update(wanted)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     set_tracking_uri(settings().mlflow_tracking_uri)
     set_registry_uri(settings().mlflow_tracking_uri)

@@ -11,9 +11,10 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from infra import seaweed, storage
+from infra import seaweed, storage, tracking
 from infra.errors import UnreachableError
 from infra.settings import settings
+from tasks.opening import open_home
 
 ROOT = Path(seaweed.__file__).resolve().parent.parent
 JOIN = """
@@ -138,3 +139,14 @@ def test_s3_that_is_down_names_endpoint_and_remedy(set_variable):
         storage.ensure_buckets()
     assert "s3cret" not in str(caught.value)
     assert storage.compact() is None
+
+
+def test_mlflow_writes_with_the_keys_of_the_home_in_use(set_variable, tmp_path):
+    for name in ("first", "second"):
+        set_variable("HOME", tmp_path / name)
+        open_home()
+        client = tracking.prepare_tracking()
+        run_id = client.create_run(tracking.experiment(client, "keys")).info.run_id
+        client.log_text(run_id, name, "name.txt")
+        listed = storage.s3().list_objects_v2(Bucket=settings().artifact_bucket, Prefix=f"mlflow/{run_id}/")
+        assert [entry["Key"].rsplit("/", 1)[-1] for entry in listed["Contents"]] == ["name.txt"]
