@@ -9,6 +9,7 @@ An answer counts where greedy completion of the question writes it exactly.
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ class Options:
     rank: int = 16
     last_layers: int = 3
     seed: int = 1
+    far: float = math.inf
 
 
 def measure(home: Path, backbone: str, options: Options) -> dict[str, Any]:

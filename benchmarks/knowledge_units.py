@@ -7,6 +7,7 @@ was stopped goes on, and `--units own-bank,joint` trains only those: several pro
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -95,7 +96,7 @@ class Units:
             )
             for d, f in self.facts.items()
         ]
-        return LanguageModel(self.cut, self.spec, frozenset(self.departments), tuple(entries))
+        return LanguageModel(self.cut, self.spec, frozenset(self.departments), tuple(entries), far=self.options.far)
 
     @cached_property
     def rebuilt(self) -> LanguageModel:
@@ -156,7 +157,13 @@ def measure(units: Units) -> Iterator[dict[str, float | bool | list[float]]]:
     }
     yield {"recall_backbone": mean(shares(told(units.model, departments, departments, alone=True)))}
     others = {d: shares(told(units.model, [g for g in departments if g != d], [d]))[d] for d in departments}
-    yield {"recall_not_entitled": mean(others), "perplexity_held_out": perplexities(units)}
+    routed_elsewhere = [
+        bool(mix)
+        for d in departments
+        for mix in Entitled(units.backbone, units.model, [g for g in departments if g != d]).route(states[d])
+    ]
+    yield {"recall_not_entitled": mean(others), "not_entitled_not_left_to_the_backbone": share(routed_elsewhere)}
+    yield {"perplexity_held_out": perplexities(units)}
     sequential = {d: under(f"sequential-{d}")[d] for d in departments}
     at_the_end = under(f"sequential-{last}")
     yield {
@@ -204,6 +211,7 @@ def main() -> None:
     for name, default in (("departments", 6), ("facts", 10), ("epochs", 10), ("last-layers", 3), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--far", type=float, default=math.inf, help="completion.far of a stream")
     parser.add_argument("--json", action="store_true", help="a JSON line for each part")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -214,6 +222,7 @@ def main() -> None:
         asked.learning_rate,
         last_layers=asked.last_layers,
         seed=asked.seed,
+        far=asked.far,
     )
     with TemporaryDirectory(prefix="deciduous-") as scratch:
         keep = asked.keep or Path(scratch)

@@ -122,6 +122,12 @@ class Completion(_Section):
 
     top_k: int = Field(1, ge=1, le=8, description="adapters that share an answer, the likeliest first")
     new_tokens: int = Field(32, ge=1, le=512, description="longest completion")
+    far: float | None = Field(
+        None,
+        gt=0,
+        description="a prompt further than this from every adapter's documents, which lie at 1 on average themselves, "
+        "is left to the backbone; null: the nearest adapter answers",
+    )
 
 
 class CacheOptions(_Section):

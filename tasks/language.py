@@ -1,5 +1,6 @@
 """A causal-lm stream's model from its manifest, and what it says of held-out documents."""
 
+import math
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_language_model(manifest: dict[str, Any], read: ReadTensors) -> Language
         groups=frozenset(shard["group"] for shard in manifest["shards"]),
         entries=tuple(entries),
         top_k=stream.completion.top_k,
+        far=math.inf if stream.completion.far is None else stream.completion.far,
         new_tokens=stream.completion.new_tokens,
     )
 

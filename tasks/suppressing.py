@@ -11,9 +11,14 @@ from registry.records import Adapter, Ticket
 from registry.stream import Stream, TaskType
 from tasks import blobs
 from tasks.adapters import fit_closed_forms, load_in_order
-from tasks.backbones import adapter_spec, cut_of, open_backbone
+from tasks.backbones import adapter_spec, cut_of, open_backbone, open_language
 from tasks.forms import as_stored, load_weights
 from tasks.held_back import load_held
+from tasks.language import documents_of
+from tasks.learning.language.lora import AdaptedModel
+from tasks.learning.language.scoring import TokenScores, perplexity, score_tokens
+from tasks.learning.language.training import Documents
+from tasks.learning.language.unlearning import suppress_documents
 from tasks.learning.tensors import digest_of
 from tasks.learning.training import TrainState
 from tasks.learning.unlearning import Rows, Suppression, accuracy, log_likelihoods, quantise, relearn, suppress
@@ -30,9 +35,15 @@ LOW_BITS = (8, 4, 1)
 
 def suppress_adapter(stream: Stream, adapter: Adapter, together: Sequence[Ticket]) -> Report | None:
     """Store suppressed weights and what hangs on them; returns what it cost and what it leaves. None where it cannot be
-    done (nothing held back, no checkpoint, no row that stays, a language model): train the adapter again."""
-    if stream.task == TaskType.LANGUAGE:
-        return None
+    done (nothing held back, no checkpoint, no row that stays): train the adapter again."""
+    work = _suppress_documents if stream.task == TaskType.LANGUAGE else _suppress_rows
+    report = work(stream, adapter, together)
+    if report is not None:
+        say(f"  suppressed {adapter.adapter_id} (A, not deleted): {report}")
+    return report
+
+
+def _suppress_rows(stream: Stream, adapter: Adapter, together: Sequence[Ticket]) -> Report | None:
     forget = _held(together, adapter)
     rows = [row for shard in load_in_order(adapter.shard_ids) for row in load_rows(shard)]
     retain, tests = _encoded(stream, trainable(rows)), _encoded(stream, held_out(rows))
@@ -42,9 +53,38 @@ def suppress_adapter(stream: Stream, adapter: Adapter, together: Sequence[Ticket
     backbone = open_backbone(stream)
     left = suppress(backbone, start, forget, retain, cut_of(stream, backbone), adapter_spec(stream), Suppression())
     fit_closed_forms(stream, adapter, left.adapter)
-    report = _report(stream, start, left, forget, tests)
-    say(f"  suppressed {adapter.adapter_id} (A, not deleted): {report}")
-    return report
+    return _report(stream, start, left, forget, tests)
+
+
+def _suppress_documents(stream: Stream, adapter: Adapter, together: Sequence[Ticket]) -> Report | None:
+    held = [load_held(ticket.ticket_id)[0].of_shards(adapter.shard_ids) for ticket in together]
+    backbone, spec = open_language(stream), adapter_spec(stream)
+    forget = Documents(
+        [backbone.document(text.decode()) for each in held for text in each.inputs],
+        [state for each in held for state in each.states],
+    )
+    rows = [row for shard in load_in_order(adapter.shard_ids) for row in load_rows(shard)]
+    retain, tests = (documents_of(stream, r, states_of(stream, r)) for r in (trainable(rows), held_out(rows)))
+    start, cut = _last_state(adapter), cut_of(stream, backbone)
+    if start is None or not forget.tokens or not retain.tokens:
+        return None
+    left = suppress_documents(backbone, start, forget, retain, cut, spec, Suppression())
+    fit_closed_forms(stream, adapter, left.adapter)
+    stressed = {f"int{bits}": quantise(left.adapter, bits) for bits in LOW_BITS}
+    adapters = {"before": start.adapter, "after": left.adapter, **stressed}
+    model = AdaptedModel(backbone, spec, cut)
+    for name, weights in adapters.items():
+        model.load(name, weights)
+
+    def scores(documents: Documents, name: str) -> list[TokenScores]:
+        return score_tokens(model, documents, [{name: 1.0}] * len(documents.tokens))
+
+    return {
+        "records": len(forget.tokens),
+        "held_out_perplexity": {name: round(perplexity(scores(tests, name)), 2) for name in ("before", "after")},
+        "perplexity_of_records": {name: round(perplexity(scores(forget, name)), 2) for name in adapters},
+        "served_precision": "float32",
+    }
 
 
 def _report(stream: Stream, start: TrainState, left: TrainState, forget: Rows, tests: Rows) -> Report:

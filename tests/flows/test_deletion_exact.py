@@ -211,7 +211,7 @@ def learn_and_merge_plainly(stream) -> None:
         pytest.param("1bit", "cat", "none", marks=pytest.mark.services),
         pytest.param("fp32", "svd", "none", marks=pytest.mark.services),
         pytest.param("fp32", "cat", "snip", marks=pytest.mark.services),
-        pytest.param("bf16", "ot", "magnitude", marks=pytest.mark.services),
+        pytest.param("fp32", "ot", "magnitude", marks=pytest.mark.services),
     ],
 )
 @pytest.mark.usefixtures("plain_steps")

@@ -161,6 +161,30 @@ def test_a_forgotten_document_leaves_what_a_model_that_never_saw_it_would_be(lla
     assert after in {adapter["weights"]["sha256"] for adapter in champion["adapters"]}
 
 
+@pytest.mark.services
+def test_documents_suppressed_for_now_are_labelled_a_until_the_adapter_is_trained_again(llama, tmp_path):
+    made = make_documents("handouts", llama, tmp_path)
+    rows = deliver_documents(tmp_path, "01", "red", "a")
+    deliver_documents(tmp_path, "02", "green", "b")
+    learn(made)
+    weights = {blobs.get("adapter:handouts-a1", "weights").sha256}
+    targets = tickets.resolve_targets(made.name, [], [row["key"] for row in rows[:6]])
+    ticket_id = tickets.open_ticket(made.name, targets, "test", approximate=True).ticket_id
+    assert forget(ticket_id).state == TicketState.EXCEPTION
+    interim = verify(Path(certificate_path(ticket_id)).read_bytes())
+    assert (interim["guarantee"], set(interim["rebuilt"]["suppressed"])) == ("A", {"handouts-a1"})
+    [report] = interim["rebuilt"]["suppressed"].values()
+    assert report["perplexity_of_records"]["after"] > 1.5 * report["perplexity_of_records"]["before"]
+    assert set(report["perplexity_of_records"]) == {"before", "after", "int8", "int4", "int1"}
+    weights.add(blobs.get("adapter:handouts-a1", "weights").sha256)
+
+    tickets.reopen_ticket(ticket_id, "ann", "there is time")
+    assert forget(ticket_id).state == TicketState.COMPLETE
+    assert verify(Path(certificate_path(ticket_id)).read_bytes())["guarantee"] == "E0"
+    weights.add(blobs.get("adapter:handouts-a1", "weights").sha256)
+    assert len(weights) == 3
+
+
 def test_a_stream_file_of_documents_needs_no_label_and_takes_no_other_adapter(tmp_path):
     file = tmp_path / "memos.yaml"
     file.write_text("name: memos\ntask: causal-lm\nbackbone: x\nsource: y\n")

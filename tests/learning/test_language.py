@@ -179,6 +179,16 @@ def test_each_text_retrieves_the_adapter_that_saw_its_like(backbone, model):
     assert len(both[0]) == 2
 
 
+def test_what_is_far_from_all_that_a_caller_may_use_gets_the_backbone_to_the_bit(backbone, model):
+    own, near = documents(backbone, PROMPTS), Entitled(backbone, model, ["a"])
+    strict = Entitled(backbone, replace(model, far=1.5), ["a"])
+    shares = strict.route(own.states)
+    assert [bool(mix) for mix in shares] == [True, False, False, False]
+    assert near.route(own.states)[1]
+    for mix, mine, alone in zip(shares, strict.score(own), near.score(own, alone=True), strict=True):
+        assert torch.equal(mine.nll_T, alone.nll_T) != bool(mix)
+
+
 def test_two_adapters_share_an_answer_by_their_updates(backbone, model):
     holding = Entitled(backbone, replace(model, top_k=2), ["a", "b"])._suffix
     own = documents(backbone, ["a x b y"])

@@ -4,6 +4,7 @@ Shapes: N texts, T tokens, D width, A adapters. Published sources: AdapterSwap (
 a projection fitted on all partitions and so carry one group's data into another's answers; ours share nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,28 +79,41 @@ def fit_gaussian(moments: Sequence[Moments]) -> Gaussian:
     return Gaussian(mean_D, shrunk_D.clamp_min(1e-6))
 
 
-def log_densities(gaussians: Sequence[Gaussian], embeddings_ND: Tensor) -> Tensor:
-    """(A, N) log density per coordinate; a number depends on that Gaussian and that text alone."""
+def squared_distances(gaussians: Sequence[Gaussian], embeddings_ND: Tensor) -> Tensor:
+    """(A, N) mean over the coordinates, in units of the variances; a number depends on that Gaussian and that text."""
     rows_ND = embeddings_ND.double()
-    found = [
-        -((rows_ND - each.mean_D).square() / each.variance_D + each.variance_D.log()).mean(1) / 2 for each in gaussians
-    ]
+    found = [((rows_ND - each.mean_D).square() / each.variance_D).mean(1) for each in gaussians]
     return torch.stack(found) if found else torch.zeros(0, len(rows_ND), dtype=torch.float64)
 
 
-def nearest(gaussians: Mapping[str, Gaussian], embeddings_ND: Tensor, top_k: int = 1) -> list[dict[str, float]]:
-    """Per text the likeliest names and their shares, which sum to one; ties go to the name.
+def nearest(
+    gaussians: Mapping[str, Gaussian], embeddings_ND: Tensor, top_k: int = 1, far: float = math.inf
+) -> list[dict[str, float]]:
+    """Per text the likeliest names and their shares, which sum to one; ties go to the name. None of them where all are
+    further than `far`: an adapter's own documents lie at 1 on average, a prompt further than the document it begins.
 
     Only what the caller is entitled to may be given here: nothing else is looked at.
     """
     names = sorted(gaussians)
-    density_AN = log_densities([gaussians[name] for name in names], embeddings_ND)
-    require_finite("retrieval densities", density_AN)
-    return [_shares(names, density_A.tolist(), top_k) for density_A in density_AN.mT]
+    distance_AN = squared_distances([gaussians[name] for name in names], embeddings_ND)
+    require_finite("retrieval distances", distance_AN)
+    volume_A = [float(gaussians[name].variance_D.log().mean()) for name in names]
+    return [
+        _shares(
+            {
+                n: -(distance + v) / 2
+                for n, distance, v in zip(names, distance_A, volume_A, strict=True)
+                if distance <= far
+            },
+            top_k,
+        )
+        for distance_A in distance_AN.mT.tolist()
+    ]
 
 
-def _shares(names: Sequence[str], densities: Sequence[float], top_k: int) -> dict[str, float]:
-    chosen = sorted(zip(densities, names, strict=True), key=lambda pair: (-pair[0], pair[1]))[:top_k]
+def _shares(densities: Mapping[str, float], top_k: int) -> dict[str, float]:
+    """From log densities per coordinate."""
+    chosen = sorted(((density, name) for name, density in densities.items()), key=lambda p: (-p[0], p[1]))[:top_k]
     if len(chosen) <= 1:
         return {name: 1.0 for _, name in chosen}
     odds = torch.softmax(torch.tensor([density for density, _ in chosen], dtype=torch.float64) / TEMPERATURE, 0)

@@ -41,6 +41,7 @@ class LanguageModel:
     groups: frozenset[str]
     entries: tuple[LanguageEntry, ...]
     top_k: int = 1
+    far: float = math.inf
     new_tokens: int = 32
 
 
@@ -48,7 +49,8 @@ class Entitled:
     """What one caller may use: entries of other groups are dropped here, before a density is computed or a weight
     loaded.
 
-    A text that looks most like what an adapter saw that does not serve is left to the frozen backbone.
+    A text that looks most like what an adapter saw that does not serve, or is `far` from all that the caller's adapters
+    saw, is left to the frozen backbone.
     """
 
     def __init__(self, backbone: LanguageBackbone, model: LanguageModel, groups: Collection[str]) -> None:
@@ -63,7 +65,7 @@ class Entitled:
         """Per text the serving adapters that answer it and their shares; empty for the frozen backbone alone."""
         if not self.gaussians:
             return [{} for _ in states]
-        found = nearest(self.gaussians, embeddings(states), self.model.top_k)
+        found = nearest(self.gaussians, embeddings(states), self.model.top_k, self.model.far)
         return [{name: share for name, share in each.items() if name in self.weights} for each in found]
 
     def score(self, documents: Documents, alone: bool = False, given: Sequence[int] | None = None) -> list[TokenScores]:
