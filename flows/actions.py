@@ -22,6 +22,7 @@ from registry.stream import Stream
 from registry.tickets import WORKED
 from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
+from tasks.held_batches import discard_batch, reopen_batch
 from tasks.retirement import reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
@@ -160,6 +161,18 @@ def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     if not dry_run:
         retire_adapter.fn(adapter_id, reason)
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"
+
+
+def rejudge(batch_id: str) -> str:
+    opening.open_home()
+    batch = reopen_batch.fn(batch_id)
+    return f"the next run of {batch.stream!r} decides on {batch.name} again"
+
+
+def discard(batch_id: str) -> str:
+    opening.open_home()
+    batch = discard_batch.fn(batch_id)
+    return f"discarded {batch.name}: its {batch.rows} records may come again in another object"
 
 
 def reinstate(adapter_id: str, reason: str, dry_run: bool) -> str:

@@ -252,6 +252,20 @@ def reinstate(adapter: Annotated[str, typer.Argument()], reason: Reason = "by ha
 
 
 @app.command()
+def rejudge(batch: Annotated[str, typer.Argument(help="Id of a held batch.")]) -> None:
+    """Let the next run decide on a held batch again. Example: deciduous rejudge 3f1c92ab77d0"""
+    with acting() as actions:
+        console.console.print(actions.rejudge(batch))
+
+
+@app.command()
+def discard(batch: Annotated[str, typer.Argument(help="Id of a held batch.")]) -> None:
+    """Forget a held batch, so that its records may come again. Example: deciduous discard 3f1c92ab77d0"""
+    with acting() as actions:
+        console.console.print(actions.discard(batch))
+
+
+@app.command()
 def up(
     production_like: Annotated[
         bool,

@@ -139,6 +139,31 @@ def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: 
     session.execute(update(BatchRow).where(BatchRow.batch_id == batch_id).values(state=state, reason=reason))
 
 
+def reopen_batch(session: Session, batch_id: str) -> Batch:
+    """Let the next run judge a held batch again, from its decisions on. Raises StateError where it is not held."""
+    batch = require_held(session, batch_id)
+    session.execute(delete(DecisionRow).where(DecisionRow.batch_id == batch_id))
+    set_batch_state(session, batch_id, BatchState.READ)
+    renew_epochs(session, batch.stream)
+    return batch
+
+
+def discard_batch(session: Session, batch_id: str) -> None:
+    """Let go of a held batch's records and of all that was stored of it; that it came, and why it was held, stays."""
+    batch = require_held(session, batch_id)
+    session.execute(delete(RecordRow).where(RecordRow.shard_id.in_([shard.shard_id for shard in batch.shards])))
+    for owner in (batch.node, *(shard.node for shard in batch.shards)):
+        drop_objects(session, owner)
+    set_batch_state(session, batch_id, BatchState.DISCARDED, "discarded by hand")
+
+
+def require_held(session: Session, batch_id: str) -> Batch:
+    batch = get_batch(session, batch_id)
+    if batch.state != BatchState.HELD:
+        raise StateError(f"batch {batch_id} is {batch.state.value}; only a held batch is judged again or discarded")
+    return batch
+
+
 def renew_epochs(session: Session, stream: str) -> None:
     """Bring unfinished batches to the stream's deletion epoch; their work starts again from the rows that remain."""
     epoch = stream_epoch(session, stream)

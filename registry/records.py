@@ -26,6 +26,7 @@ class BatchState(StrEnum):
     READ = "read"
     DONE = "done"
     HELD = "held"
+    DISCARDED = "discarded"
 
 
 class DecisionKind(StrEnum):

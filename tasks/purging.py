@@ -9,7 +9,7 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, models, tickets, versions
 from registry.errors import PurgeError, UnknownIdError
-from registry.records import Batch, Delivery, Ticket, VersionState
+from registry.records import Batch, BatchState, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
 from tasks.exclusion import naming
@@ -40,7 +40,8 @@ def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
             removed.append(_attempt(refused, _purge_garbage, stream))
         removed.append(_attempt(refused, _purge_traces, stream, together))
         targets = targets_of(together)
-        rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in resolved["batches"]]
+        holding = source_batches(stream, resolved)
+        rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in holding]
         _compact()
         return {
             "mlflow_versions": len(quarantined["versions"]),
@@ -138,6 +139,13 @@ def _purge_version(stream: Stream, version: int) -> tuple[int, int]:
         with suppress(UnknownIdError):
             removed.append(model_purge.purge_run(connection, s3, bucket, run_id))
     return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
+
+
+def source_batches(stream: Stream, resolved: Detail) -> list[str]:
+    """Whose source objects may hold the records: those that were learned from, and what was discarded by hand."""
+    with database.transaction() as session:
+        discarded = catalog.batches(session, stream.name, BatchState.DISCARDED)
+    return [*resolved["batches"], *(batch.batch_id for batch in discarded)]
 
 
 def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> bool:

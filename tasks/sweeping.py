@@ -15,7 +15,7 @@ from registry.stream import Stream
 from tasks import blobs, source
 from tasks.markers import attributable, load_markers, texts_of
 from tasks.narration import say
-from tasks.purging import by_kind, targets_of
+from tasks.purging import by_kind, source_batches, targets_of
 from tasks.reading import named_rows
 from tasks.retries import step
 from tasks.saga import Detail, once
@@ -34,7 +34,9 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         hits = {
             **_sweep_bytes(markers),
             "records in the catalog": _count_records(targets),
-            "rows of source objects": sum(_named_in_source(stream, targets, each) for each in resolved["batches"]),
+            "rows of source objects": sum(
+                _named_in_source(stream, targets, each) for each in source_batches(stream, resolved)
+            ),
             "replaced blobs": len(_kept_blobs(stream, resolved)),
             "withdrawn versions": len(_kept_versions(stream, quarantined["versions"])),
         }

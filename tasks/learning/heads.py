@@ -73,6 +73,7 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
     names = tuple(sorted(set(labels)))
     rows_NE = expand(features_NF).double()
     members_CN = torch.tensor([[label == name for label in labels] for name in names], dtype=torch.float64)
+    members_CN = members_CN.reshape(len(names), len(labels))  # also where no row has a label
     sums_CE, counts_C = members_CN @ rows_NE, members_CN.sum(1)
     if len(labels) < rows_NE.shape[1]:
         return ClassStatistics(names, counts_C, sums_CE, rows_NF=features_NF.clone())

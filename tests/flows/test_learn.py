@@ -2,11 +2,16 @@ import json
 
 import pytest
 
+from flows import actions
 from flows.learn import learn
-from registry.errors import SourceError
+from infra import database, storage
+from infra.settings import settings
+from registry import artifacts, catalog
+from registry.errors import SourceError, StateError
 from registry.records import DecisionKind
 from registry.stream import ShiftOptions
 from tasks import queries
+from tasks.blobs import stream_prefix
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -88,6 +93,45 @@ def test_a_small_shifted_batch_is_held_and_changes_no_model(backbone, inbox):
     assert kinds("small") == [DecisionKind.EXPAND, DecisionKind.HOLD]
     status = queries.status("small")[0]
     assert (status["versions"], status["held"]) == (1, ["02"])
+
+
+def test_a_held_batch_is_judged_again_by_another_rule(backbone, inbox):
+    stream = make_stream("second-look", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"], rows=100)
+    deliver(inbox, "02", ["gold"], rows=18)
+    learn(stream)
+    held = queries.listing("batches", "second-look")[1]["batch_id"]
+    bolder = stream.model_copy(update={"shift": stream.shift.model_copy(update={"min_rows": 10})})
+    assert learn(bolder) == []
+    actions.rejudge(held)
+    assert learn(bolder) == [held]
+    assert kinds("second-look") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
+    with pytest.raises(StateError, match="only a held batch"):
+        actions.discard(held)
+
+
+def test_records_of_a_discarded_batch_leave_no_trace_and_may_come_again(backbone, inbox):
+    stream = make_stream("late-labels", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"], rows=100)
+    rows = deliver(inbox, "02", ["red", "blue"], rows=30)
+    (inbox / "02.jsonl").write_text("".join(json.dumps({**row, "topic": None}) + "\n" for row in rows))
+    learn(stream)
+    held = queries.listing("batches", "late-labels")[1]
+    assert held["state"] == "held"
+    with database.transaction() as session:
+        (shard,) = catalog.get_batch(session, held["batch_id"]).shards
+        gone = {stored.key for stored in catalog.objects_of(session, [shard.node])}
+    actions.discard(held["batch_id"])
+    left = artifacts.list_versions(storage.s3(), settings().artifact_bucket, stream_prefix("late-labels"))
+    assert gone
+    assert not gone & {version.key for version in left}
+    assert learn(stream) == []
+    (inbox / "03.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert len(learn(stream)) == 1
+    assert [(row["state"], row["rows"]) for row in queries.listing("batches", "late-labels")[1:]] == [
+        ("discarded", 30),
+        ("done", 30),
+    ]
 
 
 def test_each_group_is_decided_for_itself(backbone, inbox):
