@@ -5,6 +5,7 @@ from prefect import flow
 from registry.stream import Stream
 from tasks.consolidation import MergeOutcome, measure_budget, merge_adapters
 from tasks.exclusion import alone
+from tasks.interrupted import interrupted_merges
 from tasks.likeness import propose_merges
 from tasks.promotion import promote_version
 from tasks.registration import register_change
@@ -22,11 +23,21 @@ def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bo
     The last merge that was tried; None when no two adapters may be merged.
     """
     with alone(stream.name):
+        finished = finish_interrupted(stream)
         if pair is not None:
-            return _merge(stream, pair, dry_run)
+            repeated = [outcome for outcome in finished if set(outcome.parent_ids) == set(pair)]
+            return repeated[0] if repeated else _merge(stream, pair, dry_run)
         outcome = None if dry_run else keep_to_budget(stream)
         pairs = propose_merges(stream) if outcome is None else []
         return _merge(stream, pairs[0][0], dry_run) if pairs else outcome
+
+
+def finish_interrupted(stream: Stream) -> list[MergeOutcome]:
+    """Bring what a killed run had decided to its version, and erase what it had not. The caller holds the stream."""
+    finished = interrupted_merges(stream)
+    for outcome in finished:
+        _register_merge(stream, outcome)
+    return finished
 
 
 def keep_to_budget(stream: Stream) -> MergeOutcome | None:
@@ -49,12 +60,18 @@ def keep_to_budget(stream: Stream) -> MergeOutcome | None:
 
 def _merge(stream: Stream, pair: tuple[str, str], dry_run: bool) -> MergeOutcome:
     outcome = merge_adapters(stream, pair, dry_run)
-    if outcome.accepted and outcome.adapter_id is not None:
-        for parent in outcome.parent_ids:
-            retire_adapter(parent, f"superseded by {outcome.adapter_id}")
-        _register(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
-    report_merge(stream, outcome)
+    if outcome.accepted:
+        _register_merge(stream, outcome)
+    else:
+        report_merge(stream, outcome)
     return outcome
+
+
+def _register_merge(stream: Stream, outcome: MergeOutcome) -> None:
+    for parent in outcome.parent_ids:
+        retire_adapter(parent, f"superseded by {outcome.adapter_id}")
+    _register(stream, f"merge:{outcome.adapter_id}", outcome.reason, outcome.epoch)
+    report_merge(stream, outcome)
 
 
 def _register(stream: Stream, cause: str, reason: str, epoch: int | None) -> None:

@@ -1,12 +1,13 @@
 """Take in every new batch: measure its shift, reuse or add an adapter, register the result, move the champion."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
 from prefect import flow
 from prefect.futures import PrefectFuture
 
-from flows.consolidate import keep_to_budget
+from flows.consolidate import finish_interrupted, keep_to_budget
 from registry.errors import SourceError, StaleEpochError, SuppressedRecordError
 from registry.records import Adapter, Batch, Decision, DecisionKind, Shard
 from registry.stream import Stream
@@ -42,6 +43,8 @@ def learn(stream: Stream, limit: int | None = None) -> list[str]:
     """
     open_stream(stream)
     catch_up_when_deployed(stream.name)
+    with alone(stream.name):
+        consolidate_after(stream, finish_interrupted)
     finished: list[str] = []
     refused: list[str] = []
     for batch in unfinished_batches(stream):
@@ -94,10 +97,10 @@ def learn_batch(stream: Stream, batch: Batch) -> Outcome:
     return Outcome(batch.batch_id)
 
 
-def consolidate_after(stream: Stream) -> None:
+def consolidate_after(stream: Stream, work: Callable[[Stream], object] = keep_to_budget) -> None:
     """Keep to the budget of adapters; what a ticket is about to rebuild waits for the next batch."""
     try:
-        keep_to_budget(stream)
+        work(stream)
     except (SuppressedRecordError, StaleEpochError) as error:
         say(f"  not consolidated now: {error}")
 

@@ -48,7 +48,7 @@ def gc(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Remove blobs that nothing live names and uploads that never ended. Example: deciduous gc mail --dry-run"""
+    """Remove what nothing live names: blobs, uploads, runs in MLflow. Example: deciduous gc mail --dry-run"""
     with acting(quiet=json):
         from tasks import garbage, opening
 

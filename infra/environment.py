@@ -14,6 +14,7 @@ def prefect_environment() -> dict[str, str]:
     return {
         "PREFECT_HOME": str(settings().home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default of 20 s is tight on a busy machine
+        "PREFECT_CLIENT_MAX_RETRIES": "6",  # an API that is away for two minutes ends no run
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",

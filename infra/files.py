@@ -19,6 +19,12 @@ def write_private(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
+def remove_private(path: Path) -> None:
+    """Remove the file, and what a process that was killed while it wrote the file left beside it."""
+    for left in (path, *path.parent.glob(f".{path.name}.*")):
+        left.unlink(missing_ok=True)
+
+
 def create_private(path: Path, make: Callable[[], bytes]) -> bytes:
     """Content of the file, made on first use; when two processes race, both get the winner's."""
     if not path.exists():

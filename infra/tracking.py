@@ -7,17 +7,22 @@ from contextlib import contextmanager
 from functools import cache
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import BotoCoreError
 from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 from mlflow.exceptions import MlflowException
+from requests.exceptions import RequestException
 from sqlalchemy import Connection, Engine
 
-from infra import database
+from infra import database, storage
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.files import locked
 from infra.settings import Settings, settings
 
 KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+BUSY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED")
+"""MLflow's names for what may pass; the first one also stands for no answer at all."""
 PROXIED = "mlflow-artifacts"  # the server is started with --artifacts-destination s3://BUCKET/mlflow
 
 
@@ -77,6 +82,20 @@ def backend_engine() -> Engine:
     return _backend(url)
 
 
+@contextmanager
+def asking() -> Iterator[None]:
+    """Around calls of MLflow's client, which writes artifacts as well: a server or store that is away, broken or busy
+    raises UnreachableError, so that the step is repeated; MLflow itself gave up by then."""
+    try:
+        yield
+    except (BotoCoreError, S3UploadFailedError) as error:
+        raise storage.unreachable(error) from error
+    except (MlflowException, RequestException) as error:
+        if not has_server() or getattr(error, "error_code", BUSY[0]) not in BUSY:
+            raise
+        raise _unreachable(error) from error
+
+
 def compact() -> None:
     """Overwrite what deleted rows left in the files of MLflow's database."""
     database.compact(backend_engine())
@@ -89,9 +108,13 @@ def _client(config: Settings) -> MlflowClient:
         with locked(config.home / "mlflow.lock"):  # two processes would both create the tables
             client.search_experiments(max_results=1)
     except MlflowException as error:
-        remedy = f"{error}; check DECIDUOUS_MLFLOW_TRACKING_URI"
-        raise UnreachableError("MLflow", _without_password(config.mlflow_tracking_uri), remedy) from error
+        raise _unreachable(error) from error
     return client
+
+
+def _unreachable(error: Exception) -> UnreachableError:
+    address = _without_password(settings().mlflow_tracking_uri)
+    return UnreachableError("MLflow", address, f"{error}; check DECIDUOUS_MLFLOW_TRACKING_URI")
 
 
 @cache

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Sequence
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from registry.errors import StateError, UnknownIdError
 from registry.records import Adapter, AdapterState, EdgeKind
-from registry.tables import AdapterRow, EdgeRow, StreamRow
+from registry.tables import AdapterRow, EdgeRow, StreamRow, in_chunks
 
 _MOVES = {
     AdapterState.CANDIDATE: {AdapterState.SERVING, AdapterState.RETIRED, AdapterState.MERGED, AdapterState.ERASED},
@@ -58,6 +58,17 @@ def get_adapter(session: Session, adapter_id: str) -> Adapter:
     return _to_adapters(session, [row])[0]
 
 
+def get_adapters(session: Session, adapter_ids: Sequence[str]) -> list[Adapter]:
+    """These adapters in the order given, in two queries for 500 of them. Raises UnknownIdError."""
+    found: dict[str, AdapterRow] = {}
+    for chunk in in_chunks(adapter_ids):
+        found |= {r.adapter_id: r for r in session.scalars(select(AdapterRow).where(AdapterRow.adapter_id.in_(chunk)))}
+    for adapter_id in adapter_ids:
+        if adapter_id not in found:
+            raise UnknownIdError("adapter", adapter_id)
+    return _to_adapters(session, [found[adapter_id] for adapter_id in adapter_ids])
+
+
 def adapters(session: Session, stream: str, states: Collection[AdapterState] = ()) -> list[Adapter]:
     """Adapters of a stream, oldest first."""
     query = select(AdapterRow).where(AdapterRow.stream == stream)
@@ -80,19 +91,24 @@ def move_adapter(session: Session, adapter_id: str, state: AdapterState, reason:
 
 
 def count_states(session: Session, stream: str) -> dict[str, int]:
-    states = list(session.scalars(select(AdapterRow.state).where(AdapterRow.stream == stream)))
-    return {state.value: states.count(state) for state in AdapterState}
+    query = select(AdapterRow.state, func.count()).where(AdapterRow.stream == stream).group_by(AdapterRow.state)
+    found = dict(session.execute(query).tuples().all())
+    return {state.value: found.get(state, 0) for state in AdapterState}
 
 
 def _to_adapters(session: Session, rows: Sequence[AdapterRow]) -> list[Adapter]:
-    nodes = [f"adapter:{row.adapter_id}" for row in rows]
-    edges = list(session.scalars(select(EdgeRow).where(EdgeRow.child.in_(nodes)).order_by(EdgeRow.ordinal)))
-    return [_to_record(row, [e for e in edges if e.child == f"adapter:{row.adapter_id}"]) for row in rows]
+    edges: dict[str, list[tuple[str, str]]] = {f"adapter:{row.adapter_id}": [] for row in rows}
+    columns = select(EdgeRow.child, EdgeRow.kind, EdgeRow.parent)  # no objects: there are many
+    for chunk in in_chunks(list(edges)):
+        query = columns.where(EdgeRow.child.in_(chunk)).order_by(EdgeRow.ordinal)
+        for child, kind, parent in session.execute(query):
+            edges[child].append((kind, parent))
+    return [_to_record(row, edges[f"adapter:{row.adapter_id}"]) for row in rows]
 
 
-def _to_record(row: AdapterRow, edges: list[EdgeRow]) -> Adapter:
-    def parents(kind: EdgeKind) -> list[str]:
-        return [edge.parent.split(":", 1)[1] for edge in edges if edge.kind == kind]
+def _to_record(row: AdapterRow, edges: Sequence[tuple[str, str]]) -> Adapter:
+    def parents(wanted: EdgeKind) -> list[str]:
+        return [parent.split(":", 1)[1] for kind, parent in edges if kind == wanted]
 
     return Adapter(
         adapter_id=row.adapter_id,

@@ -19,6 +19,7 @@ from registry.tables import (
     ShardRow,
     StreamRow,
     SubjectRow,
+    in_chunks,
 )
 
 
@@ -129,6 +130,19 @@ def batches(session: Session, stream: str, *states: BatchState) -> list[Batch]:
     return [_to_batch(row) for row in session.scalars(query)]
 
 
+def count_batches(session: Session, stream: str) -> int:
+    return session.scalar(select(func.count()).select_from(BatchRow).where(BatchRow.stream == stream)) or 0
+
+
+def batch_names(session: Session, batch_ids: Iterable[str]) -> dict[str, str]:
+    """Batch id -> name."""
+    found: dict[str, str] = {}
+    for chunk in in_chunks(list(batch_ids)):
+        query = select(BatchRow.batch_id, BatchRow.name).where(BatchRow.batch_id.in_(chunk))
+        found |= dict(session.execute(query).tuples().all())
+    return found
+
+
 def last_batches(session: Session, stream: str, count: int) -> list[Batch]:
     """The newest batches, oldest of them first."""
     query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal.desc()).limit(count)
@@ -188,8 +202,8 @@ def add_records(session: Session, records: Iterable[dict[str, int]]) -> None:
 def _subject_ids(session: Session, keys: Sequence[int]) -> dict[int, int]:
     """Subject key -> its number; a subject that is new gets one."""
     known: dict[int, int] = {}
-    for start in range(0, len(keys), 500):
-        query = select(SubjectRow.key, SubjectRow.subject_id).where(SubjectRow.key.in_(keys[start : start + 500]))
+    for chunk in in_chunks(keys):
+        query = select(SubjectRow.key, SubjectRow.subject_id).where(SubjectRow.key.in_(chunk))
         known |= dict(session.execute(query).tuples().all())
     new = [SubjectRow(key=key) for key in keys if key not in known]
     session.add_all(new)
@@ -199,14 +213,17 @@ def _subject_ids(session: Session, keys: Sequence[int]) -> dict[int, int]:
 
 def known_records(session: Session, keys: Sequence[int]) -> set[int]:
     found: set[int] = set()
-    for start in range(0, len(keys), 500):
-        found.update(session.scalars(select(RecordRow.key).where(RecordRow.key.in_(keys[start : start + 500]))))
+    for chunk in in_chunks(keys):
+        found.update(session.scalars(select(RecordRow.key).where(RecordRow.key.in_(chunk))))
     return found
 
 
 def shards(session: Session, shard_ids: Iterable[int]) -> list[Shard]:
-    query = select(ShardRow).where(ShardRow.shard_id.in_(list(shard_ids))).order_by(ShardRow.shard_id)
-    return [_to_shard(row) for row in session.scalars(query.options(joinedload(ShardRow.batch)))]
+    found: list[Shard] = []
+    for chunk in in_chunks(sorted(set(shard_ids))):
+        query = select(ShardRow).where(ShardRow.shard_id.in_(chunk)).order_by(ShardRow.shard_id)
+        found += [_to_shard(row) for row in session.scalars(query.options(joinedload(ShardRow.batch)))]
+    return found
 
 
 def done_shards(session: Session, stream: str) -> list[Shard]:
@@ -245,8 +262,13 @@ def get_object(session: Session, owner: str, kind: str) -> StoredObject:
 
 
 def objects_of(session: Session, owners: Iterable[str]) -> list[StoredObject]:
-    query = select(ObjectRow).where(ObjectRow.owner.in_(list(owners))).order_by(ObjectRow.owner, ObjectRow.kind)
-    return [_to_object(row) for row in session.scalars(query)]
+    """Ordered by owner and kind."""
+    columns = select(ObjectRow.key, ObjectRow.sha256, ObjectRow.size, ObjectRow.kind, ObjectRow.owner)
+    found: list[StoredObject] = []
+    for chunk in in_chunks(sorted(set(owners))):
+        query = columns.where(ObjectRow.owner.in_(chunk)).order_by(ObjectRow.owner, ObjectRow.kind)
+        found += [StoredObject(*row) for row in session.execute(query).tuples()]
+    return found
 
 
 def drop_object(session: Session, owner: str, kind: str) -> None:
@@ -267,7 +289,10 @@ def all_keys(session: Session, prefix: str) -> set[str]:
 
 def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
     """Which of these keys some node still owns."""
-    return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(list(keys)))))
+    found: set[str] = set()
+    for chunk in in_chunks(sorted(set(keys))):
+        found.update(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(chunk))))
+    return found
 
 
 def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decision, numbers: dict[str, object]) -> None:

@@ -1,23 +1,18 @@
 """From records to everything they shaped: plain recursive SQL, no graph database."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Sequence
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from registry.records import EdgeKind
-from registry.tables import EdgeRow, RecordRow, SubjectRow
-
-T = TypeVar("T")
-
-_CHUNK = 500
+from registry.tables import EdgeRow, RecordRow, SubjectRow, in_chunks
 
 
 def records_of_subjects(session: Session, subjects: Sequence[int]) -> dict[int, list[int]]:
     """Shard id -> keys of the records that belong to these subjects."""
     numbers: list[int] = []
-    for chunk in _chunks(subjects):
+    for chunk in in_chunks(subjects):
         numbers += session.scalars(select(SubjectRow.subject_id).where(SubjectRow.key.in_(chunk)))
     return _by_shard(session, numbers, RecordRow.subject_id)
 
@@ -29,7 +24,7 @@ def records_by_key(session: Session, keys: Sequence[int]) -> dict[int, list[int]
 
 def _by_shard(session: Session, wanted: Sequence[int], column: object) -> dict[int, list[int]]:
     found: dict[int, list[int]] = {}
-    for chunk in _chunks(wanted):
+    for chunk in in_chunks(wanted):
         query = select(RecordRow.shard_id, RecordRow.key).where(column.in_(chunk))  # type: ignore[attr-defined]
         for shard_id, key in session.execute(query.order_by(RecordRow.shard_id, RecordRow.key)):
             found.setdefault(shard_id, []).append(key)
@@ -45,18 +40,13 @@ def closure(session: Session, shard_ids: Iterable[int], kinds: Collection[EdgeKi
     # no condition where all kinds are asked for: with one, SQLite goes through every edge before it looks one up
     allowed = [] if set(kinds) == set(EdgeKind) else [EdgeRow.kind.in_([kind.value for kind in kinds])]
     nodes: set[str] = set()
-    for starts in _chunks([f"shard:{s}" for s in shard_ids]):
+    for starts in in_chunks([f"shard:{s}" for s in shard_ids]):
         reach = (
             select(EdgeRow.child.label("node")).where(EdgeRow.parent.in_(starts), *allowed).cte("reach", recursive=True)
         )
         reach = reach.union(select(EdgeRow.child).join(reach, EdgeRow.parent == reach.c.node).where(*allowed))
         nodes.update(session.scalars(select(reach.c.node)))
     return [node.removeprefix("adapter:") for node in sorted(nodes, key=_number)]
-
-
-def _chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Databases bound the number of a query's parameters (32,766 in SQLite, 65,535 in PostgreSQL)."""
-    return (values[start : start + _CHUNK] for start in range(0, len(values), _CHUNK))
 
 
 def _number(node: str) -> tuple[int, str]:

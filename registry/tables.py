@@ -1,10 +1,14 @@
 """SQLAlchemy tables of the catalog. A record belongs to a shard; everything derived hangs on `edge`."""
 
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import JSON, BigInteger, DateTime, ForeignKey, Index, Integer, String, TypeDecorator, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+T = TypeVar("T")
+CHUNK = 500
 
 # SQLite only auto-increments INTEGER keys
 BigKey = BigInteger().with_variant(Integer, "sqlite")
@@ -18,6 +22,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 
     def process_result_value(self, value: datetime | None, dialect: Any) -> datetime | None:  # noqa: ARG002
         return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
+def in_chunks(values: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Databases bound the number of a query's parameters (32,766 in SQLite, 65,535 in PostgreSQL)."""
+    return (values[start : start + CHUNK] for start in range(0, len(values), CHUNK))
 
 
 def now() -> datetime:

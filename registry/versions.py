@@ -96,6 +96,12 @@ def add_alias_event(session: Session, stream: str, alias: str, version: int | No
     session.flush()
 
 
+def was_named(session: Session, stream: str, version: int) -> bool:
+    """Whether an alias ever named the version."""
+    query = select(AliasEventRow.event_id).where(AliasEventRow.stream == stream, AliasEventRow.version == version)
+    return session.scalar(query.limit(1)) is not None
+
+
 def last_alias_event(session: Session, stream: str, alias: str) -> AliasEventRow | None:
     query = select(AliasEventRow).where(AliasEventRow.stream == stream, AliasEventRow.alias == alias)
     return session.scalar(query.order_by(AliasEventRow.event_id.desc()).limit(1))

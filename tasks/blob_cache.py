@@ -39,7 +39,8 @@ def forget(keys: Iterable[str]) -> int:
     for key in keys:
         path = _path(Path(key).name.split(".")[0])
         gone += path.exists()
-        path.unlink(missing_ok=True)
+        for each in path.parent.glob(f"{path.name}*"):  # also what a killed process left half written
+            each.unlink(missing_ok=True)
     return gone
 
 

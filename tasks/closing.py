@@ -6,7 +6,7 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 
 from infra import database, keys
-from infra.files import write_private
+from infra.files import remove_private, write_private
 from infra.settings import settings
 from registry import catalog, ticket_log, tickets
 from registry.records import StoredObject, Ticket, TicketState
@@ -182,8 +182,8 @@ def close(ticket: Ticket, certified: Detail) -> Ticket:
         if closed.state == TicketState.IN_PROGRESS:
             closed = tickets.set_ticket_state(session, ticket.ticket_id, state, note, AUTOMATIC)
     if closed.state == TicketState.COMPLETE:
-        escrow(ticket.ticket_id).unlink(missing_ok=True)
-        held_file(ticket.ticket_id).unlink(missing_ok=True)
+        remove_private(escrow(ticket.ticket_id))
+        remove_private(held_file(ticket.ticket_id))
     say(f"  ticket {ticket.ticket_id} is {state.value}, guarantee {certified['guarantee']}")
     for reason in left:
         say(f"  LEFT: {reason}")

@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog
@@ -50,19 +52,12 @@ class MergeOutcome:
 
 @step("budget-{stream.name}")
 def measure_budget(stream: Stream, passed_over: Collection[str] = ()) -> Excess | None:
-    """A group that has more serving adapters than `consolidation.max_adapters`, or None.
-
-    What a killed merge left half done is thrown away first.
-    """
+    """A group that has more serving adapters than `consolidation.max_adapters`, or None."""
     if stream.task == TaskType.LANGUAGE:
         return None  # adapters of documents are not merged
     with database.transaction() as session:
-        every = adapter_rows.adapters(session, stream.name)
-    serving = {a.adapter_id for a in every if a.state == AdapterState.SERVING}
-    for left in every:
-        if left.state == AdapterState.CANDIDATE and serving & set(left.parent_ids):
-            erase_adapter(left, "its merge was never finished")
-    excess = find_excess([a for a in every if a.adapter_id in serving], stream.consolidation.max_adapters, passed_over)
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+    excess = find_excess(serving, stream.consolidation.max_adapters, passed_over)
     if excess is not None:
         say(f"  over budget: {excess.reason} (group {excess.group})")
     return excess
@@ -79,6 +74,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
     refuse_across(stream, parents)
+    refuse_gone(parents)
     merged = _merged(merged_id, parents, stream.consolidation.operator)
     epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
     merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
@@ -91,13 +87,15 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
         verdict = with_word(stream, Gate.MERGE, "+".join(parent_ids), verdict)
     accepted = verdict.passed and not dry_run
-    if not dry_run:
-        _note(stream, merged, verdict, {"before": was, "after": now, "exact_head": together.exact_accuracy})
-    if accepted:
-        state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
-        merged = replace(merged, accuracy=together.accuracy)
-        _keep(merged, parents, state, f"merge kept: {verdict.reason}; {earned.reason}")
-    else:
+    with database.transaction() as session:  # a decision that is written down is carried out
+        if not dry_run:
+            figures = {"before": was, "after": now, "exact_head": together.exact_accuracy}
+            _note(session, merged, verdict, figures)
+        if accepted:
+            state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
+            reason = f"merge kept: {verdict.reason}; {earned.reason}"
+            _keep(session, replace(merged, accuracy=together.accuracy, state=state, reason=reason), parents)
+    if not accepted:
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
@@ -114,6 +112,13 @@ def refuse_across(stream: Stream, parents: Sequence[Adapter]) -> None:
                 f"{a.adapter_id} and {b.adapter_id} belong to the groups {groups}; name them together in merge_across "
                 f"of stream {stream.name!r} if callers who hold all of them may share an adapter"
             )
+
+
+def refuse_gone(parents: Sequence[Adapter]) -> None:
+    """Raise StateError where one of them is merged, retired or erased: it serves no more."""
+    for parent in parents:
+        if parent.state not in (AdapterState.SERVING, AdapterState.CANDIDATE):
+            raise StateError(f"{parent.adapter_id} is {parent.state} and cannot be merged: {parent.reason}")
 
 
 def _labels(parents: Sequence[Adapter]) -> set[str]:
@@ -157,19 +162,15 @@ def _figures(scores: dict[str, Score], alone: bool = False) -> dict[str, tuple[f
     return {p: (score.exact_accuracy if alone else score.accuracy, score.rows) for p, score in scores.items()}
 
 
-def _keep(merged: Adapter, parents: Sequence[Adapter], state: AdapterState, reason: str) -> None:
-    with database.transaction() as session:
-        adapter_rows.put_adapter(session, replace(merged, state=state, reason=reason))
-        for parent in parents:
-            adapter_rows.move_adapter(
-                session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}"
-            )
+def _keep(session: Session, merged: Adapter, parents: Sequence[Adapter]) -> None:
+    adapter_rows.put_adapter(session, merged)
+    for parent in parents:
+        adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}")
 
 
-def _note(stream: Stream, merged: Adapter, verdict: Verdict, figures: dict[str, float | None]) -> None:
+def _note(session: Session, merged: Adapter, verdict: Verdict, figures: dict[str, float | None]) -> None:
     """Write the decision down; a refused pair is not tried again while it serves as many shards."""
     kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
     decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=figures)
     numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
-    with database.transaction() as session:
-        catalog.add_consolidation(session, stream.name, decision, numbers)
+    catalog.add_consolidation(session, merged.stream, decision, numbers)

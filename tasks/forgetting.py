@@ -62,7 +62,7 @@ def make_plan(stream: str, targets: Targets) -> tuple[Plan, dict[int, list[int]]
 
 def plan_for(session: Session, stream: str, leaving: Mapping[int, int]) -> Plan:
     """The repairs of all that these shards shape when so many of their rows go."""
-    closure = [adapter_rows.get_adapter(session, a) for a in lineage.closure(session, leaving)]
+    closure = adapter_rows.get_adapters(session, lineage.closure(session, leaving))
     alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
     shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
     return plan_repairs(sorted(leaving), alive, {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards})

@@ -10,6 +10,7 @@ from registry.records import VersionState
 from tasks import blobs
 from tasks.exclusion import alone, naming
 from tasks.manifests import keys_in, load_json
+from tasks.orphans import orphans_of, purge_run
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,18 @@ def collect_garbage(stream: str) -> list[tuple[str, str]]:
 
 
 def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
-    """Remove dead blobs and uploads that were never completed, and say what that was. Raises HeldError while another
+    """Remove dead blobs, uploads that were never completed and runs in MLflow that a crash left, and say what that was.
+    Raises HeldError while another
     process works on the stream."""
     if dry_run:
-        found, uploads = find_garbage(stream), _unfinished(stream)
+        found, uploads, orphans = find_garbage(stream), _unfinished(stream), orphans_of(stream, only_ours=True)
     else:
         with alone(stream, wait_seconds=0), naming(stream):
-            found, uploads = find_garbage(stream), _unfinished(stream)
+            found, uploads, orphans = find_garbage(stream), _unfinished(stream), orphans_of(stream, only_ours=True)
             blobs.purge(found.keys)
             artifacts.abort_uploads(storage.s3(), settings().artifact_bucket, uploads)
+            for run_id in orphans:
+                purge_run(stream, run_id)
     return {
         "stream": stream,
         "live_blobs": found.live,
@@ -60,6 +64,7 @@ def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
         "dead_blobs": len(found.keys),
         "dead_bytes": found.size,
         "unfinished_uploads": len(uploads),
+        "orphan_runs": len(orphans),
     }
 
 

@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, model_purge, models, tickets, versions
+from registry import artifacts, catalog, model_purge, tickets, versions
 from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, BatchState, Delivery, Ticket, VersionState
 from registry.stream import Stream
@@ -17,6 +17,7 @@ from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
 from tasks.markers import load_markers, texts_of
 from tasks.narration import say
+from tasks.orphans import orphans_of, purge_run
 from tasks.reading import named_rows
 from tasks.retries import step
 from tasks.saga import Detail, once
@@ -91,14 +92,8 @@ def _purge_garbage(stream: Stream) -> tuple[int, int]:
 
 
 def _purge_orphans(stream: Stream) -> tuple[int, int]:
-    """Remove runs that no version of the catalog names: a crash left them between MLflow and the catalog, and their
-    model folders may name what was deleted."""
-    client = tracking.prepare_tracking()
-    with database.transaction() as session:
-        named = {v.run_id for v in versions.versions(session, stream.name) if v.state != VersionState.ERASED}
-    experiment = tracking.experiment(client, stream.name)
-    found = [run.info.run_id for run in models.all_runs(client, experiment) if run.info.run_id not in named]
-    removed = [_purge_run(stream, run_id) for run_id in found]
+    """Remove runs that no version of the catalog names: their model folders may name what was deleted."""
+    removed = [purge_run(stream.name, run_id) for run_id in orphans_of(stream.name, only_ours=False)]
     return sum(rows for rows, _ in removed), sum(objects for _, objects in removed)
 
 
@@ -112,18 +107,6 @@ def _purge_traces(stream: Stream, together: Sequence[Ticket]) -> tuple[int, int]
     with tracking.backend() as connection:
         removed = model_purge.purge_traces(connection, s3, bucket, experiment, texts)
     return sum(removed.rows.values()), len(removed.objects)
-
-
-def _purge_run(stream: Stream, run_id: str) -> tuple[int, int]:
-    s3, bucket = storage.s3(), settings().artifact_bucket
-    with tracking.backend() as connection:
-        removed = [
-            model_purge.delete_version_for_real(connection, s3, bucket, stream.name, version)
-            for version in model_purge.versions_of_run(connection, stream.name, run_id)
-        ]
-        with suppress(UnknownIdError):
-            removed.append(model_purge.purge_run(connection, s3, bucket, run_id))
-    return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
 
 
 def _purge_version(stream: Stream, version: int) -> tuple[int, int]:

@@ -25,13 +25,13 @@ def status(stream: str | None = None) -> list[Answer]:
 
 def _status_of(session: Session, name: str) -> Answer:
     epoch = catalog.stream_epoch(session, name)
-    every = catalog.batches(session, name)
+    waiting = catalog.batches(session, name, BatchState.READ, BatchState.HELD)
     champion = versions.alias_of(session, name, versions.CHAMPION)
     return {
         "stream": name,
-        "batches": len(every),
-        "unfinished": [b.name for b in every if b.state == BatchState.READ],
-        "held": [b.name for b in every if b.state == BatchState.HELD],
+        "batches": catalog.count_batches(session, name),
+        "unfinished": [b.name for b in waiting if b.state == BatchState.READ],
+        "held": [b.name for b in waiting if b.state == BatchState.HELD],
         "adapters": adapters.count_states(session, name),
         "champion": champion,
         "challenger": versions.alias_of(session, name, versions.CHALLENGER),
@@ -60,12 +60,12 @@ def _stream_line(session: Session, name: str) -> Answer:
 
 def _batches(session: Session, name: str) -> list[Answer]:
     keys = ("batch_id", "name", "state", "rows", "quarantined", "suppressed", "uri")
-    return [{key: asdict(batch)[key] for key in keys} for batch in catalog.batches(session, name)]
+    return [{key: getattr(batch, key) for key in keys} for batch in catalog.batches(session, name)]
 
 
 def _adapters(session: Session, name: str) -> list[Answer]:
     keys = ("adapter_id", "state", "group", "serves", "accuracy", "reason")
-    return [{key: asdict(adapter)[key] for key in keys} for adapter in adapters.adapters(session, name)]
+    return [{key: getattr(adapter, key) for key in keys} for adapter in adapters.adapters(session, name)]
 
 
 def _versions(session: Session, name: str) -> list[Answer]:
@@ -124,7 +124,7 @@ def _describe_version(session: Session, id_: str) -> Answer:
         raise UnknownIdError("version", id_)
     version = versions.get_version(session, stream, int(number))
     cells = versions.accuracies(session, stream, int(number))
-    names = {b.batch_id: b.name for b in catalog.batches(session, stream)}
+    names = catalog.batch_names(session, cells)
     accuracy = {names[b]: {"accuracy": a, "exact_head": e, "held_out_rows": n} for b, (a, e, n) in cells.items()}
     return {"kind": "version", **asdict(version), "accuracy_by_batch": accuracy}
 

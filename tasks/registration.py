@@ -119,7 +119,8 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
         return known
     shards = shards if measured else []
     scores = score_shards(stream, load_model(manifest), shards)
-    number, run_id = _publish(stream, manifest, change, shards, scores)
+    with tracking.asking():
+        number, run_id = _publish(stream, manifest, change, shards, scores)
     stored = blobs.store(
         blobs.shared_prefix(stream.name), f"version:{stream.name}:{number}", "manifest", blobs.json_bytes(manifest)
     )

@@ -10,8 +10,7 @@ HEAD = """# What breaks, and what is lost
 Written by `make test-faults`; each line is a test of `tests/faults` that passed. A fault ends in a retry that succeeds,
 or in one error that says what, which and what to do; nothing is half-visible. "Retryable": the test asks the rule by
 which a step is repeated after 1, 5 and 25 seconds (`tasks/retries.py`); it does not wait for that. "Data lost": what
-was read back. Crashes (kill -9) are tested by `tests/flows/test_crash.py` and `tests/flows/test_deletion_exact.py`.
-Not made to fail yet: MLflow, the Prefect API.
+was read back. `CRASHES=all make test-faults` kills before every effect of every scenario instead of a sample (hours).
 
 | fault | tried | outcome | data lost |
 | --- | --- | --- | --- |

@@ -45,14 +45,26 @@ class Proxy:
                 each.shutdown(socket.SHUT_RDWR)
             each.close()
 
+    def leave(self) -> None:
+        """Nobody listens any more, and what was connected is cut."""
+        with suppress(OSError):
+            self.listener.shutdown(socket.SHUT_RDWR)  # a thread that accepts would keep it open
+        self.listener.close()
+        self.drop()
+
+    def come_back(self) -> None:
+        """Listen on the same port again."""
+        self.listener = socket.create_server(("127.0.0.1", self.port))
+        self.fail()
+        threading.Thread(target=self._accept, daemon=True).start()
+
     def fail(self, *faults: str, after: str = PASS) -> None:
         """From now on: these faults, one a connection, then `after`."""
         self.faults, self.after, self.met = list(faults), after, []
         self.drop()
 
     def close(self) -> None:
-        self.listener.close()
-        self.drop()
+        self.leave()
 
     def _accept(self) -> None:
         with suppress(OSError):

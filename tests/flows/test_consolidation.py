@@ -13,6 +13,7 @@ from registry.records import AdapterState, DecisionKind
 from registry.stream import Consolidation, Gates, ShiftOptions
 from registry.tables import now
 from tasks import consolidation, queries, retirement
+from tasks.interrupted import interrupted_merges
 from tasks.likeness import propose_merges
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
@@ -69,8 +70,9 @@ def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(bac
     (left,) = set(states(stream)) - set(born)
     assert states(stream)[left] == AdapterState.CANDIDATE
 
-    excess = consolidation.measure_budget.fn(stream)
+    assert interrupted_merges.fn(stream) == []
     assert states(stream)[left] == AdapterState.ERASED
+    excess = consolidation.measure_budget.fn(stream)
     ((pair, likeness),) = propose_merges.fn(stream, excess)
     assert (pair, likeness.shared_labels) == (tuple(born), 0)
     assert likeness.shift[0] != likeness.shift[1]

@@ -4,8 +4,9 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from infra.ports import free_ports
@@ -20,7 +21,16 @@ def find_binaries() -> Path | None:
 
 @contextmanager
 def cluster(binaries: Path) -> Iterator[str]:
-    """Yield the address of the superuser; the server refuses to run as root, so root lends it to `postgres`."""
+    """Yield the address of the superuser."""
+    with restartable(binaries) as (address, _):
+        yield address
+
+
+@contextmanager
+def restartable(binaries: Path) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Yield the address of the superuser, and what restarts the server without a word to its clients.
+
+    It refuses to run as root, so root lends it to `postgres`."""
     (port,) = free_ports(1)
     folder = Path(tempfile.mkdtemp(prefix="deciduous-pg-"))
     as_user = []
@@ -36,7 +46,8 @@ def cluster(binaries: Path) -> Iterator[str]:
     call(binaries / "initdb", "-D", data, "-A", "trust", "--no-sync", "-E", "UTF8", "--locale=C", "-U", "postgres")
     call(binaries / "pg_ctl", "-D", data, "-w", "-l", log, "-o", options, "start")
     try:
-        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}"
+        restart = partial(call, binaries / "pg_ctl", "-D", data, "-w", "-l", log, "-m", "immediate", "restart")
+        yield f"postgresql+psycopg://postgres@127.0.0.1:{port}", restart
     finally:
         call(binaries / "pg_ctl", "-D", data, "-m", "immediate", "stop")
         shutil.rmtree(folder)
