@@ -191,7 +191,8 @@ def _manifest() -> object:
     with database.transaction() as session:
         shards = catalog.done_shards(session, STREAM)
         serving = adapters.adapters(session, STREAM, [AdapterState.SERVING])
-        return catalog.objects_of(session, [each.node for each in (*shards, *serving)])
+        nodes = [shard.node for shard in shards] + [adapter.node for adapter in serving]
+        return catalog.objects_of(session, nodes)
 
 
 def _merge() -> object:

@@ -168,9 +168,9 @@ def _keep(session: Session, merged: Adapter, parents: Sequence[Adapter]) -> None
         adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}")
 
 
-def _note(session: Session, merged: Adapter, verdict: Verdict, figures: dict[str, float | None]) -> None:
+def _note(session: Session, merged: Adapter, verdict: Verdict, figures: Mapping[str, float | None]) -> None:
     """Write the decision down; a refused pair is not tried again while it serves as many shards."""
     kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
-    decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=figures)
+    decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=dict(figures))
     numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
     catalog.add_consolidation(session, merged.stream, decision, numbers)
