@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 from benchmarks.growth_product import (
     adapters_by_form,
     answered,
@@ -43,13 +45,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, default=30)
     parser.add_argument("--domains", type=int, default=10, help="at most 10; each recurs batches / domains times")
-    parser.add_argument("--rows", type=int, default=50, help="articles of a batch; the product holds some out itself")
-    parser.add_argument("--questions", type=int, default=30, help="articles asked in each domain, never delivered")
+    parser.add_argument("--rows", type=int, default=40, help="articles of a batch; the product holds some out itself")
+    parser.add_argument("--questions", type=int, default=20, help="articles asked in each domain, never delivered")
     parser.add_argument("--budget", type=int, default=BUDGET, help="consolidation.max_adapters")
     parser.add_argument("--operator", default="cat", help="consolidation.operator")
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--blocks", type=int, default=3, help="of MiniLM's six, the first")
-    parser.add_argument("--last-layers", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=2, help="of MiniLM's six, the first")
+    parser.add_argument("--last-layers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--random-features", type=int, default=256, help="of the heads; the product has 1024")
     parser.add_argument("--only", choices=("kept", "never"), help="one of the two runs")
@@ -61,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.getLogger("deciduous").setLevel(logging.INFO if options.verbose else logging.WARNING)
     logging.getLogger("deciduous").addHandler(logging.StreamHandler(sys.stderr))
+    torch.set_num_threads(1)
     heads.RANDOM_FEATURES = options.random_features
     with TemporaryDirectory(prefix="deciduous-", ignore_cleanup_errors=True) as folder:
         os.environ["DECIDUOUS_HOME"] = f"{folder}/home"
