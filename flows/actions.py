@@ -23,7 +23,7 @@ from registry.tickets import WORKED
 from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
 from tasks.held_batches import discard_batch, reopen_batch
-from tasks.retirement import reinstate_adapter, retire_adapter
+from tasks.retirement import refuse_mixture, reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
 
@@ -158,6 +158,7 @@ def export(adapter_id: str, folder: Path) -> str:
 
 def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     opening.open_home()
+    refuse_mixture(adapter_id)
     if not dry_run:
         retire_adapter.fn(adapter_id, reason)
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"

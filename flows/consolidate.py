@@ -3,7 +3,7 @@
 from prefect import flow
 
 from registry.stream import Stream
-from tasks.consolidation import MergeOutcome, measure_budget, merge_adapters
+from tasks.consolidation import MergeOutcome, measure_budget, merge_adapters, refuse_across
 from tasks.exclusion import alone
 from tasks.interrupted import interrupted_merges
 from tasks.likeness import propose_merges
@@ -20,8 +20,10 @@ ATTEMPTS = 3
 def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bool = False) -> MergeOutcome | None:
     """Try the pair given; without one keep to the budget, and where nothing is over it try the closest pair.
 
-    The last merge that was tried; None when no two adapters may be merged.
+    The last merge that was tried; None when no two adapters may be merged. Raises StateError for a stream whose
+    adapters are never merged.
     """
+    refuse_across(stream, [])
     with alone(stream.name):
         finished = finish_interrupted(stream)
         if pair is not None:

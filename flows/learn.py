@@ -13,7 +13,7 @@ from registry.records import Adapter, Batch, Decision, DecisionKind, Shard
 from registry.stream import Stream
 from tasks.adapters import judge_adapter, refresh_adapter, train_adapter
 from tasks.batches import discover, encode_batch, finish_batch, hold_batch, open_stream, read_batch, unfinished_batches
-from tasks.decisions import decide
+from tasks.decisions import decide, with_growth
 from tasks.exclusion import alone
 from tasks.handover import TO_TRAIN, hand_over, is_trained, wait_for_training
 from tasks.missed import catch_up_when_deployed
@@ -82,6 +82,7 @@ def learn_batch(stream: Stream, batch: Batch) -> Outcome:
     name_run(f"{stream.name}: {batch.name}: {' + '.join(dict.fromkeys(d.kind.value for d in decisions))}")
     if training := train_adapters(stream, batch, decisions):
         return Outcome(batch.batch_id, training)
+    decisions = with_growth(stream, batch.shards, decisions)
     for shard, decision in zip(batch.shards, decisions, strict=True):
         if decision.adapter_id is not None and decision.kind != DecisionKind.HOLD:
             judge_adapter(stream, shard, decision.adapter_id)

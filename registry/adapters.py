@@ -47,15 +47,23 @@ def put_adapter(session: Session, adapter: Adapter) -> None:
         *[(f"adapter:{a}", EdgeKind.MERGED_FROM, n) for n, a in enumerate(adapter.parent_ids)],
         *[(f"shard:{s}", EdgeKind.SERVES, n) for n, s in enumerate(adapter.serves)],
     ]
+    if adapter.is_mixture:
+        joint = (EdgeKind.WARM_START, EdgeKind.ROUTER_FIT)
+        parents += [(f"shard:{s}", kind, n) for n, s in enumerate(adapter.shard_ids) if n for kind in joint]
     session.add_all(EdgeRow(child=adapter.node, parent=p, kind=k, ordinal=n) for p, k, n in parents)
     session.flush()
 
 
 def get_adapter(session: Session, adapter_id: str) -> Adapter:
-    row = session.get(AdapterRow, adapter_id)
-    if row is None:
+    found = find_adapter(session, adapter_id)
+    if found is None:
         raise UnknownIdError("adapter", adapter_id)
-    return _to_adapters(session, [row])[0]
+    return found
+
+
+def find_adapter(session: Session, adapter_id: str) -> Adapter | None:
+    row = session.get(AdapterRow, adapter_id)
+    return None if row is None else _to_adapters(session, [row])[0]
 
 
 def get_adapters(session: Session, adapter_ids: Sequence[str]) -> list[Adapter]:

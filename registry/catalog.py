@@ -1,6 +1,6 @@
 """Streams, batches, shards, records and objects. Every function takes the caller's session; none commits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from sqlalchemy import delete, func, insert, select, update
@@ -38,8 +38,8 @@ def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
     require_backbone(session, stream, backbone_digest)
     if row.recipe_digest != stream.recipe_digest:
         raise StateError(
-            f"stream {stream.name!r} changed its task, backbone, max_tokens, adapter or composition; its artifacts "
-            "would not be reproducible: start a stream under a new name"
+            f"stream {stream.name!r} changed its task, backbone, max_tokens, adapter, composition or mix; its "
+            "artifacts would not be reproducible: start a stream under a new name"
         )
     row.config = config
 
@@ -307,6 +307,13 @@ def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decisio
             numbers=numbers,
         )
     )
+
+
+def complete_decision(session: Session, shard_id: int, reason: str, numbers: Mapping[str, object]) -> None:
+    """Add to a decision what was found while it was carried out."""
+    row = session.scalars(select(DecisionRow).where(DecisionRow.shard_id == shard_id)).one()
+    row.reason, row.numbers = reason, {**row.numbers, **numbers}
+    session.flush()
 
 
 def add_consolidation(session: Session, stream: str, decision: Decision, numbers: dict[str, object]) -> None:

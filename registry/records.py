@@ -1,5 +1,6 @@
 """What the registry remembers, as frozen records. No I/O."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -46,6 +47,10 @@ class EdgeKind(StrEnum):
     TRAINED_ON = "trained_on"
     MERGED_FROM = "merged_from"
     SERVES = "serves"
+    WARM_START = "warm_start"
+    """In a mixture, beside trained_on: its adapters were trained on what those of earlier shards make of it."""
+    ROUTER_FIT = "router_fit"
+    """Its router columns were fitted beside those of earlier shards."""
 
 
 class VersionState(StrEnum):
@@ -132,6 +137,28 @@ class Adapter:
     @property
     def node(self) -> str:
         return f"adapter:{self.adapter_id}"
+
+    @property
+    def is_mixture(self) -> bool:
+        """A group's whole mixture: shards grew it one after the other, each on what those before had made of it."""
+        return self.recipe.get("kind") == "mixture"
+
+    def trained_from(self, touched: Collection[int]) -> tuple[int, ...]:
+        """The shards to train on again where these change: of a mixture all from the first of them on, in order."""
+        first = next((n for n, shard_id in enumerate(self.shard_ids) if shard_id in touched), len(self.shard_ids))
+        return self.shard_ids[first:] if self.is_mixture else self.shard_ids
+
+
+@dataclass(frozen=True, slots=True)
+class MixtureScan:
+    """What a group's mixture makes of a shard's held-out rows, layer by layer, before anything grows."""
+
+    adapter_id: str | None
+    """None: the group has no mixture yet."""
+    least: dict[str, float | None]
+    """Layer -> the largest, over full minibatches, of the least mean z-score; None where it has no descriptor."""
+    z_scores: dict[str, dict[str, float]]
+    """Layer -> adapter -> mean z-score."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,11 @@ class TaskType(StrEnum):
     LANGUAGE = "causal-lm"
 
 
+class Composition(StrEnum):
+    RETRIEVE = "retrieve"
+    MIX = "mix"
+
+
 class Approval(StrEnum):
     NEVER = "never"
     ALWAYS = "always"
@@ -117,6 +122,18 @@ class ShiftOptions(_Section):
     new_classes: Literal["reuse", "expand"] = Field("reuse", description="what classes that no adapter has met ask for")
 
 
+class MixOptions(_Section):
+    """When and where the mixture of a `composition: mix` stream grows; all of it shapes the artifacts."""
+
+    threshold: float = Field(
+        1.0,
+        gt=0,
+        description="mean z-score of a batch's held-out rows above which a block grows: SEMA's expansion rule",
+    )
+    two_sided: bool = Field(False, description="rows that are reconstructed better than usual count as shift as well")
+    watched: int = Field(3, ge=1, description="so many of the last blocks have descriptors and may grow")
+
+
 class Completion(_Section):
     """How a causal-lm stream answers; it shapes no artifact."""
 
@@ -180,6 +197,12 @@ class Consolidation(_Section):
     )
 
 
+WHOLE = (
+    "a mixture answers as a whole: its adapters and router columns were fitted beside each other, so none of them is "
+    "merged or retired by itself"
+)
+
+
 class Deletion(_Section):
     due_days: int = Field(30, ge=1)
     guarantee: str = Field("E0", pattern="^E0$")
@@ -230,7 +253,11 @@ class Stream(_Section):
     )
     adapter: AdapterOptions = AdapterOptions()
     shift: ShiftOptions = ShiftOptions()
-    composition: str = Field("retrieve", pattern="^retrieve$")
+    composition: Composition = Field(
+        Composition.RETRIEVE,
+        description="retrieve: an adapter never depends on another shard; mix: one growing mixture per group",
+    )
+    mix: MixOptions = MixOptions()
     gates: Gates = Gates()
     completion: Completion = Completion()
     cache: CacheOptions = CacheOptions()
@@ -253,7 +280,10 @@ class Stream(_Section):
     @model_validator(mode="before")
     @classmethod
     def _what_the_task_asks_for(cls, fields: Any) -> Any:
-        """Documents have no label, and are learned by LoRA; said here, once, so that no step has to ask."""
+        """Documents have no label, and are learned by LoRA; a mixture trains by SGD, as published. Said here, once, so
+        that no step has to ask."""
+        if isinstance(fields, dict) and fields.get("composition") == Composition.MIX:
+            fields = {**fields, "adapter": {"optimizer": "sgd", **_fields_set(fields.get("adapter"))}}
         if not isinstance(fields, dict) or fields.get("task") != TaskType.LANGUAGE:
             return fields
         columns, adapter = (_fields_set(fields.get(name)) for name in ("columns", "adapter"))
@@ -276,6 +306,33 @@ class Stream(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _fits_the_composition(self) -> "Stream":
+        if self.composition == Composition.RETRIEVE:
+            if self.mix != MixOptions():
+                raise ValueError("mix holds options of `composition: mix`; this stream retrieves")
+            return self
+        refused = {
+            "task": (self.task == TaskType.LANGUAGE, "documents are learned by adapters of their own, see retrieve"),
+            "adapter.optimizer": (self.adapter.optimizer != "sgd", "a mixture trains by sgd, as published"),
+            "adapter.precision, ranks and prune": (
+                self.adapter.chooses_form,
+                "a mixture is stored as it was trained, in fp32",
+            ),
+            "tasks.processes": (self.tasks.processes > 1, "a mixture is trained by one process"),
+            "merge_across": (bool(self.merge_across), "nothing of a mixture is pooled across groups"),
+            "consolidation": (self.consolidation != Consolidation(), WHOLE),
+        }
+        for field, (odd, why) in refused.items():
+            if odd:
+                raise ValueError(f"{field} does not go with composition: mix: {why}")
+        return self
+
+    @property
+    def consolidates(self) -> bool:
+        """Whether its adapters may be merged and retired one by one."""
+        return self.task != TaskType.LANGUAGE and self.composition == Composition.RETRIEVE
+
     @property
     def answers(self) -> str:
         """What an answer is called."""
@@ -290,6 +347,8 @@ class Stream(_Section):
         for option in NEWER:  # a stream that leaves it alone keeps its digest
             if shaping["adapter"][option] == AdapterOptions.model_fields[option].default:
                 del shaping["adapter"][option]
+        if self.composition == Composition.MIX:
+            shaping["mix"] = self.mix.model_dump(mode="json")
         if self.adapter.chooses_form:
             shaping["form_drop"] = self.gates.form_drop
         if self.cache.dtype != "float32":

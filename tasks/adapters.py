@@ -1,7 +1,8 @@
 """Train, refresh or join an adapter, fit what is closed form on it, and judge whether it may serve."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 
@@ -9,14 +10,15 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog
 from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict
-from registry.stream import Stream
-from tasks import blobs
+from registry.stream import Composition, Stream
+from tasks import blobs, mixing
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import check_adapter, require_backbone
 from tasks.evaluation import score_shards, total
 from tasks.forms import choose_form, load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
+from tasks.mixing import stored_pairs
 from tasks.narration import say
 from tasks.prefix_cache import states_of
 from tasks.release import begin_work, check_epoch
@@ -28,17 +30,19 @@ from tasks.training import means_of, train
 
 @step("train-{adapter_id}")
 def train_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
-    """Expand: a new adapter, from the frozen backbone, on this shard alone."""
-    adapter = Adapter(
+    """Expand: a new adapter, from the frozen backbone, on this shard alone; or the group's mixture, grown by it."""
+    with database.transaction() as session:
+        known = adapter_rows.find_adapter(session, adapter_id)
+    kind = "mixture" if stream.composition == Composition.MIX else "trained"
+    adapter = known or Adapter(
         adapter_id=adapter_id,
         stream=stream.name,
         group=shard.group,
         state=AdapterState.CANDIDATE,
-        shard_ids=(shard.shard_id,),
-        serves=(shard.shard_id,),
-        recipe={"kind": "trained", **stream.adapter.model_dump()},
+        shard_ids=(),
+        recipe={"kind": kind, **stream.adapter.model_dump()},
     )
-    return fit_trained(stream, adapter, begin_work(stream.name, adapter.shard_ids), stream.tasks.processes)
+    return _train_on(stream, adapter, shard)
 
 
 @step("refresh-{adapter_id}")
@@ -46,6 +50,10 @@ def refresh_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     """Train on, on the adapter's shard grown by this one; its earlier slices' checkpoints are kept."""
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
+    return _train_on(stream, adapter, shard)
+
+
+def _train_on(stream: Stream, adapter: Adapter, shard: Shard) -> Adapter:
     grown = tuple(dict.fromkeys((*adapter.shard_ids, shard.shard_id)))
     served = tuple(dict.fromkeys((*adapter.serves, shard.shard_id)))
     epoch = begin_work(stream.name, {*grown, *served})
@@ -75,7 +83,11 @@ def fit_trained(stream: Stream, adapter: Adapter, epoch: int | None = None, proc
     require_backbone(stream)
     shards = [shard for shard in load_in_order(adapter.shard_ids) if shard.rows]
     trained = replace(adapter, recipe={**adapter.recipe, "trained_on": means_of(stream, processes)})
-    weights = train(stream, adapter.node, shards, epoch=epoch, processes=processes).adapter
+    if adapter.is_mixture:
+        weights, grown = mixing.grow(stream, adapter, shards, epoch=epoch)
+        trained = replace(trained, recipe={**trained.recipe, "grown": [asdict(each) for each in grown]})
+    else:
+        weights = train(stream, adapter.node, shards, epoch=epoch, processes=processes).adapter
     return fit_closed_forms(stream, trained, weights, epoch)
 
 
@@ -98,6 +110,11 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
         blobs.store_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own)),
         *store_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], form.weights),
     ]
+    if adapter.is_mixture:
+        looks = mixing.looks_of(
+            stream, adapter, weights, load_in_order(adapter.shard_ids), partial(stored_pairs, stream)
+        )
+        stored.append(blobs.store_tensors(where, adapter.node, "looks", looks))
     with database.transaction() as session:
         if epoch is not None:
             check_epoch(session, stream.name, epoch, f"fitting {adapter.adapter_id}")
@@ -162,14 +179,15 @@ def erase_adapter(adapter: Adapter, reason: str) -> list[str]:
 def measure_reuse(stream: Stream, shard: Shard, adapter_id: str) -> tuple[float | None, float | None]:
     """(held-out accuracy on the shard with its statistics joined, the adapter's accuracy on its own rows).
 
-    Nothing is expected of a merged adapter: it cannot train on, because its weights are its parents'.
+    Nothing is expected of a merged adapter, whose weights are its parents', or of a mixture: neither trains on.
     """
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=serving))
     score = score_shards(stream, model, [shard])[shard.shard_id]
-    return (score.accuracy if score.rows else None), None if adapter.parent_ids else adapter.accuracy
+    trains_on = not adapter.parent_ids and not adapter.is_mixture
+    return (score.accuracy if score.rows else None), adapter.accuracy if trains_on else None
 
 
 def load_in_order(shard_ids: Sequence[int]) -> list[Shard]:

@@ -27,8 +27,8 @@ from tasks.tickets import AUTOMATIC
 EXACT = (
     "The named records were removed from every store below; every artifact that they shaped was rebuilt from the "
     "records that remain and compared, {how}, with one trained from scratch without them. Structural decisions "
-    "(which batches expanded, which adapters were merged, recipes and seeds) were taken while the records were present "
-    "and are kept. The claim holds for requests that do not adapt to earlier answers of the model."
+    "(which batches expanded and in which layers, which adapters were merged, recipes and seeds) were taken while the "
+    "records were present and are kept. The claim holds for requests that do not adapt to earlier answers of the model."
 )
 
 SCOPES = {

@@ -19,8 +19,8 @@ from registry import catalog, suppression, tickets
 from registry.artifacts import encode_tensors
 from registry.errors import MissingObjectError
 from registry.records import Adapter, Shard, Ticket
-from registry.stream import Stream, TaskType
-from tasks import blobs
+from registry.stream import Composition, Stream, TaskType
+from tasks import blobs, mixing
 from tasks.adapters import load_in_order
 from tasks.backbones import open_language
 from tasks.devices import CPU, device_name, training_device
@@ -97,7 +97,9 @@ def is_reproducible(stream: Stream) -> bool:
 
 
 def device_of(stream: Stream) -> torch.device:
-    """What trains: a language model where it lies, a classifier's adapters on the device that is set."""
+    """What trains: a language model where it lies, a mixture on the CPU, other adapters on the device that is set."""
+    if stream.composition == Composition.MIX:
+        return torch.device(CPU)
     return open_language(stream).device if stream.task == TaskType.LANGUAGE else training_device()
 
 
@@ -209,6 +211,9 @@ class Scratch:
         if refit is None:
             yield "weights", form.stored
             yield "descriptor", self._descriptor(adapter)
+            if adapter.is_mixture:
+                own = load_in_order(adapter.shard_ids)
+                yield "looks", mixing.looks_of(self.stream, adapter, form.weights, own, self._encoded)
         for shard in load_in_order(adapter.serves):
             if shard.labelled and (refit is None or shard.shard_id in refit):
                 yield f"statistics:{shard.shard_id}", self._statistics(shard, form.weights)
@@ -226,6 +231,8 @@ class Scratch:
         return choose_form(self.stream, self._weights(adapter), lambda: self._pairs(adapter))
 
     def _weights(self, adapter: Adapter) -> AdapterWeights:
+        if adapter.is_mixture:
+            return mixing.grow(self.stream, adapter, load_in_order(adapter.shard_ids), fresh=self._encoded)[0]
         if not adapter.parent_ids:
             return train(self.stream, adapter.node, load_in_order(adapter.shard_ids), from_scratch=True).adapter
         with database.transaction() as session:

@@ -22,7 +22,7 @@ from registry.records import (
     Verdict,
     labels_of,
 )
-from registry.stream import Stream, TaskType
+from registry.stream import WHOLE, Composition, Stream
 from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
@@ -53,8 +53,8 @@ class MergeOutcome:
 @step("budget-{stream.name}")
 def measure_budget(stream: Stream, passed_over: Collection[str] = ()) -> Excess | None:
     """A group that has more serving adapters than `consolidation.max_adapters`, or None."""
-    if stream.task == TaskType.LANGUAGE:
-        return None  # adapters of documents are not merged
+    if not stream.consolidates:
+        return None
     with database.transaction() as session:
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
     excess = find_excess(serving, stream.consolidation.max_adapters, passed_over)
@@ -102,8 +102,11 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
 
 
 def refuse_across(stream: Stream, parents: Sequence[Adapter]) -> None:
-    """Raise StateError where the parents' groups are not named together in the stream file, or hold documents."""
-    if stream.task == TaskType.LANGUAGE:
+    """Raise StateError where the parents' groups are not named together in the stream file, or where the stream's
+    adapters are of a kind that is not merged."""
+    if stream.composition == Composition.MIX:
+        raise StateError(f"adapters of the mix stream {stream.name!r} are not merged: {WHOLE}")
+    if not stream.consolidates:
         raise StateError(f"adapters of the causal-lm stream {stream.name!r} are not merged; retire one instead")
     for a, b in combinations(parents, 2):
         if not may_merge(a, b, stream.merge_across):

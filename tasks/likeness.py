@@ -11,7 +11,7 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage
 from registry.records import Adapter, AdapterState, DecisionKind, labels_of
-from registry.stream import Stream, TaskType
+from registry.stream import Stream
 from registry.tables import DecisionRow
 from tasks import blobs
 from tasks.assembly import current_manifest, load_model
@@ -38,10 +38,10 @@ SCORED_ROWS, ANSWERED_ROWS = 16, 128
 def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[Pair, Likeness]]:
     """Pairs that may be merged, closest first: of the serving adapters over budget, or of all that are known.
 
-    Adapters of documents are never proposed. Under `excess`, what was refused before is not proposed again until one of
-    the two serves another shard.
+    Adapters of documents and mixtures are never proposed. Under `excess`, what was refused before is not proposed
+    again until one of the two serves another shard.
     """
-    if stream.task == TaskType.LANGUAGE:
+    if not stream.consolidates:
         return []
     with database.transaction() as session:
         states = KNOWN if excess is None else [AdapterState.SERVING]

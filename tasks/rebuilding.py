@@ -9,7 +9,7 @@ from registry import adapters as adapter_rows
 from registry import catalog, tickets
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
-from tasks import prefix_cache, shards
+from tasks import mixing, prefix_cache, shards
 from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, store_statistics
 from tasks.backbones import open_frozen
 from tasks.consolidation import merged_weights
@@ -130,7 +130,7 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
         erase_adapter(adapter, "too few of its rows remain")
         return "drop"
     if repair.action == "retrain":
-        fit_trained(stream, adapter)
+        adapter = fit_trained(stream, adapter)
         _drop_stale_checkpoints(stream, adapter)
     elif repair.action == "replay":
         _replay(stream, adapter)
@@ -195,7 +195,11 @@ def _replay(stream: Stream, adapter: Adapter) -> None:
 def _drop_stale_checkpoints(stream: Stream, adapter: Adapter) -> None:
     """Keep the checkpoints of today's slices; those that saw a dropped row lose their owner and are purged."""
     own = load_in_order(adapter.shard_ids)
-    current = {f"checkpoint:{stage.digest}" for stage in stages_of(stream, own)}
+    current = (
+        mixing.checkpoints_of(stream, adapter, own)
+        if adapter.is_mixture
+        else {f"checkpoint:{stage.digest}" for stage in stages_of(stream, own)}
+    )
     with database.transaction() as session:
         for stored in catalog.objects_of(session, [adapter.node]):
             if stored.kind.startswith("checkpoint:") and stored.kind not in current:

@@ -13,7 +13,7 @@ from registry import adapters as adapter_rows
 from registry import catalog
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
-from registry.stream import Stream, TaskType
+from registry.stream import WHOLE, Stream
 from tasks import blobs
 from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest, load_model
@@ -33,8 +33,8 @@ def retire_unused(stream: Stream) -> list[str]:
 
     Returns the ids of the retired. The reasons and the figures are written down, of a refusal as well.
     """
-    if stream.task == TaskType.LANGUAGE:
-        return []  # documents are retrieved by Gaussians of another kind; `deciduous retire` is there
+    if not stream.consolidates:
+        return []  # documents are retrieved by Gaussians of another kind; a mixture answers as a whole
     rule, retired = stream.consolidation, []
     for unused in choose_retirements(measure_routing(stream), rule.retire_share, rule.window):
         verdict = may_go(stream, unused.adapter_id)
@@ -131,11 +131,24 @@ def may_go(stream: Stream, adapter_id: str) -> Verdict:
 
 @step("retire-{adapter_id}")
 def retire_adapter(adapter_id: str, reason: str) -> Adapter:
-    """Stop serving an adapter; its blobs stay, because a deletion may have to replay what was merged from it."""
+    """Stop serving an adapter; its blobs stay, because a deletion may have to replay what was merged from it.
+
+    Raises StateError for a mixture."""
+    refuse_mixture(adapter_id)
     with database.transaction() as session:
         retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
     say(f"  {adapter_id} retired: {reason}")
     return retired
+
+
+def refuse_mixture(adapter_id: str) -> None:
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    if adapter.is_mixture:
+        raise StateError(
+            f"{adapter_id!r} is the mixture of group {adapter.group!r} and is not retired: {WHOLE}; roll the stream "
+            "back to an earlier version, or start one with `composition: retrieve`"
+        )
 
 
 @step("reinstate-{adapter_id}")

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry.records import Adapter, AdapterState, Shard, ShiftEvidence
-from registry.stream import Stream
-from tasks import blobs
+from registry.records import Adapter, AdapterState, MixtureScan, Shard, ShiftEvidence
+from registry.stream import Composition, Stream
+from tasks import blobs, mixing
 from tasks.backbones import cut_of, open_frozen
 from tasks.identity import seed_of
 from tasks.learning.descriptors import Descriptor, z_scores
@@ -24,13 +24,16 @@ MAX_ROWS = 512
 
 
 @step("measure-shift-{shard.batch_id}-{shard.group}")
-def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence]:
-    """Permutation test and descriptor z-scores of the shard against each adapter's held-out rows.
+def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence] | MixtureScan:
+    """Permutation test and descriptor z-scores of the shard against each adapter's held-out rows; of a mixture what
+    its own descriptors say, layer by layer.
 
     Adapters that only wait as candidates are tested as well: they mark a distribution that is known.
     """
     with database.transaction() as session:
         known = [a for a in adapter_rows.adapters(session, stream.name, KNOWN) if a.group == shard.group]
+    if stream.composition == Composition.MIX:
+        return mixing.scan(stream, shard, known)
     rows = load_rows(shard)[:MAX_ROWS]
     rows_LND = row_signatures(stream, rows)
     sample = as_sample(stream, rows_LND, [row.label or "" for row in rows])

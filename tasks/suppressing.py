@@ -35,7 +35,10 @@ LOW_BITS = (8, 4, 1)
 
 def suppress_adapter(stream: Stream, adapter: Adapter, together: Sequence[Ticket]) -> Report | None:
     """Store suppressed weights and what hangs on them; returns what it cost and what it leaves. None where it cannot be
-    done (nothing held back, no checkpoint, no row that stays): train the adapter again."""
+    done (nothing held back, no checkpoint, no row that stays, or a mixture, whose later adapters were trained on what
+    the records had made of the earlier ones): train the adapter again."""
+    if adapter.is_mixture:
+        return None
     work = _suppress_documents if stream.task == TaskType.LANGUAGE else _suppress_rows
     report = work(stream, adapter, together)
     if report is not None:

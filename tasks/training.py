@@ -11,7 +11,7 @@ from infra.settings import settings
 from registry import catalog
 from registry.errors import BadWeightsError
 from registry.records import Shard
-from registry.stream import Stream, TaskType
+from registry.stream import Composition, Stream, TaskType
 from tasks import blobs
 from tasks.backbones import adapter_spec, cut_of, locate, open_backbone, open_language
 from tasks.devices import CPU, device_name, require_gpus, require_repeatable, training_device
@@ -53,8 +53,8 @@ def recipe_of(stream: Stream) -> Recipe:
 def means_of(stream: Stream, processes: int) -> str:
     """What of the machine shapes the bytes: 'cpu', 'cuda NVIDIA H100', or either with '× 4' for four processes.
 
-    Documents are trained by one process on the CPU."""
-    if stream.task == TaskType.LANGUAGE:
+    Documents and mixtures are trained by one process on the CPU."""
+    if stream.task == TaskType.LANGUAGE or stream.composition == Composition.MIX:
         return CPU
     name = device_name(training_device())
     return name if processes == 1 else f"{name} × {processes}"

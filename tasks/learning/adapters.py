@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from kernels.adapter_mixture import adapter_mixture
 from kernels.grouped_lora import Weights, grouped_bottleneck, route_to
 from registry.errors import BadWeightsError
 from tasks.learning.backbones import Backbone, Delta
@@ -56,6 +58,8 @@ def check_weights(weights: Mapping[str, Tensor], blocks: Sequence[int], width: i
     rank = max((len(bias) for name, bias in weights.items() if name.endswith(".down.bias")), default=0)
     places = {"down.weight": (rank, width), "down.bias": (rank,), "up.weight": (width, rank), "up.bias": (width,)}
     wanted = {f"blocks.{block}.{place}": shape for block in blocks for place, shape in places.items()}
+    if is_mixture(weights):
+        wanted = _mixture_shapes(weights, blocks, width)
     if odd := sorted(weights.keys() ^ wanted.keys()):
         raise BadWeightsError(f"{what}: {len(odd)} tensors are missing or strange, first {odd[0]}; {REMEDY}")
     for name, tensor in weights.items():
@@ -64,6 +68,19 @@ def check_weights(weights: Mapping[str, Tensor], blocks: Sequence[int], width: i
                 f"{what}: {name} is {tensor.dtype} {tuple(tensor.shape)}, expected float {wanted[name]}; {REMEDY}"
             )
     check_finite(weights, what)
+
+
+def _mixture_shapes(weights: Mapping[str, Tensor], blocks: Sequence[int], width: int) -> dict[str, tuple[int, ...]]:
+    """Of K adapters and K router columns in every block, K a number of its own in each."""
+    rank = max((tensor.shape[-1] for name, tensor in weights.items() if name.endswith(".down.bias")), default=0)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for block in blocks:
+        biases = weights.get(f"blocks.{block}.router.bias")
+        count = 0 if biases is None else len(biases)
+        places = {"down.weight": (rank, width), "down.bias": (rank,), "up.weight": (width, rank), "up.bias": (width,)}
+        places |= {"router.weight": (width,), "router.bias": ()}
+        wanted |= {f"blocks.{block}.{place}": (count, *shape) for place, shape in places.items()}
+    return wanted
 
 
 def check_finite(weights: Mapping[str, Tensor], what: str) -> None:
@@ -101,8 +118,11 @@ def adapter_blocks(weights: Mapping[str, Tensor]) -> list[int]:
 
 
 def deltas_of(weights: Mapping[str, Tensor] | None, device: torch.device | None = None) -> dict[int, Delta]:
-    """What one adapter adds to every row, block by block; an empty mapping for the frozen backbone."""
-    bank = {name: tensor[None].to(device) for name, tensor in (weights or {}).items()}
+    """What one adapter or one mixture adds to every row, block by block; nothing for the frozen backbone."""
+    held = {name: tensor.to(device) for name, tensor in (weights or {}).items()}
+    if is_mixture(held):
+        return {block: mixed(*mixture_of(held, block)) for block in adapter_blocks(held)}
+    bank = {name: tensor[None] for name, tensor in held.items()}
     return {block: _delta(places_of(bank, block)["mlp"]) for block in adapter_blocks(bank)}
 
 
@@ -112,8 +132,38 @@ def places_of(bank: Mapping[str, Tensor], block: int) -> dict[str, Weights]:
     return {"mlp": Weights(*(bank[f"blocks.{block}.{name}"] for name in names))}
 
 
+def is_mixture(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are SEMA's adapters of a layer side by side, (K, ..), with a router over them: see `router`."""
+    return any(".router." in name for name in weights)
+
+
+def mixture_of(weights: Mapping[str, Tensor], block: int) -> tuple[Tensor, Tensor, Weights]:
+    """Router columns (K, D), their biases (K,) and the slot tensors of one block's adapters."""
+    router_KD, bias_K = (weights[f"blocks.{block}.router.{name}"] for name in ("weight", "bias"))
+    return router_KD, bias_K, places_of(weights, block)["mlp"]
+
+
+def mixed(router_KD: Tensor, bias_K: Tensor, adapters: Weights) -> Delta:
+    """sum_k softmax(router(mean over real tokens of h))_k f_k(h): SEMA's mixture, as two products."""
+
+    def delta(hidden_BTD: Tensor, real_BT: Tensor | None = None) -> Tensor:
+        if real_BT is None:
+            mean_BD = hidden_BTD.mean(1)
+        else:
+            mean_BD = (hidden_BTD * real_BT[..., None]).sum(1) / real_BT.sum(1, keepdim=True)
+        shares_BK = functional.linear(mean_BD, router_KD, bias_K).softmax(1)
+        # never 0: an adapter that nobody uses would leave the product, whose shape decides the others' last bits
+        shares_BK = shares_BK.clamp_min(torch.finfo(shares_BK.dtype).tiny)
+        down, up, down_bias, up_bias = adapters
+        assert down_bias is not None
+        assert up_bias is not None
+        return adapter_mixture(hidden_BTD, shares_BK, down, down_bias, up, up_bias)
+
+    return delta
+
+
 def _delta(weights: Weights) -> Delta:
-    def delta(hidden_BTD: Tensor) -> Tensor:
+    def delta(hidden_BTD: Tensor, _real_BT: Tensor | None = None) -> Tensor:
         with torch.autocast(hidden_BTD.device.type, enabled=False):  # the kernel takes one type
             cast = Weights(*(tensor.to(hidden_BTD.dtype) for tensor in weights if tensor is not None))
             return grouped_bottleneck(hidden_BTD, cast, route_to(0, hidden_BTD), torch.zeros_like(hidden_BTD))

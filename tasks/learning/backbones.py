@@ -25,7 +25,8 @@ from tasks.learning.attach import SUPPORTED, AttachPoint, Joint, find_attach_poi
 from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
 
 ImageInput = Image.Image | np.ndarray
-Delta = Callable[[Tensor], Tensor]  # the residual before the MLP (B, T, D) -> what an adapter adds (B, T, D)
+Delta = Callable[[Tensor, Tensor | None], Tensor]
+"""The residual before the MLP (B, T, D), and which of its tokens are real (B, T; None: all) -> what an adapter adds."""
 OnBlock = Callable[[int, Joint, Tensor], None]  # block number, where adapters join, block output
 
 ROWS = 8
@@ -130,7 +131,7 @@ class Backbone:
         for number in range(start, stop):
             with ExitStack() as hooks:
                 delta = deltas.get(number) if deltas else None
-                seen = self.attach_points[number].attach(hooks, delta)
+                seen = self.attach_points[number].attach(hooks, delta and _seeing(delta, mask_BT))
                 hidden_BTD = self.blocks[number](hidden_BTD, attention_mask=mask_B11T)
             self.work.forwards += rows
             self.work.backwards += rows * hidden_BTD.requires_grad
@@ -212,6 +213,10 @@ class Backbone:
             digest.update(name.encode())
             digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _seeing(delta: Delta, real_BT: Tensor | None) -> Callable[[Tensor], Tensor]:
+    return lambda hidden_BTD: delta(hidden_BTD, real_BT)
 
 
 def mean_tokens(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: N records, L suffix blocks, D width, F head features, C classes, A adapters.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from registry.records import labels_of
-from tasks.learning.adapters import AdapterSpec, AdapterWeights
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, is_mixture
 from tasks.learning.backbones import Backbone
 from tasks.learning.banks import AdapterBank, stacked
 from tasks.learning.descriptors import Descriptor, DescriptorBank, shift_and_density, side_by_side
@@ -246,17 +247,18 @@ def route(composed: Composed, signatures_LND: Tensor) -> Tensor:
     """(A + waiting, N) share of each look in each record's answer, as `visiting_shares` has it."""
     if composed.descriptors is None:
         return torch.zeros(0, signatures_LND.shape[1])
-    return visiting_shares(composed.descriptors, signatures_LND)
+    whole = any(is_mixture(entry.weights) for entry in composed.adapters)  # a mixture answers all of its group
+    return visiting_shares(composed.descriptors, signatures_LND, math.inf if whole else FAMILIAR)
 
 
-def visiting_shares(descriptors: DescriptorBank, signatures_LND: Tensor) -> Tensor:
+def visiting_shares(descriptors: DescriptorBank, signatures_LND: Tensor, familiar: float = FAMILIAR) -> Tensor:
     """(K, N) share of each look in each record's answer, zero where the record does not visit it.
 
     Adapters are compared by densities of their own. A record visits the likeliest among the familiar ones and those
     hardly less likely, so leaving an adapter out changes nothing for the records that do not visit it.
     """
     shift_KN, density_KN = shift_and_density(descriptors, signatures_LND)
-    density_KN = density_KN.masked_fill(shift_KN > FAMILIAR, -torch.inf)
+    density_KN = density_KN.masked_fill(shift_KN > familiar, -torch.inf)
     odds_KN = torch.exp((density_KN - density_KN.amax(0).clamp_min(-1e9)) / TEMPERATURE)
     odds_KN = odds_KN.masked_fill(odds_KN < LEAST_ODDS, 0.0)
     # summed in the order of the adapters: a zero in between leaves the sum's bits alone

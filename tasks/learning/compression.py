@@ -102,8 +102,8 @@ def _with_zeros(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def num_units(weights: Mapping[str, Tensor]) -> int:
-    """The rank of an adapter."""
-    return next(t.shape[1] for name, t in weights.items() if is_outwards(name))
+    """The rank of an adapter, or of each adapter of a mixture."""
+    return next(t.shape[-1] for name, t in weights.items() if is_outwards(name))
 
 
 def _in_bits(tensor: Tensor, precision: str) -> bool:

@@ -107,6 +107,26 @@ def run_pairs(
     return features_PSD.flatten(1)
 
 
+def run_from(backbone: Backbone, starts: Sequence[Start], cut: int, adapter: AdapterWeights) -> Tensor:
+    """(N, F): head features of records under one adapter or mixture, from where a frozen pass left their starts."""
+    features_NSD = torch.empty(len(starts), num_states(backbone.num_blocks - cut), backbone.width)
+    deltas = deltas_of(adapter, backbone.device)
+    for chosen, padded in backbone.minibatches([len(start.joint.residual) for start in starts]):
+        mine = [starts[i] for i in chosen]
+        residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in mine], padded, backbone.rows)
+        stem_BTD, _ = backbone.pad([start.joint.stem for start in mine], padded, backbone.rows)
+        entering_BD = torch.zeros(backbone.rows, backbone.width)
+        entering_BD[: len(mine)] = torch.stack([start.entering_D for start in mine])
+        with torch.inference_mode():
+            added_BTD = deltas[cut](residual_BTD, backbone.mask(residual_BTD, lengths_B))
+            hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), added_BTD)
+            pooled = [entering_BD.to(backbone.device), backbone.pool(hidden_BTD, lengths_B)]
+            seen = _Seen(backbone, lengths_B, pooled)
+            backbone.run_blocks(hidden_BTD, lengths_B, cut + 1, backbone.num_blocks, deltas, seen.keep, len(chosen))
+            features_NSD[chosen] = seen.features(len(chosen))
+    return features_NSD.flatten(1)
+
+
 @dataclass(frozen=True)
 class _Seen:
     """What one minibatch left behind on its way through the blocks."""
@@ -161,7 +181,8 @@ def training_features_from(
     longest = max(len(start.joint.residual) for start in starts)
     residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in starts], longest, len(starts))
     stem_BTD, _ = backbone.pad([start.joint.stem for start in starts], longest, len(starts))
-    hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), deltas[cut](residual_BTD))
+    added_BTD = deltas[cut](residual_BTD, backbone.mask(residual_BTD, lengths_B))
+    hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), added_BTD)
     entering_BD = torch.stack([start.entering_D for start in starts]).to(backbone.device)
     pooled = [entering_BD, backbone.pool(hidden_BTD, lengths_B)]
     return _differentiable(backbone, hidden_BTD, lengths_B, pooled, cut + 1, deltas)

@@ -3,15 +3,13 @@
 Shapes: B rows, T tokens, D width, K adapters. Published source: SEMA (arXiv 2403.18886).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from kernels.adapter_mixture import adapter_mixture
-from tasks.learning.adapters import AdapterWeights
-from tasks.learning.backbones import Delta
+from tasks.learning.adapters import AdapterWeights, mixed, mixture_of
 
 
 @dataclass(frozen=True)
@@ -28,14 +26,22 @@ class Mixture:
         router_KD = torch.cat([self.router_KD, column_D[None]])
         return Mixture(self.block, (*self.adapters, adapter), router_KD, torch.cat([self.bias_K, bias[None]]))
 
-    def delta(self) -> Delta:
-        return self.mix
+    def mix(self, hidden_BTD: Tensor, real_BT: Tensor | None = None) -> Tensor:
+        """sum_k softmax(router(mean over real tokens of h))_k f_k(h)."""
+        return mixed(*mixture_of(self.to_tensors(), self.block))(hidden_BTD, real_BT)
 
-    def mix(self, hidden_BTD: Tensor) -> Tensor:
-        """sum_k softmax(router(mean over tokens of h))_k f_k(h)."""
-        shares_BK = functional.linear(hidden_BTD.mean(1), self.router_KD, self.bias_K).softmax(1)
-        places = [f"blocks.{self.block}.{name}" for name in ("down.weight", "down.bias", "up.weight", "up.bias")]
-        return adapter_mixture(hidden_BTD, shares_BK, *(torch.stack([a[p] for a in self.adapters]) for p in places))
+    def to_tensors(self) -> AdapterWeights:
+        """Adapters and columns side by side, (K, ..), under the names that `mixture_of` reads."""
+        stacked = {name: torch.stack([adapter[name] for adapter in self.adapters]) for name in self.adapters[0]}
+        columns = {"weight": self.router_KD, "bias": self.bias_K}
+        return stacked | {f"blocks.{self.block}.router.{name}": tensor for name, tensor in columns.items()}
+
+    @classmethod
+    def from_tensors(cls, weights: Mapping[str, Tensor], block: int) -> "Mixture":
+        router_KD, bias_K, _ = mixture_of(weights, block)
+        places = [f"blocks.{block}.{name}" for name in ("down.weight", "down.bias", "up.weight", "up.bias")]
+        adapters = tuple({place: weights[place][k] for place in places} for k in range(len(bias_K)))
+        return cls(block, adapters, router_KD, bias_K)
 
 
 def first_mixture(block: int, adapter: AdapterWeights, width: int) -> Mixture:

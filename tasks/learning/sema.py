@@ -5,7 +5,8 @@ descriptors are solved in closed form and scored on held-out rows, the score is 
 solved from statistics (the published head, trained on the current classes, is an option).
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,7 @@ class SemaOptions:
     descriptor_rank: int = 64
     watched: int = 3  # descriptors and expansion in this many of the last blocks
     published_head: bool = False
+    spare_held_out: bool = False  # held-out rows train nothing: what was grown is judged on them afterwards
 
 
 @dataclass
@@ -44,6 +46,7 @@ class Sema:
     descriptors: dict[int, list[Descriptor]] = field(default_factory=dict)
     statistics: list[ClassStatistics] = field(default_factory=list)
     head: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)  # class -> weight, bias: as published
+    begin: int = 0  # the block that given states enter: the first batch has adapters from there on
 
     @property
     def cut(self) -> int:
@@ -52,29 +55,51 @@ class Sema:
 
 
 @dataclass(frozen=True, slots=True)
-class Scan:
-    """What a batch's detection scan found: the least mean z-score per watched block, and the blocks that grew."""
+class Shift:
+    """Of one block: what decides (the largest, over full minibatches of held-out rows, of the least mean z-score; the
+    ragged ones decide nothing), and the mean z-score by adapter."""
 
-    z_scores: dict[int, dict[str, float]]
+    least: float
+    z_scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a batch's detection scan found per watched block, and the blocks that grew."""
+
+    shifts: dict[int, Shift]
     expanded: tuple[int, ...]
+
+    @property
+    def z_scores(self) -> dict[int, dict[str, float]]:
+        """Block -> adapter's number -> mean z-score."""
+        return {block: shift.z_scores for block, shift in self.shifts.items()}
 
 
 def learn_first(
     sema: Sema, states: Sequence[Tensor], labels: Sequence[str], held_out: Sequence[int], seed: int
 ) -> Scan:
     """Batch 0: an adapter in every block, trained from the embedding on; descriptors in the watched blocks."""
+    scan = begin(sema, states, labels, held_out, seed)
+    suffix_states = enter_suffix(sema, states)
+    for block in range(sema.cut, sema.backbone.num_blocks):
+        sema.descriptors[block] = [describe(sema, suffix_states, block, held_out)]
+    return scan
+
+
+def begin(sema: Sema, states: Sequence[Tensor], labels: Sequence[str], held_out: Sequence[int], seed: int) -> Scan:
+    """Train the first adapter of every block; describes nothing."""
     backbone = sema.backbone
-    spec = AdapterSpec(rank=sema.options.rank, last_layers=backbone.num_blocks)
+    blocks = range(sema.begin, backbone.num_blocks)
+    spec = AdapterSpec(rank=sema.options.rank, last_layers=len(blocks))
     adapter = {name: tensor.requires_grad_() for name, tensor in new_adapter(backbone, spec, seed).items()}
-    mixtures = {b: first_mixture(b, of_block(adapter, b), backbone.width) for b in range(backbone.num_blocks)}
-    _train(sema, list(adapter.values()), lambda: mixtures, 0, states, labels, seed)
+    mixtures = {b: first_mixture(b, of_block(adapter, b), backbone.width) for b in blocks}
+    rows = _trained_rows(sema, len(states), held_out)
+    _train(sema, list(adapter.values()), lambda: mixtures, sema.begin, states, labels, rows, seed)
     for tensor in adapter.values():
         tensor.requires_grad_(False)
     sema.mixtures = mixtures
-    suffix_states = enter_suffix(sema, states)
-    for block in range(sema.cut, backbone.num_blocks):
-        sema.descriptors[block] = [_describe(sema, suffix_states, block, held_out)]
-    return Scan({}, tuple(range(backbone.num_blocks)))
+    return Scan({}, tuple(blocks))
 
 
 def learn_next(
@@ -84,16 +109,33 @@ def learn_next(
 
     Whether a block grows depends on shallower blocks only, so one such pass reaches what repeated scans would.
     """
-    found: dict[int, dict[str, float]] = {}
+    scan = grow(sema, suffix_states, labels, held_out, seed)
+    for block in scan.expanded:
+        sema.descriptors[block].append(describe(sema, suffix_states, block, held_out))
+    if not scan.expanded and sema.options.published_head:
+        rows = _trained_rows(sema, len(suffix_states), held_out)
+        _train(sema, [], lambda: sema.mixtures, sema.cut, suffix_states, labels, rows, seed)
+    return scan
+
+
+def grow(
+    sema: Sema,
+    suffix_states: Sequence[Tensor],
+    labels: Sequence[str],
+    held_out: Sequence[int],
+    seed: int,
+    blocks: Collection[int] | None = None,
+) -> Scan:
+    """The scan without its descriptors; with `blocks` these grow, as was found before, and nothing is measured."""
+    found: dict[int, Shift] = {}
     expanded: list[int] = []
     for block in range(sema.cut, sema.backbone.num_blocks):
-        least, found[block] = _least_shift(sema, suffix_states, block, held_out)
-        if least > sema.options.threshold:
-            _expand(sema, suffix_states, labels, block, seed + block)
-            sema.descriptors[block].append(_describe(sema, suffix_states, block, held_out))
+        if blocks is None:
+            found[block] = measure(sema, suffix_states, block, held_out)
+        grows = found[block].least > sema.options.threshold if blocks is None else block in blocks
+        if grows:
+            _expand(sema, suffix_states, labels, held_out, block, seed + block)
             expanded.append(block)
-    if not expanded and sema.options.published_head:
-        _train(sema, [], lambda: sema.mixtures, sema.cut, suffix_states, labels, seed)
     return Scan(found, tuple(expanded))
 
 
@@ -102,13 +144,13 @@ def of_block(adapter: AdapterWeights, block: int) -> AdapterWeights:
 
 
 def enter_suffix(sema: Sema, states: Sequence[Tensor]) -> list[Tensor]:
-    """From embedded states to those entering the first watched block, under the first batch's adapters."""
+    """From given states to those entering the first watched block, under the first batch's adapters."""
     backbone, out = sema.backbone, [torch.empty(0)] * len(states)
     for chosen, padded in backbone.minibatches([len(state) for state in states]):
         hidden_BTD, lengths_B = backbone.pad([states[i] for i in chosen], padded, backbone.rows)
         with torch.inference_mode():
             hidden_BTD = backbone.run_blocks(
-                hidden_BTD, lengths_B, 0, sema.cut, _deltas(sema.mixtures), None, len(chosen)
+                hidden_BTD, lengths_B, sema.begin, sema.cut, _deltas(sema.mixtures), None, len(chosen)
             )
         for row, i in enumerate(chosen):
             out[i] = hidden_BTD[row, : len(states[i])].clone()
@@ -139,16 +181,16 @@ def _deltas(mixtures: dict[int, Mixture]) -> dict[int, Delta]:
     return {block: mixture.mix for block, mixture in mixtures.items()}
 
 
-def _least_shift(
-    sema: Sema, states: Sequence[Tensor], block: int, held_out: Sequence[int]
-) -> tuple[float, dict[str, float]]:
-    """The largest, over full minibatches of held-out rows, of the least mean z; ragged ones decide nothing."""
+def measure(sema: Sema, states: Sequence[Tensor], block: int, held_out: Sequence[int]) -> Shift:
+    """Of a block that has no descriptor nothing is known: it explains no batch."""
+    if not sema.descriptors.get(block):
+        return Shift(math.inf, {})
     rows = list(held_out)
     size = min(DETECTION_ROWS, len(rows))
     signatures_LND = _signature(sema, [states[i] for i in rows], block)
     z_KN = torch.stack([z_scores(each, signatures_LND, sema.options.two_sided)[0] for each in sema.descriptors[block]])
     least = [z_KN[:, first : first + size].mean(1).min() for first in range(0, len(rows) - size + 1, size)]
-    return float(max(least)), {str(k): round(float(z), 4) for k, z in enumerate(z_KN.mean(1))}
+    return Shift(float(max(least)), {str(k): round(float(z), 4) for k, z in enumerate(z_KN.mean(1))})
 
 
 def _signature(sema: Sema, states: Sequence[Tensor], block: int) -> Tensor:
@@ -158,13 +200,15 @@ def _signature(sema: Sema, states: Sequence[Tensor], block: int) -> Tensor:
     ]
 
 
-def _describe(sema: Sema, states: Sequence[Tensor], block: int, held_out: Sequence[int]) -> Descriptor:
+def describe(sema: Sema, states: Sequence[Tensor], block: int, held_out: Sequence[int]) -> Descriptor:
     signatures_LND = _signature(sema, states, block)
     kept = sorted(set(range(len(states))) - set(held_out))
     return fit_descriptor(signatures_LND[:, kept], signatures_LND[:, list(held_out)], sema.options.descriptor_rank)
 
 
-def _expand(sema: Sema, states: Sequence[Tensor], labels: Sequence[str], block: int, seed: int) -> None:
+def _expand(
+    sema: Sema, states: Sequence[Tensor], labels: Sequence[str], held_out: Sequence[int], block: int, seed: int
+) -> None:
     """Train one adapter and one router column in one block; everything older is frozen."""
     backbone, old = sema.backbone, sema.mixtures[block]
     spec = AdapterSpec(rank=sema.options.rank, last_layers=backbone.num_blocks - block)
@@ -177,9 +221,14 @@ def _expand(sema: Sema, states: Sequence[Tensor], labels: Sequence[str], block: 
     def regrow() -> dict[int, Mixture]:
         return {**sema.mixtures, block: old.grown(adapter, column_D, bias)}
 
-    _train(sema, trained, regrow, sema.cut, states, labels, seed)
+    rows = _trained_rows(sema, len(states), held_out)
+    _train(sema, trained, regrow, sema.cut, states, labels, rows, seed)
     frozen = {name: tensor.detach() for name, tensor in adapter.items()}
     sema.mixtures[block] = old.grown(frozen, column_D.detach(), bias.detach())
+
+
+def _trained_rows(sema: Sema, count: int, held_out: Sequence[int]) -> Sequence[int]:
+    return sorted(set(range(count)) - set(held_out)) if sema.options.spare_held_out else range(count)
 
 
 def _train(
@@ -189,9 +238,11 @@ def _train(
     cut: int,
     states: Sequence[Tensor],
     labels: Sequence[str],
+    rows: Sequence[int],
     seed: int,
 ) -> None:
-    """Cross-entropy on the batch's own classes; head rows of older classes are left alone, new ones start at zero."""
+    """Cross-entropy on the rows' own classes; head rows of older classes are left alone, new ones start at zero."""
+    states, labels = [states[i] for i in rows], [labels[i] for i in rows]
     names = sorted(set(labels))
     targets_N = torch.tensor([names.index(label) for label in labels])
     width = sema.backbone.width * num_states(sema.options.watched)  # what every later batch sees as well

@@ -1,10 +1,10 @@
 """Reuse, refresh, expand or hold: what a batch's shift asks for (after SEMA, arXiv 2403.18886, decided per batch)."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
-from registry.records import Decision, DecisionKind, ShiftEvidence
+from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 
 REFRESH_TAIL = 0.05
 
@@ -53,6 +53,44 @@ def _rejected(closest: ShiftEvidence, alpha: float) -> str:
         f"the batch differs from every adapter (closest {closest.adapter_id}: p = {closest.p_value:.3f} <= {alpha:g}, "
         f"MMD² = {closest.statistic:.4f}, {closest.breadth:.0%} of the dimensions moved)"
     )
+
+
+def choose_growth(scan: MixtureScan, labelled: int, threshold: float, min_rows: int) -> Decision:
+    """Reuse the group's mixture where every watched layer knows the batch; else grow from the shallowest that does not.
+
+    Deeper layers are judged again under what the shallower ones have grown: `tell_growth` says what became of them.
+    """
+    strange = [layer for layer, least in scan.least.items() if least is None or least > threshold]
+    told = "; ".join(f"layer {layer}: {_told(least, threshold)}" for layer, least in scan.least.items())
+    if scan.adapter_id is None:
+        kind, why = DecisionKind.EXPAND, "the group has no mixture yet: every layer gets its first adapter"
+    elif not scan.least:
+        kind, why = DecisionKind.HOLD, "no held-out row to scan the layers with"
+    elif strange:
+        kind, why = DecisionKind.EXPAND, f"layer {strange[0]} does not know the batch ({told})"
+    else:
+        kind, why = DecisionKind.REUSE, f"every layer of {scan.adapter_id} knows the batch ({told})"
+    if kind == DecisionKind.EXPAND and labelled < min_rows:
+        kind, why = DecisionKind.HOLD, f"{why}; {labelled} labelled rows are too few to train (min_rows {min_rows})"
+    if kind == DecisionKind.REUSE and labelled == 0:
+        kind, why = DecisionKind.HOLD, f"{why}, but it has no labels: measured, the model stays as it is"
+    return Decision(kind, scan.adapter_id, why, None, scan.z_scores)
+
+
+def tell_growth(least: Mapping[str, float | None], grown: Collection[int], threshold: float) -> str:
+    """What training found and did, layer by layer."""
+    if not least:
+        return f"first adapters in layers {', '.join(map(str, grown))}"
+    return "; ".join(
+        f"layer {layer} {'grew' if int(layer) in grown else 'is reused'}: {_told(z, threshold)}"
+        for layer, z in least.items()
+    )
+
+
+def _told(least: float | None, threshold: float) -> str:
+    if least is None:
+        return "no descriptor"
+    return f"z {least:.2f} {'>' if least > threshold else '<='} {threshold:g}"
 
 
 def refine_reuse(

@@ -43,7 +43,8 @@ def plan_repairs(touched: Sequence[int], closure: Sequence[Adapter], rows: Mappi
         if repair.action != "refit":
             changed.add(adapter.adapter_id)
     retrained = [a for a, r in zip(closure, repairs, strict=True) if r.action == "retrain"]
-    return Plan(tuple(sorted(shards)), tuple(repairs), sum(rows.get(s, 0) for a in retrained for s in a.shard_ids))
+    again = sum(rows.get(shard_id, 0) for adapter in retrained for shard_id in adapter.trained_from(shards))
+    return Plan(tuple(sorted(shards)), tuple(repairs), again)
 
 
 def _repair(
@@ -58,5 +59,9 @@ def _repair(
     elif shards & set(adapter.shard_ids):
         if not any(rows.get(s, 0) for s in adapter.shard_ids):
             return Repair(adapter.adapter_id, "drop", "no row of its shards remains")
-        return Repair(adapter.adapter_id, "retrain", f"trained on shards {sorted(shards & set(adapter.shard_ids))}")
+        reason = f"trained on shards {sorted(shards & set(adapter.shard_ids))}"
+        if adapter.is_mixture:
+            again = list(adapter.trained_from(shards))
+            reason += f"; its mixture is trained again on {again} in that order, and every statistic is taken anew"
+        return Repair(adapter.adapter_id, "retrain", reason)
     return Repair(adapter.adapter_id, "refit", "keeps statistics of a touched shard; its weights never saw it")

@@ -51,6 +51,8 @@ def learn_batch(stream, batch) -> None:
             fitting.train_adapter.fn(stream, shard, decision.adapter_id)
         elif decision.kind == DecisionKind.REFRESH:
             fitting.refresh_adapter.fn(stream, shard, decision.adapter_id)
+    made = decisions.with_growth(stream, batch.shards, made)
+    for shard, decision in zip(batch.shards, made, strict=True):
         if decision.adapter_id is not None and decision.kind != DecisionKind.HOLD:
             fitting.judge_adapter.fn(stream, shard, decision.adapter_id)
     if all(decision.kind == DecisionKind.HOLD for decision in made):

@@ -2,8 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from registry.records import Decision, DecisionKind, ShiftEvidence
-from tasks.policies.expansion import ShiftRule, binomial_tail, choose_expansion, refine_reuse
+from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
+from tasks.policies.expansion import (
+    ShiftRule,
+    binomial_tail,
+    choose_expansion,
+    choose_growth,
+    refine_reuse,
+    tell_growth,
+)
 
 RULE = ShiftRule(alpha=0.01, min_rows=40, refresh_drop=0.05)
 
@@ -63,3 +70,33 @@ def test_refine_reuse(measured, rows, expected, kind):
 def test_binomial_tail_is_a_distribution_function():
     assert binomial_tail(10, 10, 0.3) == pytest.approx(1)
     assert binomial_tail(0, 3, 0.5) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize(
+    ("least", "labelled", "kind", "told"),
+    [
+        pytest.param({"2": 0.4, "3": 1.0}, 100, DecisionKind.REUSE, "layer 3: z 1.00 <= 1", id="all know it"),
+        pytest.param({"2": 0.4, "3": 1.01}, 100, DecisionKind.EXPAND, "layer 3 does not know", id="one does not"),
+        pytest.param({"2": 1.5, "3": 9.0}, 100, DecisionKind.EXPAND, "layer 2 does not know", id="shallowest first"),
+        pytest.param({"2": 0.1, "3": None}, 100, DecisionKind.EXPAND, "layer 3: no descriptor", id="nothing known"),
+        pytest.param({"2": 1.5}, 39, DecisionKind.HOLD, "39 labelled rows are too few", id="too few rows to grow"),
+        pytest.param({"2": 0.1}, 0, DecisionKind.HOLD, "it has no labels", id="no labels change nothing"),
+        pytest.param({}, 100, DecisionKind.HOLD, "no held-out row", id="nothing to scan with"),
+    ],
+)
+def test_choose_growth(least, labelled, kind, told):
+    decision = choose_growth(MixtureScan("m", least, {}), labelled, 1.0, 40)
+    assert (decision.kind, decision.adapter_id, decision.p_value) == (kind, "m", None)
+    assert told in decision.reason
+
+
+@pytest.mark.parametrize(("labelled", "kind"), [(40, DecisionKind.EXPAND), (39, DecisionKind.HOLD)])
+def test_a_group_without_a_mixture_gets_one(labelled, kind):
+    decision = choose_growth(MixtureScan(None, {}, {}), labelled, 1.0, 40)
+    assert (decision.kind, decision.adapter_id) == (kind, None)
+
+
+def test_what_grew_is_told_layer_by_layer():
+    assert tell_growth({}, (1, 2), 1.0) == "first adapters in layers 1, 2"
+    told = tell_growth({"2": 0.5, "3": 1.5, "4": None}, (3, 4), 1.0)
+    assert told == "layer 2 is reused: z 0.50 <= 1; layer 3 grew: z 1.50 > 1; layer 4 grew: no descriptor"

@@ -31,6 +31,18 @@ def test_a_merge_of_dropped_parents_is_dropped():
     assert actions(plan_repairs([1], closure, {1: 0})) == {"a1": "drop", "m": "drop"}
 
 
+def test_a_mixture_is_trained_again_from_the_first_touched_shard_on():
+    mixture = Adapter("m", "s", "g", AdapterState.SERVING, (1, 3, 5), (), (1, 2, 3, 4, 5), {"kind": "mixture"})
+    rows = {1: 10, 2: 10, 3: 20, 4: 10, 5: 40}
+    for touched, again, price in (([1], [1, 3, 5], 70), ([3], [3, 5], 60), ([4, 5], [5], 40)):
+        plan = plan_repairs(touched, [mixture], rows)
+        assert actions(plan) == {"m": "retrain"}
+        assert plan.rows_to_train == price
+        assert f"trained again on {again} in that order" in plan.repairs[0].reason
+    joined = plan_repairs([2], [mixture], rows)
+    assert (actions(joined), joined.rows_to_train) == ({"m": "refit"}, 0)
+
+
 @given(st.sets(st.integers(1, 6)), st.lists(st.sets(st.integers(1, 6), min_size=1), max_size=5))
 def test_whatever_saw_a_touched_shard_is_trained_again(touched, shards):
     closure = [adapter(f"a{n}", sorted(s)) for n, s in enumerate(shards)]

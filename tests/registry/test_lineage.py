@@ -28,6 +28,15 @@ def test_the_closure_reaches_merges_and_statistics_parents_first(session):
     assert lineage.children(session, "mail-a1") == ["mail-a3"]
 
 
+def test_a_mixture_hangs_on_later_shards_by_what_they_rest_on(session):
+    mixture = Adapter("mail-a1", "mail", "g", AdapterState.SERVING, (1, 3), (), (1, 2, 3), {"kind": "mixture"})
+    adapters.put_adapter(session, mixture)
+    assert adapters.get_adapter(session, "mail-a1") == mixture
+    for kind, reached in ((EdgeKind.WARM_START, {3}), (EdgeKind.ROUTER_FIT, {3}), (EdgeKind.TRAINED_ON, {1, 3})):
+        assert {s for s in (1, 2, 3) if lineage.closure(session, [s], [kind])} == reached
+    assert all(lineage.closure(session, [s]) == ["mail-a1"] for s in (1, 2, 3))
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(st.sets(st.integers(1, 5), max_size=2), st.sets(st.integers(0, 8), max_size=2)), max_size=9),

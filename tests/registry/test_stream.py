@@ -56,3 +56,35 @@ def test_a_stored_stream_that_asked_nobody_before_an_erasure_still_opens():
     stored = {**Stream(name="mail", backbone="b", source="s").model_dump(mode="json")}
     stored["deletion"] = {**stored["deletion"], "approval": False}
     assert Stream.model_validate(stored).deletion.due_days == 30
+
+
+MIX = "name: mail\nbackbone: b\nsource: s\ncomposition: mix\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("task: causal-lm", "task does not go with composition: mix"),
+        ("adapter: {optimizer: adamw}", "adapter.optimizer does not go with .*sgd, as published"),
+        ("adapter: {precision: int8}", "precision, ranks and prune does not go with .*as it was trained"),
+        ("tasks: {processes: 2}", "tasks.processes does not go with .*one process"),
+        ("merge_across: [[a, b]]", "merge_across does not go with .*across groups"),
+        ("consolidation: {max_adapters: 4}", "consolidation does not go with .*answers as a whole"),
+        ("mix: {threshold: 0}", "mix.threshold: Input should be greater than 0"),
+    ],
+)
+def test_what_makes_no_sense_for_a_mixture_is_refused_by_name(tmp_path, text, match):
+    (tmp_path / "s.yaml").write_text(MIX + text)
+    with pytest.raises(StreamFileError, match=match):
+        load_stream(tmp_path / "s.yaml")
+
+
+def test_a_mixture_trains_by_sgd_and_its_options_shape_the_artifacts(tmp_path):
+    (tmp_path / "s.yaml").write_text(MIX + "adapter: {rank: 4}")
+    stream = load_stream(tmp_path / "s.yaml")
+    assert (stream.adapter.optimizer, stream.adapter.rank, stream.consolidates) == ("sgd", 4, False)
+    assert Stream.model_validate(stream.model_dump(mode="json")) == stream
+    for options in ({"threshold": 2}, {"two_sided": True}, {"watched": 1}):
+        assert Stream(**{**stream.model_dump(), "mix": options}).recipe_digest != stream.recipe_digest
+    with pytest.raises(ValidationError, match="options of `composition: mix`"):
+        Stream(name="mail", backbone="b", source="s", mix={"threshold": 2})
