@@ -36,7 +36,7 @@ def measure(home: Path, shards: int, tickets: int) -> dict[str, Any]:
 
     groups = min(GROUPS, shards)
     opening.open_home()
-    stream = _stream(home, -(-shards // groups), groups)
+    stream = synthetic_stream(home, -(-shards // groups), groups)
     learn(stream)
     found = opening.served_shards(stream.name)
     _say(f"{len(found)} shards learned")
@@ -94,7 +94,7 @@ def _subject(batch: int, group: int, number: int) -> str:
     return f"person-{batch}-{group}-{number}"
 
 
-def _stream(home: Path, batches: int, groups: int) -> Any:
+def synthetic_stream(home: Path, batches: int, groups: int) -> Any:
     """Every batch draws on letters of its own, so that each of its groups asks for an adapter."""
     from infra import storage  # noqa: PLC0415
     from infra.settings import settings  # noqa: PLC0415
