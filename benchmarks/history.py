@@ -1,8 +1,8 @@
 """Whether a run's memory grows with the history of its stream: `python -m benchmarks.history --batches 16 --json`.
 
-A synthetic stream (benchmarks.deletion) learns batches until it has that many, then twice as many; at both ends the next
-batch is learned by a process of its own, and the peak of its resident memory (ru_maxrss) is read. `idle` is the peak
-of a process that finds nothing to learn.
+A synthetic stream (benchmarks.deletion) learns batches until it has that many, then twice as many; at both ends the
+next batch is learned by a process of its own, and the peak of its resident memory (ru_maxrss) is read. `idle` is the
+peak of a process that finds nothing to learn.
 """
 
 import argparse

@@ -20,8 +20,13 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def remove_private(path: Path) -> None:
-    """Remove the file, and what a process that was killed while it wrote the file left beside it."""
-    for left in (path, *path.parent.glob(f".{path.name}.*")):
+    path.unlink(missing_ok=True)
+    remove_partial(path)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what a process that was killed while it wrote the file left beside it. Nobody else may be writing it."""
+    for left in path.parent.glob(f".{path.name}.*"):
         left.unlink(missing_ok=True)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 
 from infra import database, keys
-from infra.files import remove_private, write_private
+from infra.files import remove_partial, remove_private, write_private
 from infra.settings import settings
 from registry import catalog, ticket_log, tickets
 from registry.records import StoredObject, Ticket, TicketState
@@ -81,6 +81,8 @@ def _write_beside_home(ticket: Ticket, certificate: bytes) -> None:
     path = settings().home / "certificates" / f"{ticket.ticket_id}.json"
     if path.exists() and path.read_bytes() != certificate:
         path.replace(path.with_stem(f"{ticket.ticket_id}-{digest(path.read_bytes())[:16]}"))
+    for each in (path, path.with_suffix(".md")):
+        remove_partial(each)
     write_private(path, certificate)
     write_private(path.with_suffix(".md"), render_markdown(verify(certificate)).encode())
 
@@ -172,18 +174,18 @@ def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str 
 
 @step("close-{ticket.ticket_id}")
 def close(ticket: Ticket, certified: Detail) -> Ticket:
-    """Complete where nothing is left; an exception otherwise. What was held back for sweep and monitors goes with
-    completion."""
+    """Complete where nothing is left; an exception otherwise. What was held back for sweep and monitors goes before
+    completion: every step is noted by then, and none of them asks for it again."""
     left = certified["left"]
     state = TicketState.EXCEPTION if left else TicketState.COMPLETE
     note = "; ".join([*left, f"then: deciduous ticket reopen {ticket.ticket_id}"]) if left else ""
+    if not left:  # first: nobody looks at a ticket again once it is complete
+        remove_private(escrow(ticket.ticket_id))
+        remove_private(held_file(ticket.ticket_id))
     with database.transaction() as session:
         closed = tickets.get_ticket(session, ticket.ticket_id)
         if closed.state == TicketState.IN_PROGRESS:
             closed = tickets.set_ticket_state(session, ticket.ticket_id, state, note, AUTOMATIC)
-    if closed.state == TicketState.COMPLETE:
-        remove_private(escrow(ticket.ticket_id))
-        remove_private(held_file(ticket.ticket_id))
     say(f"  ticket {ticket.ticket_id} is {state.value}, guarantee {certified['guarantee']}")
     for reason in left:
         say(f"  LEFT: {reason}")
