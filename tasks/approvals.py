@@ -63,7 +63,10 @@ def start_asking(request: Request, attempt: str = "") -> None:
     """A run of its own waits for the answer, so that the flow that asks need not."""
     if is_deployed("approve", request.stream):
         parameters, key = {"request_id": request.request_id}, f"{request.request_id}{attempt}"
-        run_deployment(f"approve/{request.stream}", parameters=parameters, timeout=0, idempotency_key=key)
+        # a subflow of the flow that asks could not be suspended
+        run_deployment(
+            f"approve/{request.stream}", parameters=parameters, timeout=0, idempotency_key=key, as_subflow=False
+        )
 
 
 @step("read-{request_id}")
