@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from hashlib import sha256
 
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -94,7 +95,9 @@ def wait_for_answer(request: Request) -> Answer:
         )
     form = Answer.with_initial_data(description=f"**{request.gate.value} of {request.what}**\n\n{request.reason}")
     left = max(1.0, (request.due_at - now()).total_seconds())
-    answered: Answer = suspend_flow_run(wait_for_input=form, timeout=int(left), key=request.request_id)
+    # the run asks again under the same key when it resumes; Prefect takes letters, digits and dashes
+    key = sha256(request.request_id.encode()).hexdigest()[:16]
+    answered: Answer = suspend_flow_run(wait_for_input=form, timeout=int(left), key=key)
     return answered
 
 
