@@ -19,10 +19,7 @@ from infra.orchestration import prepare_prefect, without_heartbeat
 
 
 def measure(home: Path, batches: int) -> dict[str, Any]:
-    # after the environment names this home
-    from prefect.client.orchestration import get_client  # noqa: PLC0415
-
-    from benchmarks.deletion import synthetic_stream  # noqa: PLC0415
+    from benchmarks.deletion import synthetic_stream  # noqa: PLC0415  # after the environment names this home
     from registry.stream import Stream  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
 
@@ -30,11 +27,7 @@ def measure(home: Path, batches: int) -> dict[str, Any]:
     stream: Stream = synthetic_stream(home, 2 * batches + 1, 1)
     config = home / "stream.json"
     config.write_text(stream.model_dump_json())
-    with get_client(sync_client=True) as client:
-        client.api_healthcheck()
-        os.environ["PREFECT_API_URL"] = str(client.api_url)
-        peaks = [_learn(config, count) for count in (batches, 1, batches - 1, 1, 1)]
-    _, once, _, twice, idle = peaks
+    _, once, _, twice, idle = (_learn(config, count) for count in (batches, 1, batches - 1, 1, 1))
     return {
         "batches": batches,
         "peak_mb": round(once / 1e6, 1),

@@ -10,6 +10,7 @@ stream alternate with those of a second, short one, so that a machine which is b
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,8 +35,9 @@ def deliver(inbox: Path, stream: str, batch: int) -> None:
 def stubs(stack: ExitStack) -> None:
     """Everything that touches a tensor answers at once; blobs of the usual names are written all the same."""
     from registry.records import ShiftEvidence  # noqa: PLC0415
-    from tasks import adapters, backbones, batches, blobs, decisions, registration, shift  # noqa: PLC0415
+    from tasks import adapters, backbones, batches, blobs, decisions, registration, retirement, shift  # noqa: PLC0415
     from tasks.evaluation import Score  # noqa: PLC0415
+    from tasks.forms import Form  # noqa: PLC0415
 
     backbone = SimpleNamespace(digest="stub", num_blocks=12, width=1)
 
@@ -57,17 +59,24 @@ def stubs(stack: ExitStack) -> None:
     def scores(_stream: Any, _model: Any, shards: Any) -> dict[int, Score]:
         return {shard.shard_id: Score(8, 8, 7) for shard in shards}
 
+    def visits(known: Any, _window: Any) -> tuple[Counter[str], Counter[str]]:
+        all_of_them = Counter({adapter.adapter_id: 8 for adapter in known})
+        return all_of_them, all_of_them
+
     replaced: dict[Any, dict[str, Any]] = {
         backbones: {"_open": lambda *_: backbone},
         batches: {"encode_missing": lambda *_: 0, "fit_shard": fit_shard},
         shift: {"row_signatures": lambda *_: None, "as_sample": lambda *_: None, "_against": evidence},
         adapters: {
             "train": lambda *_, **__: SimpleNamespace(adapter={}),
+            "check_adapter": lambda *_: None,
+            "choose_form": lambda *_: Form({}, {}, {"precision": "fp32", "rank": 16}),
             "descriptor_tensors": lambda *_: {},
             "store_statistics": store_statistics,
             "load_model": lambda *_: None,
             "score_shards": scores,
         },
+        retirement: {"_held_out_visits": visits},
         decisions: {"measure_reuse": lambda *_: (1.0, 1.0)},
         registration: {"load_model": lambda *_: None, "score_shards": scores},
     }

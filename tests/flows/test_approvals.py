@@ -142,7 +142,9 @@ def test_a_suspended_run_asks_with_a_form_and_carries_the_answer_out(server, bac
         resume_flow_run(waiting[merge].id, run_input={"approver": "Ann", "approved": True, "note": "seen"})
         until(lambda: completed(f"{merge}: approved by Ann"), 900)
         answer = {"run_input": {"approver": "Bob", "approved": True, "note": "identity checked"}}
-        assert call_api(server, f"/flow_runs/{waiting[erasure].id}/resume", answer)["status"] == "ACCEPT"
+        resumed = call_api(server, f"/flow_runs/{waiting[erasure].id}/resume", answer)
+        states = {run.name: (run.state_name, run.state.message) for run in runs_of("approve")}
+        assert resumed["status"] == "ACCEPT", (resumed, states)
         until(lambda: completed(f"{erasure}: approved by Bob"), 900)
     assert ("champion", 2, "Cleo") in aliases(stream)
     states = [row["state"] for row in queries.listing("adapters", stream.name)]
