@@ -214,6 +214,8 @@ def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
 def test_a_merge_that_began_before_a_ticket_is_refused(stream, monkeypatch):
     with database.transaction() as session:
         parents = [a.adapter_id for a in adapter_rows.adapters(session, stream.name) if not a.parent_ids][:2]
+        for parent in parents:  # their heir serves: by themselves they are merged no more
+            adapter_rows.move_adapter(session, parent, AdapterState.CANDIDATE, "for this test")
     opened = []
     in_the_middle_of(
         monkeypatch, consolidation, "merged_weights", lambda: opened.append(open_ticket(stream, "person-10"))
