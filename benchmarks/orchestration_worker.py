@@ -96,13 +96,16 @@ def in_turn(old: int, young: int) -> list[str]:
 
 def main(name: str, batches: int, inbox: Path, young: int) -> None:
     from flows.learn import learn  # noqa: PLC0415
-    from registry.stream import Stream  # noqa: PLC0415
+    from registry.stream import Consolidation, Stream  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
 
+    kept = Consolidation(max_adapters=None)  # a merge is learning, which is stubbed
     streams, took = {}, {"old": list[tuple[float, float]](), "young": list[tuple[float, float]]()}
     for age in took:
         (inbox / age).mkdir(parents=True, exist_ok=True)
-        streams[age] = Stream(name=f"{name}-{age}", backbone="stub", source=f"{inbox / age}/*.parquet")
+        streams[age] = Stream(
+            name=f"{name}-{age}", backbone="stub", source=f"{inbox / age}/*.parquet", consolidation=kept
+        )
     opening.open_home()
     with ExitStack() as stack:
         stubs(stack)
