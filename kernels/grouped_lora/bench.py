@@ -1,4 +1,7 @@
-"""A forward of M6 with mixed adapters against PEFT: `python -m kernels.grouped_lora.bench [--json]`."""
+"""A forward of M6 with mixed adapters against PEFT: `python -m kernels.grouped_lora.bench [--json]`.
+
+Frozen layers multiply as the pipeline's do (`kernels.frozen_linear`); "nn.Linear" is a shape where they do not.
+"""
 
 # N records, T tokens, K adapters
 
@@ -11,6 +14,7 @@ from torch import Tensor, nn
 
 from kernels.bench import Case, main
 from kernels.bench_models import ALL_LINEAR, ALPHA, QV, RANK, adapted, add_adapters, frozen_weights, new_m6, stacked
+from kernels.frozen_linear import freeze_linears
 from kernels.grouped_lora import Route, grouped_lora, route_records
 
 BASELINE = "PEFT forward with adapter_names"
@@ -27,10 +31,14 @@ class BankedLinear(nn.Module):
         return grouped_lora(x_NTD, self.A_KRD, self.B_KOR, self.minibatch["route"], self.base(x_NTD), inplace=True)
 
 
-def banked_copy(peft_model: Any, num: int, minibatch: dict[str, Route], bump: float = 1.0) -> nn.Module:
+def banked_copy(
+    peft_model: Any, num: int, minibatch: dict[str, Route], bump: float = 1.0, frozen: bool = True
+) -> nn.Module:
     """The same M6 with slot tensors in place of PEFT's modules; shares the frozen weights."""
     backbone = new_m6(device=next(peft_model.parameters()).device)
     backbone.load_state_dict(frozen_weights(peft_model))
+    if frozen:
+        freeze_linears(backbone)
     for name, module in adapted(peft_model).items():
         parent, _, child = name.removeprefix("base_model.model.").rpartition(".")
         A_KRD, B_KOR = stacked(module, num)
@@ -50,16 +58,16 @@ def peft_forward(model: Any, tokens_NT: Tensor, names: list[str]) -> Tensor:
     return states_NTD
 
 
-def case(num: int, label: str, targets: Sequence[str], device: torch.device) -> Case:
+def case(num: int, label: str, targets: Sequence[str], device: torch.device, frozen: bool = True) -> Case:
     tokens_NT = torch.randint(1000, 2000, (64, 16), device=device)
     slot_N = torch.arange(64, device=device) % (num + 1) - 1 if num < 64 else torch.arange(64, device=device)
     names = [f"a{slot}" if slot >= 0 else "__base__" for slot in slot_N.tolist()]
     scale_K = torch.full((num,), ALPHA / RANK, device=device)
     peft_model = add_adapters(new_m6(device=device), num, targets)
     minibatch: dict[str, Route] = {}
-    ours, perturbed = (banked_copy(peft_model, num, minibatch, bump) for bump in (1.0, 1.001))
+    ours, perturbed = (banked_copy(peft_model, num, minibatch, bump, frozen) for bump in (1.0, 1.001))
     return Case(
-        f"M6 {label}, 64 x 16 tokens, K={num}",
+        f"M6 {label}, 64 x 16 tokens, K={num}{'' if frozen else ', nn.Linear'}",
         partial(peft_forward, peft_model, tokens_NT, names),
         partial(our_forward, ours, minibatch, tokens_NT, slot_N, scale_K),
         partial(our_forward, perturbed, minibatch, tokens_NT, slot_N, scale_K),
@@ -119,6 +127,7 @@ def cases(device: torch.device) -> Iterator[Case]:
     for num in (64, 16, 4, 1):
         yield case(num, "all linear layers", ALL_LINEAR, device)
         yield case(num, "query and value", QV, device)
+    yield case(64, "all linear layers", ALL_LINEAR, device, frozen=False)
     for num in (16, 4):
         yield training_case(num, "query and value", QV, device)
 

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from kernels.candidate_eval import Adapt, Block, Shared
+from kernels.frozen_linear import freeze_linears
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.attach import SUPPORTED, AttachPoint, Joint, find_attach_points, find_blocks, width_of
 from tasks.learning.images import Preprocessing, read_preprocessing, to_pixels
@@ -61,6 +62,7 @@ class Backbone:
         vocabulary: str = "",
     ) -> None:
         self.model = model.eval().requires_grad_(False)
+        freeze_linears(self.model)
         self.tokenizer, self.preprocessing, self.max_tokens, self.rows = tokenizer, preprocessing, max_tokens, rows
         self.modality = "text" if tokenizer is not None else "image"
         self.blocks = find_blocks(model)
@@ -207,7 +209,9 @@ class Backbone:
     def _digest(self, source: str) -> str:
         config: Any = self.model.config
         named = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
-        about = [named, repr(self.preprocessing), source, self.max_tokens if self.tokenizer else 0, self.rows]
+        # "frozen_linear": states kept from before it differ in their last bits
+        form = [self.max_tokens if self.tokenizer else 0, self.rows, "frozen_linear"]
+        about = [named, repr(self.preprocessing), source, *form]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from kernels.frozen_linear import freeze_linears
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.attach import find_blocks, width_of
 from tasks.learning.backbones import Work
@@ -42,6 +43,7 @@ class LanguageBackbone:
 
     def __init__(self, model: nn.Module, tokenizer: Any, max_tokens: int = 64, rows: int = 4) -> None:
         self.model: Any = model.eval().requires_grad_(False)
+        freeze_linears(self.model)
         self.tokenizer, self.max_tokens, self.rows = tokenizer, max_tokens, rows
         self.num_blocks = len(find_blocks(model))
         self.width = width_of(model)
@@ -119,7 +121,7 @@ class LanguageBackbone:
             k: v for k, v in self.model.config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}
         }
         vocabulary = sorted(self.tokenizer.get_vocab().items())
-        about = [named, vocabulary, self.end, self.max_tokens, self.rows]
+        about = [named, vocabulary, self.end, self.max_tokens, self.rows, "frozen_linear"]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):
             digest.update(name.encode())
