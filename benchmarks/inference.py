@@ -3,9 +3,10 @@
 One process, interleaved, CPU time of one thread, checked before it is timed. Per number of adapters, raw texts that
 each look like one adapter's shard, as many as batch scoring takes at once, go through what serves them: tokens, frozen
 pass, retrieval among all adapters, one adapted pass, heads. Beside it, on the same token ids in minibatches of up to 16
-texts of about one length: the backbone alone; PEFT's LoRA of the same rank in the same layers with `adapter_names`, and
-a copy of the backbone per adapter (merged). Both are told which adapter each record needs and have no heads. `told` is
-ours in their place: the adapter is given, no retrieval. `floor` is the bare backbone's share of the blocks that an
+texts of about one length: the backbone alone, as transformers runs it; PEFT's LoRA of the same rank in the same layers
+with `adapter_names`, and a copy of the backbone per adapter (merged). Both are told which adapter each record needs and
+have no heads. `told` is ours in their place: the adapter is given, no retrieval. `vs_frozen_linear` is against the
+backbone alone with our products (`kernels.frozen_linear`), and `floor` that backbone's share of the blocks that an
 answer takes: no implementation that runs the frozen blocks for retrieval does better.
 
 For the last number named the model is then served (`benchmarks.served`): p50, p99 and errors of 50 clients at once.
@@ -31,6 +32,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignor
 
 from benchmarks import served
 from kernels.bench import WrongResultError, time_interleaved
+from kernels.frozen_linear import freeze_linears
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.composition import AdapterEntry, Composed, ServingModel, predict
@@ -206,12 +208,16 @@ def measure(backbone: Backbone, folder: Path, entries: Sequence[AdapterEntry], o
     visits = predict(backbone, setting.composed, states).visits
     blocks = (backbone.work.forwards - before) / records
     adapted = peft_model(folder, num, last)
-    plain = BertModel.from_pretrained(folder, add_pooling_layer=False).eval()
-    runs = (partial(bare, setting, plain), partial(answer, setting), partial(told, setting),
-            partial(peft_mixed, setting, adapted), partial(merged_copies, setting, plain))  # fmt: skip
-    bare_ms, answer_ms, told_ms, peft_ms, merged_ms = time_interleaved(runs, torch.device("cpu"), options.repeats)
+    plain, frozen = (BertModel.from_pretrained(folder, add_pooling_layer=False).eval() for _ in range(2))
+    freeze_linears(frozen.requires_grad_(False))
+    runs = (partial(bare, setting, plain), partial(bare, setting, frozen), partial(answer, setting),
+            partial(told, setting), partial(peft_mixed, setting, adapted),
+            partial(merged_copies, setting, plain))  # fmt: skip
+    times = time_interleaved(runs, torch.device("cpu"), options.repeats)
+    bare_ms, frozen_ms, answer_ms, told_ms, peft_ms, merged_ms = times
     return {
         "adapters": num, "last_layers": last, "records": records, "relative_throughput": round(bare_ms / answer_ms, 3),
+        "vs_frozen_linear": round(frozen_ms / answer_ms, 3),
         "told_relative_throughput": round(bare_ms / told_ms, 3), "vs_peft": round(peft_ms / answer_ms, 3),
         "told_vs_peft": round(peft_ms / told_ms, 3), "vs_merged_copies": round(merged_ms / answer_ms, 3),
         "told_vs_merged_copies": round(merged_ms / told_ms, 3), "ms_per_record": round(answer_ms / records, 2),

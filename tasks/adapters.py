@@ -153,7 +153,7 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
         served = [s for s in catalog.shards(session, adapter.serves) if s.rows]
     others = [a for a in serving if a.adapter_id != adapter_id]
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
-    score = total(list(score_shards(stream, model, served).values()))
+    score = total(score_shards(stream, model, served).values())
     verdict = score.earns_its_place()
     state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
     with database.transaction() as session:

@@ -27,7 +27,7 @@ from tasks.deploying import is_deployed
 from tasks.events import GATE_REFUSED, announce
 from tasks.narration import say
 from tasks.retries import step
-from tasks.runs import deployed_run
+from tasks.runs import deployed_run, send_heartbeats
 
 
 class Answer(RunInput):
@@ -97,6 +97,7 @@ def wait_for_answer(request: Request) -> Answer:
     left = max(1.0, (request.due_at - now()).total_seconds())
     # the run asks again under the same key when it resumes; Prefect takes letters, digits and dashes
     key = sha256(request.request_id.encode()).hexdigest()[:16]
+    send_heartbeats()
     answered: Answer = suspend_flow_run(wait_for_input=form, timeout=int(left), key=key)
     return answered
 

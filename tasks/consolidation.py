@@ -80,10 +80,10 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
     others = [a for a in serving if a.adapter_id not in parent_ids]
     before, after = (_scores(stream, chosen, parents) for chosen in (serving, [*others, merged]))
-    together = total(list(after.values()))
+    together = total(after.values())
     earned = adapter_earns_its_place(together.accuracy, together.exact_accuracy, together.rows)
     verdict = merge_is_kept(_figures(before), _figures(after, alone=not earned.passed), stream.gates.merge_drop)
-    was, now = (total(list(scores.values())).accuracy for scores in (before, after))
+    was, now = (total(scores.values()).accuracy for scores in (before, after))
     if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
         verdict = with_word(stream, Gate.MERGE, "+".join(parent_ids), verdict)
     accepted = verdict.passed and not dry_run

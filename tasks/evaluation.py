@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from registry.records import Shard, Verdict
 from registry.stream import Stream
@@ -39,9 +40,6 @@ class Score:
     @property
     def exact_accuracy(self) -> float:
         return self.exact_head / self.rows if self.rows else 0.0
-
-    def __add__(self, other: "Score") -> "Score":
-        return Score(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def perplexities(self) -> tuple[float, float]:
@@ -92,5 +90,8 @@ def _document_score(with_adapters: Sequence[TokenScores], alone: Sequence[TokenS
     return Score(len(alone), right, right_alone, sum(len(each.nll_T) for each in alone), nll, nll_alone)
 
 
-def total(scores: Sequence[Score]) -> Score:
-    return sum(scores, Score(0, 0, 0))
+_VALUES = attrgetter(*(field.name for field in fields(Score)))
+
+
+def total(scores: Collection[Score]) -> Score:
+    return Score(*map(sum, zip(*map(_VALUES, scores), strict=True))) if scores else Score(0, 0, 0)

@@ -29,7 +29,7 @@ from registry.stream import Stream, WithoutWorker
 from tasks.narration import say
 from tasks.policies.placement import Place, place_training
 from tasks.retries import step
-from tasks.runs import deployed_run
+from tasks.runs import deployed_run, send_heartbeats
 
 TO_TRAIN = (DecisionKind.EXPAND, DecisionKind.REFRESH)
 UNFINISHED = [
@@ -109,6 +109,7 @@ def wait_for_training(stream: Stream, runs: Sequence[UUID]) -> None:
         say(f"{stream.name}: the training that is needed is under way for another run; nothing to do here")
         return
     deadline = timedelta(minutes=stream.tasks.wait_minutes)
+    send_heartbeats()
     # a person may resume it too early: then it suspends again, under another key
     suspend_flow_run(timeout=int(deadline.total_seconds()), key=f"training-{this_run.run_count}")
 

@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from hashlib import sha256
 
 from matplotlib.figure import Figure
 
@@ -26,7 +27,7 @@ def describe_version(
 
     MLflow's list of versions shows the first line alone."""
     run = links.prefect_run()
-    overall = total(list(scores.values()))
+    overall = total(scores.values())
     measured = (
         f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
         f"the exact head alone {overall.exact_accuracy:.3f}."
@@ -106,18 +107,31 @@ def adapter_bytes(manifest: Manifest) -> int:
 
 
 def data_sets(manifest: Manifest, shards: Sequence[Shard]) -> list[models.DataSet]:
-    """The shards that a version rests on, as MLflow lists inputs: counts and digests, no name of a record."""
-    digests = {shard["shard_id"]: shard["statistics"]["sha256"][:16] for shard in manifest["shards"]}
-    return [
+    """The shards that a version rests on, as MLflow lists inputs: counts and digests, no name of a record.
+
+    The newest ones by name, all before them as one; the manifest names every shard.
+    """
+    digests = {shard["shard_id"]: shard["statistics"]["sha256"] for shard in manifest["shards"]}
+    used = [shard for shard in shards if shard.shard_id in digests]
+    earlier, newest = used[:-DRAWN], used[-DRAWN:]
+    sets = [
         models.DataSet(
             name=f"{shard.batch_name}/{shard.group}",
-            digest=digests[shard.shard_id],
+            digest=digests[shard.shard_id][:16],
             source=f"catalog:batch/{shard.batch_id}/shard/{shard.shard_id}",
-            profile={"rows": shard.rows, "held_out": shard.held_out, "labelled": shard.labelled},
+            profile=_counts([shard]),
         )
-        for shard in shards
-        if shard.shard_id in digests
+        for shard in newest
     ]
+    if earlier:
+        together = sha256("".join(digests[shard.shard_id] for shard in earlier).encode()).hexdigest()
+        source = f"catalog:shards before {newest[0].shard_id}"
+        sets.insert(0, models.DataSet(f"{len(earlier)} earlier shards", together[:16], source, _counts(earlier)))
+    return sets
+
+
+def _counts(shards: Sequence[Shard]) -> dict[str, int]:
+    return {name: sum(getattr(shard, name) for shard in shards) for name in ("rows", "held_out", "labelled")}
 
 
 def version_tags(
@@ -125,7 +139,7 @@ def version_tags(
 ) -> dict[str, object]:
     """What MLflow's list of versions shows beside the description: short, for its columns are narrow."""
     kinds = list(dict.fromkeys(decision.kind.value for decision in decisions))
-    measured = {"accuracy": f"{total(list(scores.values())).accuracy:.3f}"} if scores else {}
+    measured = {"accuracy": f"{total(scores.values()).accuracy:.3f}"} if scores else {}
     return {
         "change": " + ".join(kinds) or cause.partition(":")[0],
         **measured,

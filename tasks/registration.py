@@ -131,7 +131,7 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
         manifest_key=stored.key,
         epoch=manifest["epoch"],
         state=VersionState.READY,
-        accuracy=total(list(scores.values())).accuracy if measured else None,
+        accuracy=total(scores.values()).accuracy if measured else None,
         reason=change.reason,
     )
     with database.transaction() as session:
@@ -182,7 +182,7 @@ def _publish(
 
 
 def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
-    overall = total(list(scores.values()))
+    overall = total(scores.values())
     accuracies = {"accuracy": overall.accuracy, "accuracy_exact_head": overall.exact_accuracy} if scores else {}
     if overall.tokens:
         accuracies |= dict(zip(("perplexity", "perplexity_backbone"), overall.perplexities, strict=True))
@@ -196,6 +196,8 @@ def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:
 
 
 def _by_batch(shards: Sequence[Shard], scores: dict[int, Score]) -> list[tuple[str, float, float, int]]:
-    batches = dict.fromkeys(shard.batch_id for shard in shards)
-    summed = {b: total([scores[s.shard_id] for s in shards if s.batch_id == b]) for b in batches}
-    return [(b, score.accuracy, score.exact_accuracy, score.rows) for b, score in summed.items()]
+    of_batch: dict[str, list[Score]] = {}
+    for shard in shards:
+        of_batch.setdefault(shard.batch_id, []).append(scores[shard.shard_id])
+    summed = {batch: total(found) for batch, found in of_batch.items()}
+    return [(batch, score.accuracy, score.exact_accuracy, score.rows) for batch, score in summed.items()]

@@ -122,7 +122,7 @@ def may_go(stream: Stream, adapter_id: str) -> Verdict:
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         served = [shard for shard in catalog.shards(session, adapter.serves) if shard.rows]
     before, after = (
-        total(list(score_shards(stream, load_model(current_manifest(stream, adapters=chosen)), served).values()))
+        total(score_shards(stream, load_model(current_manifest(stream, adapters=chosen)), served).values())
         for chosen in (serving, [each for each in serving if each.adapter_id != adapter_id])
     )
     was, now = ({adapter_id: (score.accuracy, score.rows)} for score in (before, after))

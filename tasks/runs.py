@@ -1,9 +1,11 @@
 """This run in Prefect: which one it is, what it is called."""
 
 import os
+from threading import Thread
 
 from prefect import get_client
 from prefect.context import FlowRunContext
+from prefect.events.worker import EventsWorker
 
 
 def deployed_run() -> str | None:
@@ -17,3 +19,14 @@ def name_run(name: str) -> None:
     if context is not None and context.flow_run is not None and context.flow_run.name != name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=name)
+
+
+def send_heartbeats(seconds: float = 30) -> None:
+    """Wait, so long at most, until what this process has said is with the server; to be called before a suspension.
+
+    The first heartbeat travels for a second or more. One that arrives after its run was suspended is the beginning of a
+    silence, and silence is a crash (`tasks.triggers`).
+    """
+    sending = Thread(target=EventsWorker.instance().wait_until_empty, daemon=True)
+    sending.start()
+    sending.join(seconds)

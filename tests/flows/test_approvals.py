@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from time import sleep
 
 import pytest
 from prefect import get_client
@@ -20,6 +21,7 @@ from registry.records import AdapterState, TicketState
 from registry.stream import Approvals, Gates
 from tasks import queries, tickets
 from tasks.approvals import settle_overdue
+from tasks.triggers import SILENCE
 from tests.flows import pages
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import runs_of, until, worker
@@ -122,6 +124,10 @@ def test_a_suspended_run_asks_with_a_form_and_carries_the_answer_out(server, bac
     folder = tmp_path_factory.mktemp("form")
     with worker("cpu", folder / "log"):
         waiting = until(suspended, 900)
+        sleep(SILENCE.total_seconds() + 20)  # a run that waits has no heartbeat, and is not lost for that
+        with get_client(sync_client=True) as client:
+            history = {name: [s.name for s in client.read_flow_run_states(run.id)] for name, run in waiting.items()}
+        assert not any("Crashed" in states for states in history.values()), history
         if pages.find_browser() is not None:
             page = f"{server.removesuffix('/api')}/runs/flow-run/{waiting[promotion].id}"
             picture = Path(os.environ.get("PICTURES", folder)) / "suspended.png"
