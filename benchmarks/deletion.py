@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 
 from infra.orchestration import prepare_prefect, without_heartbeat
 
-GROUPS, ROWS, SUBJECTS = 10, 40, 10
+ROWS, SUBJECTS = 40, 10
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LETTERS_A_BATCH = 5
 
 
-def measure(home: Path, shards: int, tickets: int) -> dict[str, Any]:
+def measure(home: Path, shards: int, tickets: int, groups: int) -> dict[str, Any]:
     """Learn `shards` shards, work one-subject tickets one after the other, then train everything once more."""
     # after the environment names this home: Prefect and the settings read it when they are first imported
     from flows.forget import forget  # noqa: PLC0415
@@ -34,7 +34,7 @@ def measure(home: Path, shards: int, tickets: int) -> dict[str, Any]:
     from tasks.certificates import verify  # noqa: PLC0415
     from tasks.tickets import open_ticket, resolve_targets  # noqa: PLC0415
 
-    groups = min(GROUPS, shards)
+    groups = min(groups, shards)
     opening.open_home()
     stream = synthetic_stream(home, -(-shards // groups), groups)
     learn(stream)
@@ -155,6 +155,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=50)
     parser.add_argument("--tickets", type=int, default=20)
+    parser.add_argument("--groups", type=int, default=10, help="access groups, each with a shard of every batch")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     options = parser.parse_args()
@@ -163,7 +164,7 @@ def main() -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
         prepare_prefect()
         with without_heartbeat():
-            figures = measure(Path(folder), options.shards, options.tickets)
+            figures = measure(Path(folder), options.shards, options.tickets, options.groups)
     print(json.dumps(figures) if options.json else "\n".join(f"{name:20} {value}" for name, value in figures.items()))
 
 

@@ -27,11 +27,10 @@ def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvide
         if known is not None:
             return to_decision(known)
     rule = ShiftRule(stream.shift.alpha, stream.shift.min_rows, stream.gates.refresh_drop)
-    usable = shard.labelled if shard.held_out >= 2 else 0
     decision = (
-        choose_growth(evidence, usable, stream.mix.threshold, stream.shift.min_rows)
+        choose_growth(evidence, shard.labelled, stream.mix.threshold, stream.shift.min_rows, shard.held_out)
         if isinstance(evidence, MixtureScan)
-        else choose_expansion(evidence, usable, rule)
+        else choose_expansion(evidence, shard.labelled, rule, shard.held_out)
     )
     if decision.kind == DecisionKind.REUSE and decision.adapter_id is not None:
         join_adapter.fn(stream, shard, decision.adapter_id)

@@ -46,8 +46,9 @@ def collect_garbage(stream: str) -> list[tuple[str, str]]:
 
 def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
     """Remove dead blobs, uploads that were never completed and runs in MLflow that a crash left, and say what that was.
-    Raises HeldError while another
-    process works on the stream."""
+
+    Raises HeldError while another process works on the stream.
+    """
     if dry_run:
         found, uploads, orphans = find_garbage(stream), _unfinished(stream), orphans_of(stream, only_ours=True)
     else:

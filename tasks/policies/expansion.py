@@ -7,6 +7,8 @@ from math import comb
 from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 
 REFRESH_TAIL = 0.05
+MIN_HELD_OUT = 2
+"""Held-out rows with a label, fewer of which say nothing about what was learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,9 @@ class ShiftRule:
     """Shortfall in held-out accuracy that makes a reused adapter train again."""
 
 
-def choose_expansion(evidence: Sequence[ShiftEvidence], labelled: int, rule: ShiftRule) -> Decision:
+def choose_expansion(
+    evidence: Sequence[ShiftEvidence], labelled: int, rule: ShiftRule, held_out: int = MIN_HELD_OUT
+) -> Decision:
     """Reuse the adapter that the batch differs from least, unless it differs from every one.
 
     An adapter explains the batch when the permutation test does not reject at `alpha`. The batch's own adapter is among
@@ -29,23 +33,33 @@ def choose_expansion(evidence: Sequence[ShiftEvidence], labelled: int, rule: Shi
     z_scores = _by_layer(evidence)
     closest = min(evidence, key=lambda e: (-e.p_value, e.statistic, e.adapter_id), default=None)
     if closest is not None and closest.p_value > rule.alpha:
-        return _explained(closest, labelled, z_scores)
+        return _explained(closest, z_scores, _lack(labelled, held_out, 1))
     why = "no adapter exists yet" if closest is None else _rejected(closest, rule.alpha)
     p_value = None if closest is None else closest.p_value
-    if labelled < rule.min_rows:
-        reason = f"{why}, and {labelled} labelled rows are too few to train one (shift.min_rows {rule.min_rows})"
-        return Decision(DecisionKind.HOLD, None, reason, p_value, z_scores)
+    if lack := _lack(labelled, held_out, rule.min_rows):
+        return Decision(DecisionKind.HOLD, None, f"{why}, and {lack}", p_value, z_scores)
     return Decision(DecisionKind.EXPAND, None, why, p_value, z_scores)
 
 
-def _explained(closest: ShiftEvidence, labelled: int, z_scores: dict[str, dict[str, float]]) -> Decision:
+def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], lack: str) -> Decision:
     reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
     if closest.novelty > 0:
         reason += f"; its classes are new, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"
-    if labelled == 0:
-        unlabelled = f"{reason}, but it has no labels: measured and predicted, the model stays as it is"
-        return Decision(DecisionKind.HOLD, closest.adapter_id, unlabelled, closest.p_value, z_scores)
+    if lack:
+        held = f"{reason}, but {lack}: measured and predicted, the model stays as it is"
+        return Decision(DecisionKind.HOLD, closest.adapter_id, held, closest.p_value, z_scores)
     return Decision(DecisionKind.REUSE, closest.adapter_id, reason, closest.p_value, z_scores)
+
+
+def _lack(labelled: int, held_out: int, needed: int) -> str:
+    """What keeps a batch from changing the model; empty where nothing does."""
+    if labelled == 0:
+        return "it has no labels to learn from"
+    if held_out < MIN_HELD_OUT:
+        return f"{held_out} held-out rows with a label are too few to judge it by ({MIN_HELD_OUT} at least)"
+    if labelled < needed:
+        return f"{labelled} labelled rows are too few to train an adapter (shift.min_rows {needed})"
+    return ""
 
 
 def _rejected(closest: ShiftEvidence, alpha: float) -> str:
@@ -55,7 +69,9 @@ def _rejected(closest: ShiftEvidence, alpha: float) -> str:
     )
 
 
-def choose_growth(scan: MixtureScan, labelled: int, threshold: float, min_rows: int) -> Decision:
+def choose_growth(
+    scan: MixtureScan, labelled: int, threshold: float, min_rows: int, held_out: int = MIN_HELD_OUT
+) -> Decision:
     """Reuse the group's mixture where every watched layer knows the batch; else grow from the shallowest that does not.
 
     Deeper layers are judged again under what the shallower ones have grown: `tell_growth` says what became of them.
@@ -70,10 +86,9 @@ def choose_growth(scan: MixtureScan, labelled: int, threshold: float, min_rows: 
         kind, why = DecisionKind.EXPAND, f"layer {strange[0]} does not know the batch ({told})"
     else:
         kind, why = DecisionKind.REUSE, f"every layer of {scan.adapter_id} knows the batch ({told})"
-    if kind == DecisionKind.EXPAND and labelled < min_rows:
-        kind, why = DecisionKind.HOLD, f"{why}; {labelled} labelled rows are too few to train (min_rows {min_rows})"
-    if kind == DecisionKind.REUSE and labelled == 0:
-        kind, why = DecisionKind.HOLD, f"{why}, but it has no labels: measured, the model stays as it is"
+    lack = _lack(labelled, held_out, min_rows if kind == DecisionKind.EXPAND else 1)
+    if kind != DecisionKind.HOLD and lack:
+        kind, why = DecisionKind.HOLD, f"{why}, but {lack}: measured, the model stays as it is"
     return Decision(kind, scan.adapter_id, why, None, scan.z_scores)
 
 
