@@ -17,6 +17,7 @@ For the last number named the model is then served (`benchmarks.served`): p50, p
 import argparse
 import json
 import random
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -251,7 +252,10 @@ def run(counts: Sequence[int], options: argparse.Namespace) -> Row:
         save_m6(folder)
         backbone = load_backbone(str(folder))
         entries = new_entries(backbone, max(counts), options.last_layers)
-        rows = [measure(backbone, folder, entries[:num], options) for num in counts]
+        rows = []
+        for num in counts:
+            rows.append(measure(backbone, folder, entries[:num], options))
+            print(json.dumps(rows[-1]), file=sys.stderr)
         asked = [text for k in range(SERVED) for text in texts_of(k % counts[-1], 1, 9)]
         seen = (
             {} if options.skip_served

@@ -83,7 +83,7 @@ def _blobs_of(shard: Shard, adapter: Adapter, entry: AdapterEntry) -> list[Store
         (adapter.node, f"statistics:{shard.shard_id}", entry.statistics[0].to_tensors()),
     ]
     return [
-        blobs.store(blobs.prefix(NAME, GROUP), owner, kind, artifacts.encode_tensors(tensors))
+        blobs.save_bytes(blobs.prefix(NAME, GROUP), owner, kind, artifacts.encode_tensors(tensors))
         for owner, kind, tensors in parts
     ]
 
