@@ -1,7 +1,8 @@
 """Does the number of serving adapters level off, and at what price? `python -m benchmarks.growth [--json]`
 
 A stream of recurring domains runs through the product's own steps, without Prefect and MLflow: once with a budget of
-adapters, once without. Accuracy is on articles that no batch held, in every domain of the stream, at the end.
+adapters, once without; both are alike until the first merge. Accuracy is on articles that no batch held, in every
+domain of the stream, at the end.
 `--compare-merges` adds what merging the two closest adapters of the unmerged stream costs by each method, and
 `--compare-forms` what storing its adapters at each precision does to answers and bytes.
 """
@@ -66,9 +67,6 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     heads.RANDOM_FEATURES = options.random_features
     with TemporaryDirectory(prefix="deciduous-", ignore_cleanup_errors=True) as folder:
-        os.environ["DECIDUOUS_HOME"] = f"{folder}/home"
-        settings.cache_clear()
-        opening.open_home()
         figures = measure(Path(folder), options)
     print(json.dumps(figures) if options.json else "\n".join(f"{name:>24}  {value}" for name, value in figures.items()))
 
@@ -91,11 +89,18 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(folder: Path, options: argparse.Namespace, name: str, budget: int | None) -> dict[str, Any]:
-    """Learn the whole stream, and answer from what serves at the end."""
-    began, news, among = time.process_time(), News(options.seed), domains(options.domains)
+    """Learn the whole stream, and answer from what serves at the end.
+
+    In a home of its own and under one name: splits and seeds follow from a stream's name, so that both runs are alike
+    until the first merge.
+    """
     inbox = folder / name
     inbox.mkdir()
-    stream = stream_in(inbox, name, budget, options)
+    os.environ["DECIDUOUS_HOME"] = f"{inbox}/home"
+    settings.cache_clear()
+    opening.open_home()
+    began, news, among = time.process_time(), News(options.seed), domains(options.domains)
+    stream = stream_in(inbox, "growth", budget, options)
     growth = []
     for domain in news.deliver(inbox, options.batches, options.rows, among):
         learn(stream)
