@@ -1,8 +1,9 @@
 """The linear layers of a frozen backbone on the CPU, through oneDNN instead of the BLAS that torch was built with.
 
-PyTorch multiplies float32 matrices with MKL, which takes a slower path on processors of other makers; oneDNN (UXL
+PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 unused on processors of other makers; oneDNN (UXL
 Foundation, https://github.com/uxlfoundation/oneDNN), which PyTorch carries too, writes code for the processor it finds.
-There is no Triton form: on CUDA this is cuBLAS. Reasons and figures: docs/decisions/0206.
+Where there is no AVX-512, MKL is the faster one and stays. There is no Triton form: on CUDA this is cuBLAS. Reasons and
+figures: docs/decisions/0206.
 """
 
 # D in, O out; any leading shape, written N T here
@@ -22,8 +23,9 @@ SMALLEST = 2**15
 def frozen_linear(x_NTD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W' + b, (..., O), in float32 accumulation; differentiable once, in x alone.
 
-    Which form runs depends on the weight and on the type and device of x, never on how many rows there are. A weight
-    that is trained, another type than float32, CUDA and builds without oneDNN take `torch.nn.functional.linear`.
+    Which form runs depends on the processor, the weight and the type of x, never on how many rows there are. A weight
+    that is trained, another type than float32, CUDA, processors without AVX-512 and builds without oneDNN take
+    `torch.nn.functional.linear`.
     """
     if not _runs_onednn(x_NTD, weight_OD):
         return functional.linear(x_NTD, weight_OD, bias_O)
@@ -39,7 +41,7 @@ def _runs_onednn(x_NTD: Tensor, weight_OD: Tensor) -> bool:
         and x_NTD.dtype == weight_OD.dtype == torch.float32
         and weight_OD.numel() >= SMALLEST
         and not weight_OD.requires_grad
-        and cpu.is_available()
+        and cpu.pays()
     )
 
 

@@ -16,6 +16,12 @@ def is_available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+@cache
+def pays() -> bool:
+    """Whether it is the faster product: with AVX-512 alone. On AVX2 it takes a tenth to a third longer than MKL."""
+    return is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 def linear(x_NTD: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> Tensor:
     product_NTO: Tensor = torch.ops.mkldnn._linear_pointwise(x_NTD, weight_OD, bias_O, "none", [], "")
     return product_NTO

@@ -209,7 +209,7 @@ class Backbone:
     def _digest(self, source: str) -> str:
         config: Any = self.model.config
         named = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
-        # "frozen_linear": states kept from before it differ in their last bits
+        # "frozen_linear": states kept from before it differ in their last bits, as on another kind of processor
         form = [self.max_tokens if self.tokenizer else 0, self.rows, "frozen_linear"]
         about = [named, repr(self.preprocessing), source, *form]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())

@@ -16,6 +16,12 @@ def layer(dim, out, seed=0, rows=(3, 5)):
     return (torch.randn(*shape, generator=draw) for shape in [(*rows, dim), (out, dim), (out,)])
 
 
+@pytest.fixture(params=[True, False], ids=["onednn", "mkl"])
+def product(request, monkeypatch):
+    """Both products, on whichever processor the test runs."""
+    monkeypatch.setattr(cpu, "pays", lambda: request.param)
+
+
 @pytest.fixture
 def without_threshold(monkeypatch):
     monkeypatch.setattr("kernels.frozen_linear.SMALLEST", 0)
@@ -40,13 +46,14 @@ def test_outputs_and_gradients_are_the_definitions(rows, dim, out, seed):
         torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("without_threshold")
+@pytest.mark.usefixtures("product", "without_threshold")
 def test_strides_do_not_matter():
     x, weight, bias = layer(6, 4, rows=(5, 3))
     expected = reference.frozen_linear(x.transpose(0, 1), weight, bias)
     torch.testing.assert_close(frozen_linear(x.transpose(0, 1), weight.T.contiguous().T, bias), expected)
 
 
+@pytest.mark.usefixtures("product")
 def test_a_row_has_the_same_bytes_in_any_company():
     """As long as their number stays: the pipeline fills every minibatch up."""
     x, weight, bias = layer(256, 256, rows=(8, 16))
@@ -55,6 +62,7 @@ def test_a_row_has_the_same_bytes_in_any_company():
     assert torch.equal(frozen_linear(x, weight, bias)[3], frozen_linear(alone, weight, bias)[3])
 
 
+@pytest.mark.usefixtures("product")
 def test_a_poisoned_row_stays_alone():
     x, weight, bias = layer(256, 256, rows=(8, 16))
     clean = frozen_linear(x, weight, bias)
@@ -66,6 +74,7 @@ def test_a_poisoned_row_stays_alone():
 
 @pytest.mark.parametrize("why", ["float64", "trained", "small"])
 def test_what_onednn_does_not_take_goes_to_torch(why, monkeypatch):
+    monkeypatch.setattr(cpu, "pays", lambda: True)
     monkeypatch.setattr(cpu, "linear", lambda *_: pytest.fail("called oneDNN"))
     x, weight, bias = layer(256, 256) if why != "small" else layer(8, 8)
     if why == "float64":
@@ -74,6 +83,7 @@ def test_what_onednn_does_not_take_goes_to_torch(why, monkeypatch):
     assert torch.equal(frozen_linear(x, weight, bias), nn.functional.linear(x, weight, bias))
 
 
+@pytest.mark.usefixtures("product")
 def test_layers_keep_names_weights_and_type():
     model = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 256, bias=False)).requires_grad_(False)
     frozen = copy.deepcopy(model)
