@@ -1,7 +1,7 @@
 """Bring a backup back without bringing back what was to be forgotten since: nothing is visible before that is done."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,27 +40,29 @@ def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
             raise StateError(f"the catalog holds {', '.join(present)}; --replace puts the backup in its place")
         for stream in present:
             held.enter_context(alone(stream, wait_seconds=0))
-        brought_back = [] if dry_run else _bring_back(folder)
+        hidden = _hidden(folder)
         if not dry_run:
+            _bring_back(hidden)
             _restore_mlflow(folder)
         with database.replacing(dry_run) as connection:
             database.bring(connection, index["revision"])
             rows = dump.load_rows(connection, read_lines(folder, CATALOG))
             database.bring(connection, "head")
-            report = _make_safe(connection)
+            report = _make_safe(connection, {key for _, key, _ in hidden})
         if not dry_run:
             for stream in report["streams"]:
                 mirror_aliases(stream)
-    return {"made_at": index["made_at"], "rows": rows, "objects_brought_back": len(brought_back), **report}
+    return {"made_at": index["made_at"], "rows": rows, "objects_brought_back": len(hidden), **report}
 
 
-def _make_safe(connection: Connection) -> dict[str, Any]:
-    """Replay suppressions and withdraw what must not serve, in the transaction of the restored tables."""
+def _make_safe(connection: Connection, hidden: Set[str]) -> dict[str, Any]:
+    """Replay suppressions and withdraw what must not serve, in the transaction of the restored tables. `hidden` are
+    keys that come back; in a dry run they are not there yet."""
     with Session(connection) as session:
         streams = catalog.stream_names(session)
         replayed = [_replay(session, *each) for each in suppression_journal.noted() if each[0].stream in streams]
         certificates = _enter_certificates(session, streams)
-        incomplete = {stream: _withdraw_incomplete(session, stream) for stream in streams}
+        incomplete = {stream: _withdraw_incomplete(session, stream, hidden) for stream in streams}
         champions = {stream: versions.alias_of(session, stream, versions.CHAMPION) for stream in streams}
         session.commit()  # of the session alone: the caller's transaction goes on
     return {
@@ -98,11 +100,14 @@ def _enter_certificates(session: Session, streams: Sequence[str]) -> list[str]:
     return entered
 
 
-def _withdraw_incomplete(session: Session, stream: str) -> list[int]:
+def _withdraw_incomplete(session: Session, stream: str, hidden: Set[str]) -> list[int]:
     """Take versions out of service that name a blob which is gone: a ticket purged it since."""
-    here = _keys(settings().artifact_bucket, stream_prefix(stream))
+    current = _keys(settings().artifact_bucket, stream_prefix(stream))
+    here = current | hidden
     incomplete = []
     for version in versions.versions(session, stream, VersionState.READY):
+        if version.manifest_key in here - current:
+            continue  # a dry run cannot read it before it is back
         digest = versions.manifest_digest(session, stream, version.version)
         if version.manifest_key not in here or not keys_in(load_json(version.manifest_key, digest)) <= here:
             incomplete.append(version.version)
@@ -121,20 +126,24 @@ def _without_aliases(lines: Iterable[str]) -> Iterable[str]:
     return (line for line in lines if not line.startswith('["registered_model_aliases"'))
 
 
-def _bring_back(folder: Path) -> list[str]:
-    """Make the versions current again that a plain delete hid since; what was purged stays purged."""
-    s3, back = storage.s3(), []
+def _hidden(folder: Path) -> list[tuple[str, str, str]]:
+    """(bucket, key, version) of what a plain delete hid since; what was purged is gone."""
+    s3, hidden = storage.s3(), []
     listed = [json.loads(line) for line in read_lines(folder, OBJECTS)]
     for bucket in dict.fromkeys(bucket for bucket, _, _ in listed):
         here = _keys(bucket)
         kept = {(version.key, version.version_id) for version in artifacts.list_versions(s3, bucket)}
-        for key, version_id in [(key, version) for of, key, version in listed if of == bucket and key not in here]:
-            if (key, version_id) in kept:
-                s3.copy_object(
-                    Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": key, "VersionId": version_id}
-                )
-                back.append(key)
-    return back
+        absent = [(key, version) for of, key, version in listed if of == bucket and key not in here]
+        hidden += [(bucket, key, version) for key, version in absent if (key, version) in kept]
+    return hidden
+
+
+def _bring_back(hidden: Iterable[tuple[str, str, str]]) -> None:
+    """Make these versions current again."""
+    for bucket, key, version in hidden:
+        storage.s3().copy_object(
+            Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": key, "VersionId": version}
+        )
 
 
 def _keys(bucket: str, prefix: str = "") -> set[str]:

@@ -17,6 +17,7 @@ from registry.versions import CHAMPION
 from tasks import auditing, opening, tickets
 from tasks.backup import CATALOG, MLFLOW, back_up, read_lines
 from tasks.certificates import verify_chain
+from tasks.manifests import keys_in, load_json
 from tasks.restoring import restore
 from tests.flows.conftest import deliver, make_stream
 
@@ -61,9 +62,9 @@ def open_for(stream, subject):
 def test_restored_catalog_is_the_one_that_was_backed_up(stream, tmp_path):
     assert champion(stream) == 2
     back_up(tmp_path / "backup")
-    blob = next(iter(storage.s3().list_objects_v2(Bucket="deciduous", Prefix=f"streams/{stream.name}/")["Contents"]))[
-        "Key"
-    ]
+    with database.transaction() as session:
+        served = versions.get_version(session, stream.name, 2).manifest_key
+        blob = next(iter(keys_in(load_json(served, versions.manifest_digest(session, stream.name, 2)))))
     deliver(tmp_path, "batch-2", ["red", "blue"])
     learn(stream)
     assert champion(stream) == 3
@@ -71,7 +72,8 @@ def test_restored_catalog_is_the_one_that_was_backed_up(stream, tmp_path):
 
     with pytest.raises(StateError, match="--replace"):
         restore(tmp_path / "backup", replace=False, dry_run=False)
-    assert restore(tmp_path / "backup", replace=True, dry_run=True)["champions"] == {stream.name: 2}
+    tried = restore(tmp_path / "backup", replace=True, dry_run=True)
+    assert (tried["champions"], tried["objects_brought_back"]) == ({stream.name: 2}, 1)
     assert champion(stream) == 3
     report = restore(tmp_path / "backup", replace=True, dry_run=False)
     assert report["champions"] == {stream.name: 2}
