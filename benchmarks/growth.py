@@ -31,6 +31,7 @@ from benchmarks.growth_product import (
     stream_in,
 )
 from benchmarks.growth_stream import News, domains
+from infra import seaweed
 from infra.settings import settings
 from tasks import opening
 from tasks.learning import heads
@@ -67,7 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     heads.RANDOM_FEATURES = options.random_features
     with TemporaryDirectory(prefix="deciduous-", ignore_cleanup_errors=True) as folder:
-        figures = measure(Path(folder), options)
+        try:
+            figures = measure(Path(folder), options)
+        finally:
+            for name in ("kept", "never"):
+                seaweed.stop_now(Path(folder) / name / "home")
     print(json.dumps(figures) if options.json else "\n".join(f"{name:>24}  {value}" for name, value in figures.items()))
 
 
