@@ -94,10 +94,10 @@ class Classroom:
         from tasks.evaluation import score_shards, total  # noqa: PLC0415
 
         with database.transaction() as session:
-            shards = [s for s in catalog.done_shards(session, self.stream.name) if held_out(load_rows(s))]
-        return [
-            round(p, 2) for p in total(list(score_shards(self.stream, self.champion(), shards).values())).perplexities
-        ]
+            shards = catalog.done_shards(session, self.stream.name)
+        judging = [shard for shard in shards if held_out(load_rows(shard))]
+        scores = score_shards(self.stream, self.champion(), judging)
+        return [round(p, 2) for p in total(list(scores.values())).perplexities]
 
     def weights(self) -> dict[str, str]:
         """Digest of the weights of every serving adapter."""
