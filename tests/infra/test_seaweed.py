@@ -1,6 +1,7 @@
 """The embedded S3 is shared, found again, survives a kill, ends with its last user and forgets on disk."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -90,6 +91,14 @@ def test_a_killed_user_does_not_count_and_a_killed_server_is_replaced(tmp_path):
     assert replaced.child.pid != pid
     seaweed.leave(tmp_path)
     assert not replaced.child.is_alive()
+
+
+def test_a_server_ends_with_its_user_where_the_home_was_deleted_under_it(tmp_path):
+    user = User(tmp_path / "home")
+    pid = int(user.answer().split()[0])
+    shutil.rmtree(tmp_path / "home")
+    user.leave()
+    assert not psutil.pid_exists(pid)
 
 
 def test_server_is_private_to_loopback_and_its_owner(s3, home):
