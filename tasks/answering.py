@@ -1,5 +1,6 @@
 """One line for many callers: what waits is answered in one pass, by one version, and a moved champion is swapped in."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -39,8 +40,8 @@ class _Waiting:
 class Watch:
     """The version that answers now: looked up again when the last look is older than `serving_seconds`.
 
-    With DECIDUOUS_FOLLOW=champion a moved alias is followed; otherwise the version stays, and stops answering when a
-    deletion takes it out of service.
+    With DECIDUOUS_FOLLOW=champion a moved alias is followed, and the version before it answers on where the new one
+    cannot be loaded; otherwise the version stays. Either stops answering when a deletion takes it out of service.
     """
 
     def __init__(self, stream: str, version: int | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -59,12 +60,29 @@ class Watch:
 
     def _look(self) -> None:
         number, load = self._wanted()
-        if self._current is None or self._current[0] != number:
-            self._current = None  # a version that may not answer any more must not answer if the next cannot be loaded
+        if self._current is not None and self._current[0] == number:
+            return
+        try:
             manifest = load()
             self._current = (number, Answerer(manifest))
-            if settings().follow == "champion":
-                blob_cache.retain(digests_in(manifest))
+        except Exception as error:  # whatever it is, the version before is as good as it was
+            self._go_on(number, error)
+            return
+        if settings().follow == "champion":
+            blob_cache.retain(digests_in(manifest))
+
+    def _go_on(self, number: int, error: Exception) -> None:
+        """Stay with the version before, if that may still answer; the next look tries the new one again."""
+        before, self._current = self._current, None  # a version that may not answer any more must not
+        if before is None or self._state_of(before[0]) != VersionState.READY:
+            raise error
+        self._current = before
+        kept = f"version {number} of {self.stream!r} cannot be loaded, version {before[0]} answers on: {error}"
+        logging.getLogger("deciduous").warning(kept)
+
+    def _state_of(self, version: int) -> VersionState:
+        with database.transaction() as session:
+            return versions.get_version(session, self.stream, version).state
 
     def _wanted(self) -> tuple[int, Callable[[], Manifest]]:
         if settings().follow == "champion" or self._pinned is None:
@@ -76,8 +94,7 @@ class Watch:
             champion = number
             return champion, lambda: load_manifest(self.stream, champion)
         pinned = self._pinned
-        with database.transaction() as session:
-            state = versions.get_version(session, self.stream, pinned).state
+        state = self._state_of(pinned)
         if state != VersionState.READY:
             self._current = None
             raise StateError(

@@ -2,7 +2,10 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from io import BytesIO
+from queue import SimpleQueue
+from threading import Event
 
 import mlflow
 import pyarrow as pa
@@ -15,10 +18,10 @@ from flows.predict import predict, predict_batch
 from infra import database, tracking
 from infra.settings import settings
 from registry import adapters, versions
-from registry.errors import StateError
+from registry.errors import MissingObjectError, StateError
 from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
-from tasks import consolidation
+from tasks import blob_cache, consolidation
 from tasks.alias_moves import move_alias
 from tasks.answering import Line, Watch
 from tasks.assembly import current_manifest, load_model
@@ -116,23 +119,77 @@ def test_grants_decide_over_what_is_asked(stream, tmp_path, set_variable):
 
 
 def test_every_answer_comes_from_one_version_while_the_champion_moves(stream, set_variable):
+    """Callers ask on and on; no move waits for them, nor they for it."""
     set_variable("FOLLOW", "champion")
     set_variable("SERVING_SECONDS", 0)
     expected = {n: Answerer(load_manifest(stream.name, n)).answer(TEXTS, ["a", "b"]).scores_NC for n in (1, 2)}
     assert not torch.equal(expected[1], expected[2])
-    line = Line(Watch(stream.name, None))
-    seen = set()
+    line, answered, moved, done = Line(Watch(stream.name, None)), SimpleQueue(), [], Event()
 
-    def ask(_):
-        answer = line.ask(TEXTS, ["a", "b"])
-        assert torch.equal(answer.prediction.scores_NC, expected[answer.version])
-        seen.add(answer.version)
+    def ask_on():
+        crossed = 0
+        while not done.is_set():
+            before = len(moved)
+            answer = line.ask(TEXTS, ["a", "b"])
+            assert torch.equal(answer.prediction.scores_NC, expected[answer.version])
+            crossed += before != len(moved)
+            answered.put(answer.version)
+        return crossed
 
     with ThreadPoolExecutor(8) as callers:
-        for version in (1, 2, 1, 2):
-            move_alias(stream.name, CHAMPION, version, "a test", "to and fro")
-            list(callers.map(ask, range(12)))
-    assert seen == {1, 2}
+        asking = [callers.submit(ask_on) for _ in range(8)]
+        try:
+            for version in (1, 2, 1, 2):
+                move_alias(stream.name, CHAMPION, version, "a test", "to and fro")
+                moved.append(version)
+                while answered.get(timeout=120) != version:
+                    pass
+        finally:
+            done.set()
+        assert sum(each.result() for each in asking) > 0  # asked before a move, answered after it
+
+
+@contextmanager
+def lost(s3, blob):
+    """Inside the block the blob is neither in the bucket nor on the local disk."""
+    place = {"Bucket": settings().artifact_bucket, "Key": blob["key"]}
+    data = s3.get_object(**place)["Body"].read()
+    s3.delete_object(**place)
+    blob_cache.forget([blob["key"]])
+    try:
+        yield
+    finally:
+        s3.put_object(**place, Body=data)
+
+
+@contextmanager
+def quarantined(stream, version):
+    with database.transaction() as session:
+        versions.set_state(session, stream.name, version, VersionState.QUARANTINED)
+    try:
+        yield
+    finally:
+        with database.transaction() as session:
+            versions.set_state(session, stream.name, version, VersionState.READY)
+
+
+def test_where_a_new_champion_cannot_be_loaded_the_old_one_answers_unless_it_was_withdrawn(stream, set_variable, s3):
+    set_variable("FOLLOW", "champion")
+    set_variable("SERVING_SECONDS", 0)
+    line = Line(Watch(stream.name, None))
+    move_alias(stream.name, CHAMPION, 1, "a test", "to begin with")
+    assert line.ask(TEXTS, ["a"]).version == 1
+    with lost(s3, load_manifest(stream.name, 2)["shards"][-1]["statistics"]):
+        move_alias(stream.name, CHAMPION, 2, "a test", "it cannot be loaded")
+        for _ in range(2):
+            assert line.ask(TEXTS, ["a"]).version == 1
+        with quarantined(stream, 1):
+            for _ in range(2):
+                with pytest.raises(MissingObjectError):
+                    line.ask(TEXTS, ["a"])
+        with pytest.raises(MissingObjectError):
+            line.ask(TEXTS, ["a"])  # it was let go of, not kept in secret
+    assert line.ask(TEXTS, ["a"]).version == 2
 
 
 def test_a_request_that_cannot_be_answered_leaves_the_others_alone(stream):
@@ -150,16 +207,11 @@ def test_a_version_that_a_deletion_takes_out_of_service_stops_answering_in_time(
     clock = Clock()
     line = Line(Watch(stream.name, 1, clock))
     assert line.ask(TEXTS, ["a"]).version == 1
-    with database.transaction() as session:
-        versions.set_state(session, stream.name, 1, VersionState.QUARANTINED)
-    try:
+    with quarantined(stream, 1):
         clock.now = 60.0
         for _ in range(2):
             with pytest.raises(StateError, match="taken out of service"):
                 line.ask(TEXTS, ["a"])
-    finally:
-        with database.transaction() as session:
-            versions.set_state(session, stream.name, 1, VersionState.READY)
 
 
 def test_the_registered_model_answers_with_labels_scores_adapters_and_version(stream):

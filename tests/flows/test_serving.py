@@ -4,6 +4,8 @@ from base64 import b64encode
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from io import BytesIO
+from queue import SimpleQueue
+from threading import Event
 from urllib.error import HTTPError
 
 import mlflow
@@ -85,9 +87,9 @@ def champion(stream):
         return versions.alias_of(session, stream.name, versions.CHAMPION)
 
 
-def told(stream, raw):
+def told(stream, raw, number=None):
     """What the library says, in the form in which the server answers."""
-    number = champion(stream)
+    number = number or champion(stream)
     found = Answerer(load_manifest(stream.name, number)).answer(raw, [])
     return [
         (label, adapter or "", ",".join(visits), number)
@@ -114,6 +116,45 @@ def test_the_champion_answers_raw_texts_of_many_clients(letters, tmp_path):
             ask(address, texts[:1], groups="strangers")
         assert "serves none of them" in refused.value.read().decode()
         assert as_told(ask(address, texts[:1])) == expected[:1]
+
+
+def test_a_served_model_swaps_to_a_moved_champion_without_dropping_or_mixing_a_request(letters, tmp_path, set_variable):
+    set_variable("FOLLOW", "champion")
+    set_variable("SERVING_SECONDS", 0)
+    texts = [f"{a} {b} {a}" for a in "abstvw" for b in "adsv"]
+    expected = {number: told(letters, [text.encode() for text in texts], number) for number in (3, 1)}
+    answered, done = SimpleQueue(), Event()
+
+    def ask_on(address):
+        while not done.is_set():
+            found = as_told(ask(address, texts))
+            number = found[0][-1]
+            assert found == expected[number]
+            answered.put(number)
+
+    with (
+        serving(f"models:/{letters.name}@champion", tmp_path / "serve.log") as address,
+        ThreadPoolExecutor(8) as clients,
+    ):
+        asking = [clients.submit(ask_on, address) for _ in range(8)]
+        try:
+            for number in (3, 1, 3):
+                move_alias(letters.name, versions.CHAMPION, number, "test", "to and fro")
+                while answered.get(timeout=120) != number:
+                    pass
+        finally:
+            done.set()
+        assert [each.result() for each in asking] == [None] * 8
+
+
+def test_a_served_model_keeps_its_version_unless_it_is_told_to_follow(letters, tmp_path, set_variable):
+    set_variable("SERVING_SECONDS", 0)
+    with serving(f"models:/{letters.name}@champion", tmp_path / "serve.log") as address:
+        move_alias(letters.name, versions.CHAMPION, 1, "test", "to and fro")
+        try:
+            assert ask(address, ["a b"])[0]["version"] == 3
+        finally:
+            move_alias(letters.name, versions.CHAMPION, 3, "test", "to and fro")
 
 
 def test_the_champion_answers_images(pictures, tmp_path):
