@@ -11,7 +11,7 @@ from flows.catch_up import catch_up
 from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
-from flows.predict import predict
+from flows.predict import predict, predict_batch
 from flows.train import train
 from infra.workers import CPU, PoolType
 from registry.errors import StateError
@@ -27,6 +27,7 @@ WHY = {
     consolidate: "Merges adapters that have grown alike, where accuracy holds.",
     forget: "Works one deletion ticket to its certificate; started by the event `deletion.ticket.opened`.",
     predict: "Answers for a file of inputs with the champion, as a caller with these groups.",
+    predict_batch: "Answers every object of a source that has no answers yet, into one Parquet file each.",
     catch_up: "Starts what was missed: tickets without a run, requests past their time.",
     approve: "Asks a person at a gate: a suspended run with a form; the name is recorded.",
 }
@@ -42,6 +43,7 @@ def deployments_of(stream: Stream) -> list[Wanted]:
         _wanted(stream, consolidate, CPU, whole, cron=WEEKLY),
         _wanted(stream, forget, CPU, {}),
         _wanted(stream, predict, CPU, {**named, "groups": []}),
+        _wanted(stream, predict_batch, CPU, {**named, **_asked(stream)}, cron=_scoring_cron(stream), concurrency=1),
         _wanted(stream, catch_up, CPU, named),
         _wanted(stream, approve, CPU, {}),
     ]
@@ -70,6 +72,18 @@ def export(stream: Stream, file: Path) -> None:
 
 def tag_of(stream: str) -> str:
     return f"stream:{stream}"
+
+
+def _asked(stream: Stream) -> dict[str, Any]:
+    """Parameters of `predict-batch`: what the stream file says; without it whoever starts a run does."""
+    if stream.scoring is None:
+        return {"groups": []}
+    asked = stream.scoring
+    return {"uri": asked.source, "out": asked.out, "groups": list(asked.groups), "caller": asked.caller}
+
+
+def _scoring_cron(stream: Stream) -> str | None:
+    return stream.scoring.schedule if stream.scoring else None
 
 
 def _wanted(
@@ -103,7 +117,8 @@ def _paragraphs(stream: Stream, why: str) -> Iterator[str]:
 def _require_reachable(stream: Stream) -> None:
     """A worker runs in a folder of its own, so what a relative path names there is something else."""
     backbone = [stream.backbone] if Path(stream.backbone).is_dir() else []
-    paths = [path for path in (stream.source, *backbone) if "://" not in path]
+    scoring = [stream.scoring.source, stream.scoring.out] if stream.scoring else []
+    paths = [path for path in (stream.source, *scoring, *backbone) if "://" not in path]
     relative = [path for path in paths if not Path(path).expanduser().is_absolute()]
     if relative:
         raise StateError(f"{', '.join(relative)}: a worker runs in another folder; give an absolute path or s3://")

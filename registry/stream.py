@@ -4,10 +4,10 @@ import json
 from enum import StrEnum
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from registry.errors import StreamFileError
 
@@ -16,6 +16,15 @@ def _in_order(schema: dict[str, Any]) -> None:
     """Prefect's form sorts fields by `position`; without one, as its database likes."""
     for position, field in enumerate(schema.get("properties", {}).values()):
         field["position"] = position
+
+
+def _five_fields(cron: str) -> str:
+    if len(cron.split()) != 5:
+        raise ValueError("a cron expression has five fields, for example '0 * * * *'")
+    return cron
+
+
+Cron = Annotated[str, AfterValidator(_five_fields)]
 
 
 class _Section(BaseModel):
@@ -237,6 +246,16 @@ class TaskOptions(_Section):
     wait_minutes: float = Field(120, gt=0, description="how long a suspended run waits for its training")
 
 
+class Scoring(_Section):
+    """What a deployed stream answers by itself; it shapes no artifact."""
+
+    source: str = Field(description="objects of inputs, named like a stream's source")
+    out: str = Field(description="folder, or s3:// address, for a Parquet file of answers per object")
+    groups: tuple[str, ...] = Field((), description="groups whose adapters answer; needed where there are several")
+    caller: str | None = Field(None, description="who asks, where grants are kept: a name, since Prefect shows it")
+    schedule: Cron | None = Field(None, description="cron expression; without it on demand")
+
+
 class Stream(_Section):
     """One stream: where its batches come from and how its model is kept current."""
 
@@ -247,7 +266,8 @@ class Stream(_Section):
     )
     source: str = Field(description="s3://bucket/prefix/*.parquet, or a local path or pattern; every object is a batch")
     columns: Columns = Columns()
-    schedule: str | None = Field(None, description="cron expression for `deciduous deploy`")
+    schedule: Cron | None = Field(None, description="cron expression for `deciduous deploy`")
+    scoring: Scoring | None = Field(None, description="inputs that `predict-batch` answers for `deciduous deploy`")
     max_tokens: int = Field(
         64, ge=8, le=512, description="texts are cut here; documents of a causal-lm stream are packed to it"
     )
@@ -269,13 +289,6 @@ class Stream(_Section):
     tasks: TaskOptions = TaskOptions()
     owner: str | None = Field(None, description="who answers for the stream; shown on its deployments")
     docs: str | None = Field(None, description="address of the stream's documentation; shown on its deployments")
-
-    @field_validator("schedule")
-    @classmethod
-    def _five_fields(cls, cron: str | None) -> str | None:
-        if cron is not None and len(cron.split()) != 5:
-            raise ValueError("a cron expression has five fields, for example '0 * * * *'")
-        return cron
 
     @model_validator(mode="before")
     @classmethod

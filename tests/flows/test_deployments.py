@@ -12,7 +12,7 @@ from prefect import get_client
 from flows import deployments
 from infra.workers import ROOT, PoolType, job_template
 from registry.errors import StateError, StreamFileError
-from registry.stream import Stream
+from registry.stream import Scoring, Stream
 from tests.flows.conftest import make_stream
 from tests.flows.server import runs_of, until
 
@@ -45,6 +45,26 @@ def test_a_relative_source_is_refused(tmp_path):
         deployments.deploy(stream)
 
 
+def test_relative_inputs_of_scheduled_scoring_are_refused(tmp_path):
+    scoring = Scoring(source="ask/*.csv", out="told")
+    with pytest.raises(StateError, match=r"ask/\*\.csv, told: a worker runs in another folder"):
+        deployments.deploy(stream_called("near", tmp_path, scoring=scoring))
+
+
+def test_the_stream_file_says_what_is_scored_when_and_for_whom(tmp_path):
+    scoring = Scoring(source="s3://inbox/ask/*", out="s3://inbox/told", groups=("sales",), schedule="0 6 * * *")
+    (wanted,) = (
+        each
+        for each in deployments.deployments_of(stream_called("mail", tmp_path, scoring=scoring))
+        if each.full_name == "predict-batch/mail"
+    )
+    asked = {"uri": "s3://inbox/ask/*", "out": "s3://inbox/told", "groups": ["sales"], "caller": None}
+    assert wanted.parameters == {"stream": "mail", **asked}
+    assert (wanted.cron, wanted.concurrency, wanted.pool) == ("0 6 * * *", 1, "cpu")
+    with pytest.raises(ValueError, match="five fields"):
+        Scoring(source="s3://inbox/ask/*", out="s3://inbox/told", schedule="at six")
+
+
 @pytest.mark.services
 @pytest.mark.usefixtures("server")
 def test_deploy_tells_creates_keeps_changes_and_takes_back(tmp_path):
@@ -57,6 +77,7 @@ def test_deploy_tells_creates_keeps_changes_and_takes_back(tmp_path):
     with get_client(sync_client=True) as client:
         learn = client.read_deployment_by_name("learn/mail")
         assert client.read_deployment_by_name("train/mail").work_pool_name == "gpu"
+        scored = client.read_deployment_by_name("predict-batch/mail")
         weekly = client.read_deployment_by_name("consolidate/mail").schedules[0].schedule.cron
     assert (learn.entrypoint, learn.work_pool_name) == ("flows.learn.learn", "cpu")
     assert learn.global_concurrency_limit.limit == 1
@@ -66,6 +87,8 @@ def test_deploy_tells_creates_keeps_changes_and_takes_back(tmp_path):
     assert "https://example.org/mail" in learn.description
     assert learn.parameter_openapi_schema["properties"]["stream"]["$ref"] == "#/definitions/Stream"
     assert weekly == "0 3 * * 0"
+    assert (scored.entrypoint, scored.schedules) == ("flows.predict.predict_batch", [])
+    assert scored.parameters == {"stream": "mail", "groups": []}
 
     changed = [c for c in deployments.deploy(stream.model_copy(update={"schedule": None})) if c.action == "change"]
     assert {c.what for c in changed} == {

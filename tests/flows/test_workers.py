@@ -13,9 +13,10 @@ from prefect.deployments import run_deployment
 from flows.deployments import deploy, undeploy
 from flows.learn import learn
 from infra import database
+from infra.settings import settings
 from infra.workers import PoolType
 from registry import adapters, catalog
-from registry.stream import AdapterOptions, TaskOptions, WithoutWorker
+from registry.stream import AdapterOptions, Scoring, TaskOptions, WithoutWorker
 from tasks import queries
 from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
 from tasks.opening import open_home
@@ -121,6 +122,38 @@ def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_sli
     with database.transaction() as session:
         weights = catalog.get_object(session, "adapter:killed-a1", "weights").sha256
     assert weights in learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
+
+
+def answered(s3, out: str) -> dict[str, list[str]]:
+    """Key -> its versions in the bucket: one where it was written once."""
+    found: dict[str, list[str]] = {}
+    for each in s3.list_object_versions(Bucket=settings().inbox_bucket, Prefix=out).get("Versions", []):
+        found.setdefault(each["Key"], []).append(each["VersionId"])
+    return found
+
+
+def test_scheduled_scoring_that_is_killed_goes_on_without_answering_an_object_again(backbone, inbox, logs, s3):
+    bucket, objects = settings().inbox_bucket, 12
+    scoring = Scoring(source=f"s3://{bucket}/to-score/*.jsonl", out=f"s3://{bucket}/scored", schedule="* * * * *")
+    stream = make_stream("scored", backbone, inbox, scoring=scoring)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    asked = (inbox / "01.jsonl").read_bytes()
+    for n in range(objects):
+        s3.put_object(Bucket=bucket, Key=f"to-score/{n:02}.jsonl", Body=asked)
+    deploy(stream)
+    with worker("cpu", logs / "first") as first:
+        until(lambda: answered(s3, "scored/"), LONG)
+        for process in [psutil.Process(first.pid), *psutil.Process(first.pid).children(recursive=True)]:
+            kill(process)
+    before = answered(s3, "scored/")
+    assert 1 <= len(before) < objects
+    with worker("cpu", logs / "second"):
+        until(lambda: len(answered(s3, "scored/")) == objects, LONG)
+        undeploy("scored")
+    after = answered(s3, "scored/")
+    assert {key: after[key] for key in before} == before
+    assert all(len(versions) == 1 for versions in after.values())
 
 
 def test_a_run_that_is_killed_before_its_first_heartbeat_is_found_out(logs, tmp_path):
