@@ -72,6 +72,24 @@ def test_a_record_that_looks_like_a_waiting_adapters_shard_is_left_to_the_exact_
     assert torch.equal(predict(vit, compose(waits, {"red"}), states).scores_NC, alone.scores_NC)
 
 
+def test_only_visited_adapters_cost_blocks_and_heads(vit: Backbone, model: ServingModel) -> None:
+    """A record runs the suffix once frozen; each visit runs it again but for the first block, which is shared."""
+    states = vit.encode(pictures(30, seed=6), 2)
+    signatures_LND = run_suffix(vit, states, 2).signatures_LND + 9
+    nowhere = fit_descriptor(signatures_LND[:, :15], signatures_LND[:, 15:], rank=3)
+    far = [replace(model.adapters[0], adapter_id=f"far-{n}", descriptor=nowhere) for n in range(20)]
+    crowded = replace(model, adapters=(*model.adapters, *far))
+    for each, groups in ((replace(model, adapters=()), "red"), (model, "red"), (model, "both"), (crowded, "both")):
+        composed = compose(each, {"red", "blue"} if groups == "both" else {"red"})
+        before = vit.work.forwards
+        (found,) = predict_each(vit, [(composed, states)])
+        visits = sum(map(len, found.visits))
+        assert vit.work.forwards - before == 30 * SPEC.last_layers + visits * (SPEC.last_layers - 1)
+        assert set(composed.solved) == {name for visited in found.visits for name in visited}
+        assert (visits > 0) == bool(each.adapters)
+        assert visits < 30 * 2
+
+
 def test_callers_answered_together_get_what_each_gets_alone(vit: Backbone, model: ServingModel) -> None:
     callers = [compose(model, groups) for groups in ({"red"}, {"red", "blue"}, {"blue"})]
     requests = [(each, vit.encode(pictures(3 + 5 * n, seed=n), 2)) for n, each in enumerate(callers)]
