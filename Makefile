@@ -24,7 +24,7 @@ run: setup ## Run the newsroom demo
 test: setup ## Run the tests: no GPU, no network, no Docker
 	$(BIN)/pytest -m "not services and not gpu and not faults"
 
-test-services: setup ## Run the tests that start servers of their own: PostgreSQL, Prefect, MLflow, Dask, Ray
+test-services: setup ## Run the tests that start servers of their own (PostgreSQL, Prefect, MLflow, Dask, Ray) or take many minutes
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,dask,ray]'
 	$(BIN)/pytest -m services
 

@@ -1,6 +1,8 @@
-"""What a caller may not use cannot change a bit of what the caller gets: 10,000 generated answers."""
+"""What a caller may not use cannot change a bit of what the caller gets: 10,000 generated cases with those of the
+language model (test_language_non_interference.py), some hundreds of them in every run."""
 
 import random
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -8,18 +10,32 @@ import torch
 from torch import Tensor
 
 from tasks.learning import heads
-from tasks.learning.adapters import AdapterSpec, new_adapter
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
 from tasks.learning.backbones import Backbone
 from tasks.learning.banks import stacked
-from tasks.learning.composition import AdapterEntry, KnownLook, Passes, ServingModel, compose, predict_each, run_adapted
+from tasks.learning.composition import (
+    AdapterEntry,
+    Composed,
+    KnownLook,
+    Passes,
+    Prediction,
+    ServingModel,
+    compose,
+    predict_each,
+    run_adapted,
+)
 from tasks.learning.descriptors import Descriptor, fit_descriptor
 from tasks.learning.features import SuffixPass, run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics
+from tasks.learning.router import Mixture
 from tests.learning.conftest import pictures
 
 SPEC, CUT = AdapterSpec(rank=4, last_layers=2), 2
 GROUPS = ("red", "blue", "green", "gold", "grey")
-DRAWS, ROWS = 200, 50
+LONG = [pytest.mark.services, pytest.mark.timeout(3600)]
+MOST_ROWS, MOST_OTHERS = 16, 3
+CASES = {"retrieve": (200, 6_000), "mix": (100, 3_700)}
+"""In every run, and where servers are started too: with 300 of the language model 10,000 in all."""
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +55,33 @@ def pool(vit: Backbone) -> SuffixPass:
     return run_suffix(vit, vit.encode(looks, CUT), CUT, keep_starts=True)
 
 
-@pytest.fixture(scope="module")
-def model(vit: Backbone, pool: SuffixPass, small_heads: None) -> ServingModel:  # noqa: ARG001
+def new_weights(backbone: Backbone, composition: str, number: int) -> AdapterWeights:
+    """An adapter, or a mixture of one to three in every block of the suffix."""
+    generator = torch.Generator().manual_seed(number)
+
+    def drawn(seed: int) -> AdapterWeights:
+        blank = new_adapter(backbone, SPEC, seed)
+        return {name: torch.randn(t.shape, generator=generator) / 8 for name, t in blank.items()}
+
+    if composition == "retrieve":
+        return drawn(number)
+    found: AdapterWeights = {}
+    for block in range(CUT, backbone.num_blocks):
+        count = 1 + (number + block) % 3
+        adapters = tuple({n: t for n, t in drawn(k).items() if n.startswith(f"blocks.{block}.")} for k in range(count))
+        router_KD = torch.randn(count, backbone.width, generator=generator)
+        found |= Mixture(block, adapters, router_KD, torch.zeros(count)).to_tensors()
+    return found
+
+
+def new_model(backbone: Backbone, pool: SuffixPass, composition: str) -> ServingModel:
     frozen, entries = {}, []
     for n, group in enumerate(GROUPS):
         rows = slice(24 * n, 24 * n + 24)
         labels = [f"{group}-{i % 2}" if i % 3 else "shared" for i in range(24)]
-        generator = torch.Generator().manual_seed(n)
-        weights = {k: torch.randn(t.shape, generator=generator) / 8 for k, t in new_adapter(vit, SPEC, n).items()}
+        weights = new_weights(backbone, composition, n)
         pairs = [(i, "it") for i in range(24 * n, 24 * n + 24)]
-        adapted_NF = stacked({"it": weights}).features(vit, pool.starts, CUT, pairs)
+        adapted_NF = stacked({"it": weights}).features(backbone, pool.starts, CUT, pairs)
         signatures_LND = pool.signatures_LND[:, rows]
         own = class_statistics(pool.features_NF[rows], labels)
         frozen[group] = (own,)
@@ -57,6 +90,11 @@ def model(vit: Backbone, pool: SuffixPass, small_heads: None) -> ServingModel:  
         entries.append(AdapterEntry(f"adapter-{n}", group, weights, descriptor, (statistics,), (own,)))
     looks = tuple(KnownLook(f"waits-{e.adapter_id}", e.group, e.descriptor) for e in entries[::2])
     return ServingModel(CUT, SPEC, frozen, tuple(entries), looks)
+
+
+@pytest.fixture(scope="module")
+def models(vit: Backbone, pool: SuffixPass, small_heads: None) -> dict[str, ServingModel]:  # noqa: ARG001
+    return {composition: new_model(vit, pool, composition) for composition in CASES}
 
 
 class Corruption:
@@ -104,34 +142,63 @@ class Corruption:
         return ServingModel(CUT, SPEC, frozen, tuple(entry for entry in kept if entry is not None), waiting)
 
 
-def test_ten_thousand_answers_do_not_move_by_a_bit(vit: Backbone, model: ServingModel, pool: SuffixPass) -> None:
-    """Half of the minibatches are shared with a caller who may use what the first may not, spoilt as it is."""
+class Case:
+    """One generated case: who asks for which records beside whom, and what of the rest is spoilt."""
+
+    def __init__(self, model: ServingModel, seed: int) -> None:
+        corruption = Corruption(seed)
+        self.draw = corruption.random
+        self.allowed = frozenset(self.draw.sample(GROUPS, self.draw.randint(1, 4)))
+        self.rows = self.some_rows(MOST_ROWS)
+        self.spoilt = compose(corruption.model(model, set(self.allowed)), self.allowed)
+        beside = [self.other(model) for _ in range(self.draw.randint(0, MOST_OTHERS))]
+        self.place = self.draw.randint(0, len(beside))
+        self.requests = [*beside[: self.place], (self.spoilt, as_states(self.rows)), *beside[self.place :]]
+
+    def other(self, model: ServingModel) -> tuple[Composed, list[Tensor]]:
+        """Who may use what the caller may not, spoilt as it is: those adapters run in the same pass."""
+        present = [g for n, g in enumerate(GROUPS) if f"adapter-{n}" in self.spoilt.bank]
+        groups = self.draw.sample(present, self.draw.randint(1, len(present)))
+        return replace(compose(model, groups), bank=self.spoilt.bank), as_states(self.some_rows(9))
+
+    def some_rows(self, most: int) -> list[int]:
+        return [self.draw.randrange(24 * len(GROUPS)) for _ in range(self.draw.randint(1, most))]
+
+
+@pytest.mark.parametrize("composition", CASES)
+@pytest.mark.parametrize("share", [0, pytest.param(1, marks=LONG)])
+def test_what_a_caller_may_not_use_moves_no_bit(
+    vit: Backbone, models: dict[str, ServingModel], pool: SuffixPass, composition: str, share: int
+) -> None:
     passes = Passes(lambda _backbone, states, _cut: pick(pool, states), run_adapted)
-    compared, visits = 0, 0
-    for draw in range(DRAWS):
-        corruption = Corruption(draw)
-        allowed = set(corruption.random.sample(GROUPS, corruption.random.randint(1, 4)))
-        rows = [torch.tensor(corruption.random.randrange(len(pool.starts))) for _ in range(ROWS)]
-        spoilt = compose(corruption.model(model, allowed), allowed)
-        requests = [(spoilt, rows)]
-        if draw % 2:
-            others = [torch.tensor(corruption.random.randrange(len(pool.starts))) for _ in range(9)]
-            present = {g for g in GROUPS if f"adapter-{GROUPS.index(g)}" in spoilt.bank}
-            requests.append((replace(compose(model, present), bank=spoilt.bank), others))
-        (clean,) = predict_each(vit, [(compose(model, allowed), rows)], passes)
-        found = predict_each(vit, requests, passes)[0]
-        assert torch.equal(found.scores_NC, clean.scores_NC)
-        assert (found.labels, found.visits) == (clean.labels, clean.visits)
-        compared += len(rows)
+    model, clean, visits, shared = models[composition], {}, 0, 0
+    for seed in range(CASES[composition][share]):
+        case = Case(model, seed)
+        if case.allowed not in clean:
+            everything = as_states(range(24 * len(GROUPS)))
+            (clean[case.allowed],) = predict_each(vit, [(compose(model, case.allowed), everything)], passes)
+        found = predict_each(vit, case.requests, passes)[case.place]
+        assert_the_same(found, clean[case.allowed], case.rows)
         visits += sum(map(len, found.visits))
-    assert compared == 10_000
-    assert visits > 5_000  # adapters do take part
+        shared += len(case.requests) > 1
+    assert visits > 2 * CASES[composition][share]  # adapters do take part
+    assert shared > CASES[composition][share] / 2
 
 
-def test_the_comparison_sees_what_is_allowed(vit: Backbone, model: ServingModel, pool: SuffixPass) -> None:
+def assert_the_same(found: Prediction, clean: Prediction, rows: list[int]) -> None:
+    assert torch.equal(found.scores_NC, clean.scores_NC[rows])
+    assert found.labels == [clean.labels[row] for row in rows]
+    assert found.visits == [clean.visits[row] for row in rows]
+
+
+@pytest.mark.parametrize("composition", CASES)
+def test_the_comparison_sees_what_is_allowed(
+    vit: Backbone, models: dict[str, ServingModel], pool: SuffixPass, composition: str
+) -> None:
     """One permitted weight that is 0.1 % off is seen: the check is not blind."""
+    model = models[composition]
     passes = Passes(lambda _backbone, states, _cut: pick(pool, states), run_adapted)
-    rows = [torch.tensor(n) for n in range(24)]
+    rows = as_states(range(24))
     bumped = replace(model.adapters[0], weights={k: t * 1.001 for k, t in model.adapters[0].weights.items()})
     answers = [
         predict_each(vit, [(compose(each, {"red"}), rows)], passes)[0].scores_NC
@@ -140,7 +207,12 @@ def test_the_comparison_sees_what_is_allowed(vit: Backbone, model: ServingModel,
     assert not torch.equal(*answers)
 
 
+def as_states(rows: Iterable[int]) -> list[Tensor]:
+    """A test's state is its number in the pool."""
+    return [torch.tensor(row) for row in rows]
+
+
 def pick(pool: SuffixPass, numbers: list[Tensor]) -> SuffixPass:
-    """The records of these numbers; a test's state is its number in the pool."""
+    """The records of these numbers."""
     chosen = [int(number) for number in numbers]
     return SuffixPass(pool.features_NF[chosen], pool.signatures_LND[:, chosen], [pool.starts[i] for i in chosen])
