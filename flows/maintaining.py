@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from flows import console
-from flows.console import DryRun, Json, acting
+from flows.console import DryRun, Json, StreamName, acting
 
 
 def doctor(json: Json = False) -> None:
@@ -41,6 +41,22 @@ def migrate(dry_run: DryRun = False) -> None:
         database.migrate()
         storage.prepare_buckets()
         console.console.print("done")
+
+
+def access(
+    stream: StreamName,
+    group: Annotated[list[str], typer.Argument(help="Group whose adapters may be read; several are told in turn.")],
+) -> None:
+    """Print what lets a reader of groups into S3, and nowhere else. Example: deciduous access mail sales support
+
+    `policy` is for any S3 that speaks IAM; `identity`, with keys drawn for it, is an entry of SeaweedFS's s3.json.
+    Nothing is stored."""
+    from infra import access
+    from infra.settings import settings
+
+    asked = (settings().artifact_bucket, stream, group)
+    identity = access.group_identity(f"{stream}-{'-'.join(group)}", access.new_keys(), *asked)
+    console.show_json({"policy": access.group_policy(*asked), "identity": identity})
 
 
 def gc(
@@ -106,4 +122,4 @@ def metrics(
         print(measured.exposition(), end="")
 
 
-VERBS = (metrics, doctor, migrate, gc, backup, restore)
+VERBS = (metrics, doctor, migrate, access, gc, backup, restore)

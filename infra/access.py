@@ -1,5 +1,6 @@
 """Who may read which group's blobs in S3: one prefix per group, so that the store itself keeps groups apart."""
 
+import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
@@ -33,6 +34,11 @@ def group_identity(
     """The same as an identity of SeaweedFS's `s3.json`; keys are accessKey and secretKey."""
     actions = [f"{action}:{bucket}/{_prefix(stream, group)}*" for group in groups for action in ("Read", "List")]
     return {"name": name, "credentials": [dict(keys)], "actions": actions}
+
+
+def new_keys() -> dict[str, str]:
+    """An access key and a secret key, drawn and kept nowhere."""
+    return {"accessKey": secrets.token_hex(10), "secretKey": secrets.token_urlsafe(30)}
 
 
 class Role(StrEnum):

@@ -58,7 +58,10 @@ class Settings(BaseSettings):
     serving_seconds: float = Field(default=15, ge=0, le=60)
     """Age at which a serving process asks the catalog again which version may answer."""
     entitlements: AbsolutePath | None = None
-    """YAML file of grants: stream, caller, groups. None leaves it to whoever asks."""
+    """YAML file of grants: stream, caller, groups."""
+    require_entitlements: bool = Field(default_factory=lambda fields: not fields["database_url"].startswith("sqlite"))
+    """Without a file of grants nobody is answered; false leaves it to whoever asks. Default: where the catalog is on a
+    server, which many reach, and not a file of this home."""
     entitlement_seconds: float = Field(default=30, ge=0, le=60)
     """Age at which grants are read again: a revocation takes effect within this time."""
     object_bytes: int = Field(default=2 << 30, ge=1)

@@ -18,7 +18,7 @@ from registry.errors import StateError
 
 ALL_GROUPS = "*"
 OPEN = "open"
-"""Snapshot id where no file of grants is named: whoever asks says which groups they hold."""
+"""Snapshot id where no file of grants is named and none is required: whoever asks says which groups they hold."""
 
 
 def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...]:
@@ -59,6 +59,7 @@ class Entitlements:
     def of(self, stream: str, caller: str | None, asked: Collection[str]) -> Entitlement:
         """The groups asked for that the caller holds, or all that they hold. Raises StateError for a stranger."""
         if settings().entitlements is None:
+            _require_trust()
             return Entitlement(tuple(asked), OPEN)
         self._refresh(settings().entitlements)
         held = self._held(stream, caller or "")
@@ -87,6 +88,14 @@ class Entitlements:
             ) from None
         self._grants, self._read_at = grants, now
         self._snapshot = hashlib.sha256(data).hexdigest()[:16]
+
+
+def _require_trust() -> None:
+    if settings().require_entitlements:
+        raise StateError(
+            "no grants are kept here, so nobody is answered: name a file of them with DECIDUOUS_ENTITLEMENTS; where a "
+            "gateway decides over groups, set DECIDUOUS_REQUIRE_ENTITLEMENTS=false"
+        )
 
 
 def _shown(caller: str | None) -> str:

@@ -29,6 +29,7 @@ def examine() -> list[Finding]:
         ("packages", _packages),
         ("home", _home),
         ("keys", _keys),
+        ("grants", _grants),
         ("catalog", catalog.examine),
         ("s3", buckets.examine),
         ("mlflow", servers.examine_mlflow),
@@ -79,3 +80,17 @@ def _keys() -> Iterator[Finding]:
             yield good("keys", f"{name} from {'the settings' if is_given else here}; keep a copy with the backups")
         else:
             yield good("keys", f"{name} will be drawn on first use")
+
+
+def _grants() -> Iterator[Finding]:
+    file = settings().entitlements
+    if file is not None:
+        remedy = "put it there, or correct DECIDUOUS_ENTITLEMENTS: nobody is answered"
+        yield good("grants", f"{file}") if os.access(file, os.R_OK) else bad("grants", f"{file} cannot be read", remedy)
+    elif settings().require_entitlements:
+        yield good("grants", "no file: nobody is answered before DECIDUOUS_ENTITLEMENTS names one")
+    elif settings().database_url.startswith("sqlite"):
+        yield good("grants", "no file: whoever asks says which groups they hold")
+    else:
+        remedy = "only behind a gateway that checks; else DECIDUOUS_ENTITLEMENTS"
+        yield poor("grants", "no file: whoever asks says which groups they hold", remedy)

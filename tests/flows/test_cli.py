@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.learn import learn
-from infra import database
+from infra import access, database
 from infra.environment import mlflow_environment
 from infra.settings import settings
 from tests.flows.conftest import deliver, make_stream
@@ -47,6 +47,16 @@ def test_every_example_can_be_typed(verb):
 def test_the_verbs_are_those_of_the_design():
     wanted = "init run status ls describe predict erase verify promote rollback merge retire up down demo"
     assert set(wanted.split()) <= set(VERBS)
+
+
+def test_access_prints_the_policy_and_an_identity_of_the_groups():
+    shown = CliRunner().invoke(cli.app, ["access", "mail", "sales", "a b"])
+    assert shown.exit_code == 0
+    told, groups = json.loads(shown.output), ["sales", "a b"]
+    assert told["policy"] == access.group_policy(settings().artifact_bucket, "mail", groups)
+    keys = told["identity"]["credentials"][0]
+    expected = access.group_identity("mail-sales-a b", keys, settings().artifact_bucket, "mail", groups)
+    assert told["identity"] == expected
 
 
 def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:

@@ -6,7 +6,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from infra import seaweed
-from infra.access import Role, group_identity, group_policy, role_identity, role_policy
+from infra.access import Role, group_identity, group_policy, new_keys, role_identity, role_policy
 from infra.files import write_private
 from infra.s3 import open_client
 
@@ -65,6 +65,12 @@ def test_the_wrong_key_answers_403(clients):
         assert refused(client.get_object, Key=f"streams/mail/groups/{group}dish/adapter") == 403
         assert refused(client.put_object, Key=f"streams/mail/groups/{group}/adapter", Body=b"x") == 403
         assert refused(client.list_objects_v2, Prefix=f"streams/mail/groups/{other}/") == 403
+
+
+def test_keys_are_drawn_anew_and_long_enough():
+    first, second = new_keys(), new_keys()
+    assert not set(first.values()) & set(second.values())
+    assert len(first["secretKey"]) == 40
 
 
 def test_the_policy_names_the_prefixes_of_its_groups_alone():

@@ -53,6 +53,20 @@ def test_empty_home_is_fine_and_stays_empty(own_home):
     assert not own_home.exists()
 
 
+@pytest.mark.usefixtures("own_home")
+def test_grants_that_cannot_be_read_or_are_nobodys_are_told(set_variable, tmp_path):
+    assert healths("grants") == ["ok"]
+    set_variable("ENTITLEMENTS", tmp_path / "grants.yaml")
+    assert healths("grants") == ["error"]
+    (tmp_path / "grants.yaml").write_text("{}")
+    assert healths("grants") == ["ok"]
+    set_variable("ENTITLEMENTS", "")
+    set_variable("DATABASE_URL", "postgresql+psycopg://u:p@127.0.0.1:1/d")
+    assert [line.split(" before")[0] for _, line in found("grants")] == ["no file: nobody is answered"]
+    set_variable("REQUIRE_ENTITLEMENTS", "false")
+    assert healths("grants") == ["warning"]
+
+
 def test_catalog_that_is_behind_is_due_and_one_that_is_ahead_is_an_error(own_home):
     assert str(own_home) in settings().database_url
     with database.transaction() as session:

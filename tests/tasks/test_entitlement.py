@@ -32,6 +32,25 @@ def test_without_a_file_whoever_asks_says_what_they_hold():
     assert Entitlements().of("mail", None, ["a"]).snapshot == OPEN
 
 
+@pytest.mark.parametrize("asked", [["a"], ["*"], []])
+def test_where_the_catalog_is_on_a_server_nobody_is_answered_without_grants(set_variable, asked, file):
+    set_variable("DATABASE_URL", "postgresql+psycopg://u:p@h/d")
+    set_variable("ENTITLEMENTS", "")
+    with pytest.raises(StateError, match="no grants are kept here, so nobody is answered"):
+        Entitlements().of("mail", "ann", asked)
+    set_variable("REQUIRE_ENTITLEMENTS", "false")
+    assert Entitlements().of("mail", "ann", asked).snapshot == OPEN
+    set_variable("REQUIRE_ENTITLEMENTS", "")
+    set_variable("ENTITLEMENTS", file)
+    assert Entitlements().of("mail", "ann", []).groups == ("sales",)
+
+
+def test_grants_may_be_required_of_an_embedded_home_too(set_variable):
+    set_variable("REQUIRE_ENTITLEMENTS", "true")
+    with pytest.raises(StateError, match="DECIDUOUS_ENTITLEMENTS"):
+        Entitlements().of("mail", None, ["*"])
+
+
 def test_a_caller_gets_what_was_granted_never_more(file):
     grants = Entitlements()
     assert grants.of("mail", "ann", []).groups == ("sales",)
