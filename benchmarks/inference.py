@@ -9,7 +9,8 @@ have no heads. `told` is ours in their place: the adapter is given, no retrieval
 backbone alone with our products (`kernels.frozen_linear`), and `floor` that backbone's share of the blocks that an
 answer takes: no implementation that runs the frozen blocks for retrieval does better.
 
-For the last number named the model is then served (`benchmarks.served`): p50, p99 and errors of 50 clients at once.
+The last number named is measured once more at a stream's default depth, adapters in two thirds of the blocks: the last
+of the other rows. Then its model is served (`benchmarks.served`): p50, p99 and errors of 50 clients at once.
 """
 
 # N records, T tokens, K adapters
@@ -34,7 +35,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast  # type: ignor
 from benchmarks import served
 from kernels.bench import WrongResultError, time_interleaved
 from kernels.frozen_linear import freeze_linears
-from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
+from tasks.learning.adapters import AdapterSpec, AdapterWeights, default_layers, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.composition import AdapterEntry, Composed, ServingModel, predict
 from tasks.learning.descriptors import fit_descriptor, side_by_side
@@ -47,6 +48,7 @@ SERVED = 40
 """Texts that the served model's clients ask in turn."""
 
 LETTERS, LAYERS, WIDTH, RANK = "abcdefghijklmnopqrstuvwxyz", 6, 384, 16
+DEFAULT_DEPTH = default_layers(LAYERS)
 CLASSES, OWN, BARE_ROWS = 8, 12, 16
 LINEAR = ("intermediate.dense", "output.dense")
 
@@ -200,8 +202,10 @@ def peft_model(folder: Path, num: int, last: int) -> Any:
     return model.eval()
 
 
-def measure(backbone: Backbone, folder: Path, entries: Sequence[AdapterEntry], options: argparse.Namespace) -> Row:
-    num, last, records = len(entries), options.last_layers, options.records
+def measure(
+    backbone: Backbone, folder: Path, entries: Sequence[AdapterEntry], last: int, options: argparse.Namespace
+) -> Row:
+    num, records = len(entries), options.records
     setting = new_setting(backbone, entries, last, records)
     own = check(setting)
     before = backbone.work.forwards
@@ -229,7 +233,7 @@ def measure(backbone: Backbone, folder: Path, entries: Sequence[AdapterEntry], o
     }  # fmt: skip
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--adapters", default="1,16,64,256", help="numbers of adapters, the last one is the headline")
     parser.add_argument(
@@ -239,12 +243,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="samples of each side, of which the best counts")
     parser.add_argument("--skip-served", action="store_true", help="leave out the served model and its clients")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     found = run([int(number) for number in options.adapters.split(",")], options)
     print(json.dumps(found) if options.json else _table(found))
 
 
 def run(counts: Sequence[int], options: argparse.Namespace) -> Row:
+    """The row of the last count; `others` holds those of the counts before it, and its own at the default depth."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(prefix="deciduous-") as scratch:
@@ -252,16 +257,21 @@ def run(counts: Sequence[int], options: argparse.Namespace) -> Row:
         save_m6(folder)
         backbone = load_backbone(str(folder))
         entries = new_entries(backbone, max(counts), options.last_layers)
-        rows = []
-        for num in counts:
-            rows.append(measure(backbone, folder, entries[:num], options))
-            print(json.dumps(rows[-1]), file=sys.stderr)
+        rows = [_told(measure(backbone, folder, entries[:num], options.last_layers, options)) for num in counts]
+        headline = rows.pop()
+        deeper = new_entries(backbone, counts[-1], DEFAULT_DEPTH)
+        rows.append(_told(measure(backbone, folder, deeper, DEFAULT_DEPTH, options)))
         asked = [text for k in range(SERVED) for text in texts_of(k % counts[-1], 1, 9)]
         seen = (
             {} if options.skip_served
             else served.measure(Path(scratch), folder, entries[: counts[-1]], options.last_layers, asked)
         )  # fmt: skip
-    return {**rows[-1], **seen, "device": "cpu, 1 thread", "others": rows[:-1]}
+    return {**headline, **seen, "device": "cpu, 1 thread", "others": rows}
+
+
+def _told(row: Row) -> Row:
+    print(json.dumps(row), file=sys.stderr)
+    return row
 
 
 def _table(summary: dict[str, Any]) -> str:
