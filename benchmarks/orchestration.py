@@ -1,8 +1,12 @@
 """What orchestration costs a batch, and whether it grows: `python -m benchmarks.orchestration --batches 200 --json`.
 
 Learning is stubbed, here only (`benchmarks.orchestration_worker`). The headline is one worker on a Prefect server over
-PostgreSQL, for all the batches; the other servers and numbers of workers are in `others`, for fewer. A worker is a
-process with a stream of its own. CPU seconds are those of the worker: a busy machine leaves them nearly as they are.
+PostgreSQL, for all the batches; the other servers and numbers of workers are in `others`, for fewer. CPU seconds are
+those of the worker: a busy machine leaves them nearly as they are.
+
+Two things that the names do not say. A worker is a plain process that calls `learn` for a stream of its own, again and
+again: no work pool, no deployment, and no start of an interpreter for each run, which a worker of Prefect's adds. And
+the server is Prefect's alone: catalog and MLflow are on SQLite in every case, the headline too, shared by its workers.
 
 `seconds_batch_200` is the median of batches 191 to 200, `seconds_batch_20` that of batches 11 to 20 of a second stream,
 learned in turn with them on the same server; `growth` is the median of their quotients, pair by pair. `course` tells
