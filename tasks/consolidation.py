@@ -27,6 +27,7 @@ from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import Score, score_shards, total
+from tasks.events import GATE_REFUSED, announce
 from tasks.forms import load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.merging import merge
@@ -97,6 +98,9 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
             _keep(session, replace(merged, accuracy=together.accuracy, state=state, reason=reason), parents)
     if not accepted:
         erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
+    if not verdict.passed and not dry_run:
+        what = "+".join(parent_ids)
+        announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
 

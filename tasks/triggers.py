@@ -59,11 +59,11 @@ def automations_of(stream: Stream, deployments: Mapping[str, UUID | None]) -> li
         _automation(
             name, "a crashed run resumes", _crashed(ours), _set(StateType.SCHEDULED, "AwaitingRetry", "worker was lost")
         ),
-        *_notifications(stream),
+        *_notifications(stream, _crashed(ours)),
     ]
 
 
-def _notifications(stream: Stream) -> list[AutomationCore]:
+def _notifications(stream: Stream, crashed: EventTrigger) -> list[AutomationCore]:
     name = stream.name
     templates = {
         "notify of an overdue ticket": (
@@ -90,6 +90,12 @@ def _notifications(stream: Stream) -> list[AutomationCore]:
             ),
             "Work pool {{ event.resource.name }} has no live worker; start one: deciduous worker "
             "{{ event.resource.name }}",
+        ),
+        # a pool with other workers stays ready when one of them dies: only the dead one's run tells
+        "notify of a crashed run": (
+            crashed,
+            "Run {{ event.resource.name }} crashed ({{ event.payload.validated_state.message }}) and is scheduled "
+            "again. See: prefect flow-run inspect {{ flow_run.id }}",
         ),
     }
     block = notification_block()

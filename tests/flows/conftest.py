@@ -1,14 +1,20 @@
 """A stream that is not the demo's: letters instead of news, a backbone of four random layers."""
 
 import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from sqlalchemy import update
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from infra import database
 from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
+from registry.tables import AccuracyRow
 from tasks.opening import open_home
 from tests.flows.server import prefect_server, using
 
@@ -75,3 +81,39 @@ def deliver(inbox: Path, name: str, topics: list[str], rows: int = 40, first: in
         records.append({"key": f"{name}-{number}", "who": f"person-{number % 10}", "words": words, "topic": topic})
     (inbox / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
+
+
+def outshine(stream: Stream) -> None:
+    """Write down that every version until now was better than any can be, so that the next one fails its gates."""
+    with database.transaction() as session:
+        session.execute(update(AccuracyRow).where(AccuracyRow.stream == stream.name).values(accuracy=2.0))
+
+
+class Chat(BaseHTTPRequestHandler):
+    """What a chat service would receive."""
+
+    received: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        self.received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def told(set_variable):
+    """A Prefect block that posts to a chat of the test's own, named by DECIDUOUS_NOTIFY; yields what arrives."""
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock  # noqa: PLC0415  slow to import
+
+    Chat.received.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Chat) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/"
+        block = CustomWebhookNotificationBlock(name="ops", url=url, json_data={"text": "{{subject}}: {{body}}"})
+        block.save("ops", overwrite=True)
+        set_variable("NOTIFY", "custom-webhook/ops")
+        yield Chat.received
+        server.shutdown()

@@ -7,30 +7,35 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from typing import ClassVar
+from statistics import median
 from uuid import uuid4
 
 import pytest
 from mlflow import MlflowClient
 from prefect import get_client
+from prefect.deployments import run_deployment
 from prefect.events.schemas.automations import AutomationCore
+from prefect.states import Crashed
 from sqlalchemy import text
 
+from flows.consolidate import consolidate
 from flows.deployments import deploy
+from flows.forget import forget
 from flows.learn import learn
 from infra import database, stack
 from infra.children import end
 from infra.orchestration import online_workers
 from infra.ports import free_ports
-from registry.stream import TaskOptions
+from registry.errors import UnknownIdError
+from registry.records import TicketState
+from registry.stream import Approvals, TaskOptions
 from registry.tables import now
 from registry.versions import CHAMPION
 from tasks import queries, tickets
-from tasks.events import ALIAS_MOVED, BATCH_HELD, GATE_REFUSED, TICKET_OPENED, TICKET_OVERDUE, announce
+from tasks.events import ALIAS_MOVED, TICKET_OPENED, TICKET_OVERDUE
 from tasks.missed import GRACE, start_missed
-from tests.flows.conftest import deliver, make_stream
+from tests.flows.adversary import serve_all
+from tests.flows.conftest import deliver, make_stream, outshine
 from tests.flows.server import deciduous, events_of, runs_of, until, worker
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1200), pytest.mark.usefixtures("ready", "server")]
@@ -38,6 +43,11 @@ pytestmark = [pytest.mark.services, pytest.mark.timeout(1200), pytest.mark.usefi
 
 def forget_runs(ticket_id: str) -> list:
     return [run for run in runs_of("forget") if run.parameters["ticket_id"] == ticket_id]
+
+
+def run_of(run_id):
+    with get_client(sync_client=True) as client:
+        return client.read_flow_run(run_id)
 
 
 def open_ticket(stream, subject: str):
@@ -103,8 +113,7 @@ def open_by(way: str, stream, api: str, number: int) -> str:
 
 @pytest.mark.parametrize("way", ["shell", "http", "sql"])
 def test_a_ticket_starts_forget_once_within_two_seconds(way, server, deployed, tmp_path):
-    """Five tickets, one after the other; load only adds, so the fastest is held against the bound, and none is where
-    more processes wait than the machine has a chance to run."""
+    """Six tickets, one after the other; how long they take is not judged where a slow machine may be to blame."""
     with deciduous("watch", log=tmp_path / "log") if way == "sql" else nullcontext():
         opened = [open_by(way, deployed, server, 0)]
         assert until(lambda: forget_runs(opened[0]), 600)  # the watch takes a while to start
@@ -117,7 +126,10 @@ def test_a_ticket_starts_forget_once_within_two_seconds(way, server, deployed, t
     assert [len(forget_runs(ticket)) for ticket in opened] == [1] * len(opened)
     took = [seconds_to_start(ticket) for ticket in opened[1:]]
     print(f"{way}: seconds from ticket to run {[round(each, 2) for each in took]}")
-    assert min(took) < 2 or os.getloadavg()[0] > 4 * (os.cpu_count() or 1), took
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if median(took) >= 2 and load > 2 * cores:
+        pytest.skip(f"{median(took):.1f} s at the median, with {load:.0f} processes on {cores} cores: not judged")
+    assert median(took) < 2, took
 
 
 def test_a_ticket_of_the_command_line_starts_forget(deployed, tmp_path):
@@ -130,11 +142,41 @@ def _stream_of(run) -> str:
     return tickets.read_ticket(run.parameters["ticket_id"]).stream
 
 
-def test_a_missed_ticket_is_started_at_the_next_tick_once(deployed):
+def test_an_event_alone_opens_no_ticket(server, deployed):
+    """It holds an id and nothing to find records by: the run that it starts fails and says so."""
+    post_event(server, deployed.name, "crm-nobody")
+    assert until(lambda: forget_runs("crm-nobody"))
+    with pytest.raises(UnknownIdError, match="crm-nobody"):
+        forget("crm-nobody")
+    assert queries.listing("tickets", deployed.name) == []
+
+
+def test_a_missed_ticket_is_started_once_and_an_overdue_one_is_told(deployed):
     young, old = insert_ticket(deployed), insert_ticket(deployed, now() - 2 * GRACE)
     assert start_missed.fn(deployed.name) == [old]
     assert start_missed.fn(deployed.name) == []
     assert (len(forget_runs(old)), forget_runs(young)) == (1, [])
+    assert until(lambda: events_of(TICKET_OVERDUE, f"deciduous.ticket.{old}"))
+
+
+def test_a_deployed_learn_first_starts_the_ticket_that_was_missed(deployed, tmp_path):
+    old = insert_ticket(deployed, now() - 2 * GRACE)
+    run_deployment(f"learn/{deployed.name}", timeout=0)
+    with worker("cpu", tmp_path / "log"):
+        (run,) = until(lambda: forget_runs(old), 900)
+        until(lambda: tickets.read_ticket(old).state == TicketState.COMPLETE, 900)
+    assert run.idempotency_key == f"catch-up:{old}:0"
+
+
+def test_the_watch_sweeps_what_its_events_did_not_start(deployed, tmp_path):
+    """The automation is switched off, so that the watch's own event starts nothing and nothing fails either."""
+    with get_client(sync_client=True) as client:
+        (automation,) = client.read_automations_by_name(f"{deployed.name}: a ticket starts forget")
+        client.pause_automation(automation.id)
+    old = insert_ticket(deployed, now() - 2 * GRACE)
+    with deciduous("watch", log=tmp_path / "log"):
+        (run,) = until(lambda: forget_runs(old), 900)
+    assert run.idempotency_key == f"catch-up:{old}:0"
 
 
 def test_a_start_that_the_server_refused_is_caught_up(server, deployed):
@@ -182,57 +224,51 @@ def test_a_champion_moved_in_mlflow_is_seen_and_taken_over(deployed, inbox, set_
     assert (history[-1]["version"], history[-1]["by"]) == (first, "a person, in MLflow")
 
 
-class Inbox(BaseHTTPRequestHandler):
-    """What a chat service would receive."""
-
-    received: ClassVar[list[str]] = []
-
-    def do_POST(self):
-        self.received.append(self.rfile.read(int(self.headers["Content-Length"])).decode())
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def told(set_variable):
-    """A Prefect block that posts to a chat of the test's own, named by DECIDUOUS_NOTIFY; yields what arrives."""
-    from prefect.blocks.notifications import CustomWebhookNotificationBlock  # noqa: PLC0415  slow to import
-
-    Inbox.received.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Inbox) as chat:
-        Thread(target=chat.serve_forever, daemon=True).start()
-        url = f"http://127.0.0.1:{chat.server_port}/"
-        block = CustomWebhookNotificationBlock(name="ops", url=url, json_data={"text": "{{subject}}: {{body}}"})
-        block.save("ops", overwrite=True)
-        set_variable("NOTIFY", "custom-webhook/ops")
-        yield Inbox.received
-        chat.shutdown()
-
-
 def test_notifications_are_off_until_a_block_is_named(backbone, inbox, request):
     stream = make_stream("untold", backbone, inbox)
     off = [change for change in deploy(stream) if "notify" in change.what]
-    assert [change.details for change in off] == ["off until configured"] * 4
+    assert [change.details for change in off] == ["off until configured"] * 5
     request.getfixturevalue("told")
     assert {c.action for c in deploy(stream) if "notify" in c.what} == {"change"}
 
 
 def test_whoever_is_to_know_is_told_what_and_why(backbone, inbox, told):
-    stream = make_stream("told", backbone, inbox)
+    """A version whose accuracy fell, a batch too small to judge, a merge that a person has to allow first, a ticket
+    that is overdue at once."""
+    stream, other = (make_stream(name, backbone, inbox) for name in ("told", "somebody-else"))
+    stream = stream.model_copy(
+        update={"gates": stream.gates.model_copy(update={"approval": Approvals(merge="always")})}
+    )
     deploy(stream)
-    announce(BATCH_HELD, stream.name, "batch", "b-1", batch="06-sports", reason="too few rows")
-    announce(GATE_REFUSED, stream.name, "gate", "g-1", gate="promotion", what="told/3", reason="accuracy fell by 0.2")
-    announce(TICKET_OVERDUE, stream.name, "ticket", "t-1", ticket_id="t-1", due_at=now(), state="applied")
-    announce(BATCH_HELD, "somebody-else", "batch", "b-2", batch="07", reason="not ours")
-    until(lambda: len(told) == 3)
+    deliver(inbox, "01", ["red", "blue"], rows=100)
+    learn(stream)
+    outshine(stream)
+    deliver(inbox, "02", ["green", "gold"], rows=100)
+    deliver(inbox, "03", ["pink"], rows=18)
+    for each in (stream, other):
+        learn(each)
+    outcome = consolidate(stream, tuple(serve_all(stream)))
+    ticket = insert_ticket(stream, now() - 2 * GRACE)
+    start_missed.fn(stream.name)
+    until(lambda: len(told) == 4)
     text = "\n".join(told)
-    assert "Batch 06-sports of stream told is held: too few rows" in text
-    assert "Gate promotion of stream told refused told/3: accuracy fell by 0.2" in text
-    assert "Deletion ticket t-1 of stream told was due" in text
+    assert "Batch 03 of stream told is held: " in text
+    assert "Gate promotion of stream told refused told/2: accuracy " in text
+    assert f"Gate merge of stream told refused {'+'.join(outcome.parent_ids)}: {outcome.reason}" in text
+    assert f"Deletion ticket {ticket} of stream told was due" in text
     assert "somebody-else" not in text
+
+
+def test_a_run_that_crashes_beside_living_workers_is_told(backbone, inbox, told):
+    """Prefect tells of a pool's last worker only."""
+    stream = make_stream("crashes", backbone, inbox)
+    deploy(stream)
+    run = run_deployment(f"catch-up/{stream.name}", timeout=0)
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Crashed(message="its heartbeat stopped"), force=True)
+    (text,) = until(lambda: [*told])
+    assert f"Run {run.name} crashed (its heartbeat stopped) and is scheduled again" in text
+    assert until(lambda: run_of(run.id).state_name == "AwaitingRetry")
 
 
 def test_a_pool_whose_last_worker_is_killed_is_told(backbone, inbox, told, tmp_path):
