@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect import get_client
+from prefect.deployments import run_deployment
 from prefect.flow_runs import resume_flow_run
 
 from flows import actions
@@ -15,15 +16,15 @@ from flows.learn import learn
 from infra import database
 from infra.orchestration import call_api
 from registry import adapters, approvals
-from registry.errors import StateError
 from registry.records import AdapterState, TicketState
 from registry.stream import Approvals, Gates
 from tasks import queries, tickets
 from tasks.approvals import settle_overdue
 from tasks.triggers import HEARTBEAT
 from tests.flows import pages
-from tests.flows.conftest import deliver, make_stream
+from tests.flows.conftest import deliver, make_stream, outshine
 from tests.flows.server import runs_of, until, worker
+from tests.flows.test_cli import call
 
 pytestmark = pytest.mark.usefixtures("ready")
 SUSPENDED = "prefect.flow-run.Suspended"
@@ -51,17 +52,71 @@ def serving_pair(stream) -> tuple[str, str]:
     return first, second
 
 
-def test_a_version_waits_as_challenger_until_the_shell_says_yes(backbone, inbox):
+def test_a_version_waits_as_challenger_until_the_shell_says_yes(capsys, monkeypatch, backbone, inbox):
     stream = asking("asks-shell", backbone, inbox, promotion="always")
     deliver(inbox, "01", ["red", "blue"])
     learn(stream)
     assert (status(stream)["champion"], status(stream)["challenger"]) == (None, 1)
     assert [r.request_id for r in actions.waiting_requests(stream.name)] == ["promotion:asks-shell/1"]
-    with pytest.raises(StateError, match="needs the approver's name"):
-        actions.answer("promotion:asks-shell/1", True, " ", "")
-    actions.answer("promotion:asks-shell/1", True, "Ann", "seen")
+    approve = ("approve", "promotion:asks-shell/1")
+    code, _, errors = call(capsys, monkeypatch, *approve, "--by", " ")
+    assert (code, "needs the approver's name" in errors) == (1, True)
+    assert call(capsys, monkeypatch, *approve)[0] == 2, "without --by it is not a command"
+    assert (status(stream)["champion"], status(stream)["challenger"]) == (None, 1)
+    code, out, _ = call(capsys, monkeypatch, *approve, "--by", "Ann", "--note", "seen")
+    assert (code, "promotion:asks-shell/1 approved by Ann" in out) == (0, True)
     assert (status(stream)["champion"], status(stream)["challenger"]) == (1, None)
     assert ("champion", 1, "Ann") in aliases(stream)
+    with database.transaction() as session:
+        assert approvals.get(session, "promotion:asks-shell/1").note == "seen"
+    assert "no requests" in call(capsys, monkeypatch, "requests", stream.name)[1]
+
+
+def test_the_shell_may_refuse(capsys, monkeypatch, backbone, inbox):
+    stream = asking("asks-refusal", backbone, inbox, promotion="always")
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    code, out, _ = call(capsys, monkeypatch, "approve", "promotion:asks-refusal/1", "--by", "Ann", "--refuse")
+    assert (code, "refused by Ann" in out) == (0, True)
+    assert (status(stream)["champion"], status(stream)["challenger"]) == (None, 1)
+
+
+def test_on_regression_a_version_waits_only_where_it_fails_its_gates(backbone, inbox):
+    stream = asking("asks-worse", backbone, inbox, promotion="on-regression")
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        deliver(inbox, name, topics)
+    learn(stream, limit=1)
+    assert (status(stream)["champion"], actions.waiting_requests(stream.name)) == (1, [])
+    outshine(stream)
+    learn(stream)
+    (asked,) = actions.waiting_requests(stream.name)
+    assert (asked.request_id, status(stream)["champion"]) == ("promotion:asks-worse/2", 1)
+    assert "accuracy -1." in asked.reason
+    actions.answer(asked.request_id, True, "Ann", "")
+    assert status(stream)["champion"] == 2
+
+
+def test_on_regression_nobody_is_asked_about_a_merge_that_costs_no_accuracy(backbone, inbox):
+    stream = asking("asks-lossy", backbone, inbox, merge="on-regression")
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        deliver(inbox, name, topics, rows=120)
+    learn(stream)
+    outcome = consolidate(stream, serving_pair(stream))
+    assert outcome.accuracy_after >= outcome.accuracy_before
+    assert outcome.accepted
+    assert actions.waiting_requests(stream.name) == []
+
+
+def test_on_regression_a_ticket_waits_only_where_a_shard_would_lose_every_row(backbone, inbox):
+    stream = asking("asks-emptied", backbone, inbox, erasure="on-regression")
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    every = tickets.resolve_targets(stream.name, [f"person-{n}" for n in range(10)], [])
+    waits = tickets.open_ticket(stream.name, every, "test")
+    assert waits.state == TicketState.RECEIVED
+    assert [r.request_id for r in actions.waiting_requests(stream.name)] == [f"erasure:{waits.ticket_id}"]
+    one = tickets.resolve_targets(stream.name, ["person-1"], [])
+    assert tickets.open_ticket(stream.name, one, "test").state == TicketState.APPROVED
 
 
 def test_a_refused_merge_is_not_kept_and_an_approved_one_is(backbone, inbox):
@@ -98,6 +153,25 @@ def test_silence_refuses_a_promotion(backbone, inbox):
         request = approvals.get(session, "promotion:asks-nobody/1")
     assert (request.approved, request.approver) == (False, "time-out")
     assert status(stream)["champion"] is None
+
+
+@pytest.mark.services
+@pytest.mark.timeout(2400)
+@pytest.mark.usefixtures("server")
+def test_silence_approves_where_the_policy_says_so(backbone, inbox, tmp_path):
+    """The sweep answers in nobody's name, and a run of `approve` carries it out."""
+    stream = asking("asks-silence", backbone, inbox, promotion="always", hours=1e-9, on_timeout="approve")
+    deploy(stream)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    assert status(stream)["champion"] is None
+    run_deployment(f"catch-up/{stream.name}", timeout=0)
+    with worker("cpu", tmp_path / "log"):
+        until(lambda: status(stream)["champion"] == 1, 900)
+    assert ("champion", 1, "time-out") in aliases(stream)
+    with database.transaction() as session:
+        request = approvals.get(session, "promotion:asks-silence/1")
+    assert (request.approved, request.approver, request.note) == (True, "time-out", "nobody answered in time")
 
 
 def ends_with_suspension(api, run) -> bool:
