@@ -1,8 +1,11 @@
 """Several adapters train at once, on threads or on two nodes of a Ray cluster: the bytes are those of one by one."""
 
 import json
+from pathlib import Path
 
 import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterName
 
 from flows.forget import forget
 from flows.learn import learn
@@ -13,10 +16,11 @@ from infra.workers import worker_environment
 from registry import adapters
 from registry.errors import StateError
 from registry.records import TicketState
-from registry.stream import Runner, TaskOptions
+from registry.stream import AdapterOptions, Runner, TaskOptions
 from tasks import runners, tickets
 from tasks.opening import open_home
 from tests.flows.conftest import deliver, make_stream
+from tests.flows.server import until
 from tests.flows.test_determinism import learned_digests
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -46,6 +50,28 @@ def test_three_threads_train_the_bytes_of_one(backbone, inbox, set_variable, tmp
     assert len(here) > 9
 
 
+def spans(stream) -> list[tuple]:
+    """(start, end) of each adapter's training, in order, as Prefect has them."""
+    names = TaskRunFilter(name=TaskRunFilterName(like_=f"train-{stream.name}-a"))
+
+    def ended() -> list[tuple]:
+        with get_client(sync_client=True) as client:
+            runs = client.read_task_runs(task_run_filter=names)
+        found = sorted((run.start_time, run.end_time) for run in runs if run.state_name == "Completed")
+        return found if len(found) == 3 else []
+
+    return until(ended)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_as_many_adapters_train_at_once_as_the_stream_names_workers(workers, backbone, inbox):
+    slow = AdapterOptions(rank=4, last_layers=2, epochs=30)
+    stream = grouped(f"at-once-{workers}", backbone, inbox, workers=workers).model_copy(update={"adapter": slow})
+    learn(stream)
+    (_, first_end), (second_start, second_end), (third_start, _) = spans(stream)
+    assert (second_start < first_end, third_start < second_end) == ((True, True) if workers == 3 else (False, False))
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(runners.CLASSES, Runner.RAY, ("no_such_module", "RayTaskRunner"))
     stream = make_stream("extra", settings().home, settings().home, tasks=TaskOptions(runner=Runner.RAY))
@@ -70,11 +96,22 @@ def test_two_processes_train_one_adapter_and_a_deletion_needs_one(backbone, inbo
 
 
 def small_node() -> dict[str, int | bool]:
-    """One core of a Ray cluster. Ray gives a node 30 s to start; one that knows its agents' ports need not wait until
-    those interpreters have told theirs, which takes longer than that on a busy machine."""
+    """One core of a Ray cluster, and its agents' ports, so that Ray need not wait until they have told theirs."""
     ports = ("metrics_agent_port", "metrics_export_port", "runtime_env_agent_port", "dashboard_agent_listen_port")
     named = dict(zip(ports, free_ports(len(ports)), strict=True))
     return {"num_cpus": 1, "object_store_memory": 100 << 20, "include_dashboard": False, **named}
+
+
+def patient_raylet(raylet: str, file: Path) -> str:
+    """Ray tells the port of a node's dashboard agent to the agent and not to the node, which dies where the agent, an
+    interpreter that imports for a while, has not told it within 15 s. This raylet reads it from the agent's command."""
+    file.write_text(
+        "#!/bin/sh\n"
+        'port=$(echo "$@" | grep -o "listen-port=[0-9]*" | cut -d = -f 2)\n'
+        f'exec {raylet} "--dashboard_agent_listen_port=$port" "$@"\n'
+    )
+    file.chmod(0o755)
+    return str(file)
 
 
 @pytest.mark.services
@@ -83,11 +120,16 @@ def small_node() -> dict[str, int | bool]:
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):
     pytest.importorskip("prefect_ray")
-    from ray.cluster_utils import Cluster  # noqa: PLC0415  an extra
+    from ray._private import services  # noqa: PLC0415  an extra
+    from ray.cluster_utils import Cluster  # noqa: PLC0415
+
+    raylet = patient_raylet(services.RAYLET_EXECUTABLE, tmp_path_factory.mktemp("ray") / "raylet")
+    monkeypatch.setattr(services, "RAYLET_EXECUTABLE", raylet)
 
     for name, value in worker_environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_worker_register_timeout_seconds", "600")
     stream = grouped("rays", backbone, inbox, runner=Runner.RAY)
     cluster = Cluster()
     try:
