@@ -19,7 +19,7 @@ from prefect.states import Crashed
 from sqlalchemy import text
 
 from flows.consolidate import consolidate
-from flows.deployments import deploy
+from flows.deployments import deploy, undeploy
 from flows.forget import forget
 from flows.learn import learn
 from infra import database, stack
@@ -92,7 +92,8 @@ def deployed(backbone, inbox, request):
     deliver(inbox, "01", ["red", "blue"])
     learn(stream)
     deploy(stream)
-    return stream
+    yield stream
+    undeploy(stream.name)  # and with it what no worker has run, or the next test's worker would
 
 
 def seconds_to_start(ticket_id: str) -> float:
