@@ -1,5 +1,6 @@
 """`deciduous deploy` on a real Prefect server: complete, idempotent, told beforehand, taken back."""
 
+import json
 import os
 import re
 import subprocess
@@ -13,8 +14,10 @@ from flows import deployments
 from infra.workers import ROOT, PoolType, job_template
 from registry.errors import StateError, StreamFileError
 from registry.stream import Scoring, Stream
+from tasks.deploying import deployment_id
 from tests.flows.conftest import make_stream
 from tests.flows.server import runs_of, until
+from tests.flows.test_cli import call
 
 
 def stream_called(name: str, folder, **changes) -> Stream:
@@ -104,6 +107,32 @@ def test_deploy_tells_creates_keeps_changes_and_takes_back(tmp_path):
     assert len(gone) == sum(change.what.startswith(("deployment", "automation")) for change in planned)
     assert deployments.undeploy("mail") == []
     assert actions(deployments.deploy(other)) == {"keep"}
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("server", "ready")
+def test_the_shell_tells_what_a_deploy_would_do_and_does_nothing(capsys, monkeypatch, tmp_path):
+    file = tmp_path / "dry.yaml"
+
+    def told(stream: Stream, *options: str) -> str:
+        file.write_text(yaml.safe_dump(stream.model_dump(mode="json")))
+        code, out, errors = call(capsys, monkeypatch, "deploy", str(file), *options)
+        assert code == 0, errors
+        return out
+
+    stream = stream_called("dry", tmp_path, schedule="0 * * * *")
+    planned = json.loads(told(stream, "--dry-run", "--json"))
+    assert {row["action"] for row in planned if row["what"] == "deployment learn/dry"} == {"create"}
+    assert deployment_id("learn/dry") is None
+    assert json.loads(told(stream, "--json")) == planned
+
+    other = stream.model_copy(update={"schedule": None})
+    (learn,) = [row for row in json.loads(told(other, "--dry-run", "--json")) if row["what"] == "deployment learn/dry"]
+    assert learn["action"] == "change"
+    assert "schedule: ['0 * * * *'] -> []" in learn["details"]
+    shown = re.sub(r"[\s│]", "", told(other, "--dry-run"))
+    assert "schedule:['0****']->[]" in shown, "a person sees the same, in a column as wide as the terminal leaves it"
+    assert actions(deployments.deploy(stream)) == {"keep"}, "the server has the schedule still"
 
 
 @pytest.mark.services
