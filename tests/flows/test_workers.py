@@ -13,13 +13,16 @@ from prefect.deployments import run_deployment
 from flows.deployments import deploy, undeploy
 from flows.learn import learn
 from infra import database
+from infra.orchestration import online_workers
 from infra.settings import settings
 from infra.workers import PoolType
 from registry import adapters, catalog
 from registry.stream import AdapterOptions, Scoring, TaskOptions, WithoutWorker
+from registry.tables import now
 from tasks import queries
 from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
 from tasks.opening import open_home
+from tasks.training import stages_of
 from tasks.triggers import automations_of
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import runs_of, until, worker
@@ -50,9 +53,26 @@ def run_in(flow: str, stream: str, *states: str):
     return mine[-1] if mine and (mine[-1].state_name in states or not states) else None
 
 
-def messages_of(run) -> list[str]:
+def rows_trained(run, since) -> set[int]:
+    """The sizes that training told of after this moment, every page of the run's log."""
+    wanted, logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])), []
     with get_client(sync_client=True) as client:
-        return [log.message for log in client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))]
+        while page := client.read_logs(wanted, limit=200, offset=len(logs)):
+            logs += page
+    told = [log.message.split(",")[1] for log in logs if log.timestamp > since and "training," in log.message]
+    return {int(size.split()[0]) for size in told}
+
+
+def slice_sizes(stream) -> list[int]:
+    """Rows that each slice of the stream's only shard is trained on."""
+    with database.transaction() as session:
+        (shard,) = catalog.batches(session, stream.name)[0].shards
+    return [len(stage.rows) for stage in stages_of(stream, [shard])]
+
+
+def slots_in_use(stream: str) -> int:
+    with get_client(sync_client=True) as client:
+        return client.read_deployment_by_name(f"learn/{stream}").global_concurrency_limit.active_slots
 
 
 def checkpoints_of(adapter_id: str) -> list[str]:
@@ -106,10 +126,12 @@ def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_sli
     with worker("cpu", logs / "cpu"):
         with worker("gpu", logs / "gpu") as first:
             until(lambda: checkpoints_of("killed-a1"), LONG)
+            until(lambda: run_in("learn", "killed", "Suspended"), LONG)
+            assert slots_in_use("killed") == 0, "another learn of the stream could run"
             family = psutil.Process(first.pid).children(recursive=True)
             for process in [psutil.Process(first.pid), *family]:
                 kill(process)
-            before = checkpoints_of("killed-a1")
+            before, killed = checkpoints_of("killed-a1"), now()
         assert run_in("train", "killed", "Running"), "nobody has told the server yet"
         with worker("gpu", logs / "second"):
             trained = until(lambda: run_in("train", "killed", "Completed", "Failed"), LONG)
@@ -117,8 +139,8 @@ def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_sli
     assert (trained.state_name, done.state_name) == ("Completed", "Completed")
     assert trained.run_count == 2
     assert 1 <= len(before) < len(checkpoints_of("killed-a1")) == 4
-    sizes = [int(m.split(",")[1].split()[0]) for m in messages_of(trained) if "training," in m]
-    assert all(a <= b for a, b in pairwise(sizes)), "a finished slice is not trained again"
+    left = set(slice_sizes(stream)[len(before) :])
+    assert rows_trained(trained, killed) == left, "no slice with a checkpoint is trained again, every other is"
     with database.transaction() as session:
         weights = catalog.get_object(session, "adapter:killed-a1", "weights").sha256
     assert weights in learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
@@ -156,8 +178,8 @@ def test_scheduled_scoring_that_is_killed_goes_on_without_answering_an_object_ag
     assert all(len(versions) == 1 for versions in after.values())
 
 
-def test_a_run_that_is_killed_before_its_first_heartbeat_is_found_out(logs, tmp_path):
-    """Nothing told the server that it lived: the automation counts from the state `Running` on."""
+def test_a_run_that_is_killed_before_its_first_heartbeat_is_found_out(logs, tmp_path, told):
+    """Nothing told the server that it lived: the automation counts from the state `Running` on. Somebody is told."""
     tags = ("deciduous", "stream:early")
     wanted = Wanted(sleeper, "early", "tests.flows.sleeper.sleeper", "cpu", "", tags, {"folder": str(tmp_path)})
     list(apply_pools(["cpu"], PoolType.PROCESS, dry_run=False))
@@ -174,6 +196,7 @@ def test_a_run_that_is_killed_before_its_first_heartbeat_is_found_out(logs, tmp_
     with worker("cpu", logs / "second"):
         until(lambda: runs_of("sleeper")[0].state_name == "Completed", LONG)
     assert runs_of("sleeper")[0].run_count == 2
+    assert [text for text in told if "crashed (its heartbeat stopped) and is scheduled again" in text]
     undeploy("early")
 
 
@@ -194,6 +217,22 @@ def test_without_a_worker_the_policy_trains_here_or_waits_until_the_deadline(bac
     assert learn(waits) == [queries.listing("batches", "waits")[0]["batch_id"]]
 
 
+def test_a_worker_that_arrives_before_the_deadline_takes_what_waited_for_it(backbone, inbox, logs):
+    options = TaskOptions(pool="late", without_worker=WithoutWorker.WAIT, wait_minutes=60)
+    stream = make_stream("patient", backbone, inbox, tasks=options)
+    deliver(inbox, "01", ["red", "blue"])
+    start(stream)
+    with worker("cpu", logs / "cpu"):
+        until(lambda: run_in("learn", "patient", "Suspended"), LONG)
+        assert online_workers(os.environ["PREFECT_API_URL"], "late") == []
+        assert run_in("train", "patient").state_name in ("Scheduled", "Late")
+        with worker("late", logs / "late"):
+            done = until(lambda: run_in("learn", "patient", "Completed", "Failed"), LONG)
+    assert done.state_name == "Completed", (logs / "cpu").read_text()[-3000:]
+    assert run_in("train", "patient", "Completed").parameters["waiting"] == str(done.id)
+    assert queries.status("patient")[0]["champion"] == 1
+
+
 def test_a_schedule_fires_and_one_learn_runs_at_a_time(backbone, inbox, logs):
     stream = make_stream("ticking", backbone, inbox, schedule="* * * * *", tasks=TaskOptions(pool=None))
     deliver(inbox, "01", ["red", "blue"])
@@ -208,6 +247,7 @@ def test_a_schedule_fires_and_one_learn_runs_at_a_time(backbone, inbox, logs):
         for _ in range(2):  # beside the one that the clock starts
             run_deployment("learn/ticking", timeout=0)
         assert until(lambda: of("AwaitingConcurrencySlot"), LONG), "deployed with concurrency limit 1"
+        assert until(lambda: slots_in_use("ticking") == 1, LONG)
         until(lambda: [run for run in of("Completed") if run.auto_scheduled] and len(of("Completed")) > 2, LONG)
     undeploy("ticking")
     done = sorted(of("Completed"), key=lambda run: run.start_time)
