@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -12,7 +13,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspe
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from infra.errors import SchemaError, UnreachableError
+from infra.errors import InfraError, SchemaError, UnreachableError, UnwritableError
 from infra.files import make_folder
 from infra.settings import Settings, settings
 
@@ -34,14 +35,14 @@ def engine() -> Engine:
 @contextmanager
 def transaction() -> Iterator[Session]:
     """A session that commits at the end. Raises UnreachableError where a repetition may help: the server is away, a
-    lock or a statement took too long, a deadlock."""
+    lock or a statement took too long, a deadlock. Raises UnwritableError where the disk of an SQLite file is full."""
     try:
         with Session(engine()) as session, session.begin():
             yield session
     except OperationalError as error:
-        if engine().dialect.name == "sqlite" and "locked" not in str(error.orig):
+        if engine().dialect.name == "sqlite" and not _is_unwritable(error) and "locked" not in str(error.orig):
             raise
-        raise unreachable(error) from error
+        raise failed(error) from error
 
 
 @contextmanager
@@ -51,7 +52,7 @@ def own_connection() -> Iterator[Connection]:
     try:
         connection = own.connect().execution_options(isolation_level="AUTOCOMMIT")
     except OperationalError as error:
-        raise unreachable(error) from error
+        raise failed(error) from error
     try:
         yield connection
     finally:
@@ -93,7 +94,7 @@ def replacing(dry_run: bool = False) -> Iterator[Connection]:
             if dry_run:
                 whole.rollback()
     except OperationalError as error:
-        raise unreachable(error) from error
+        raise failed(error) from error
 
 
 def bring(connection: Connection, revision: str) -> None:
@@ -119,6 +120,18 @@ def revisions() -> tuple[str | None, str]:
     return _recorded_revision(), newest_revision()
 
 
+def check_revision() -> None:
+    """One query. Raises SchemaError where the catalog's tables are not of the revision that this code was written for.
+
+    Who starts flows may not be who migrates: a worker goes on with the code that it has."""
+    found, newest = revisions()
+    if found == newest:
+        return
+    older = found is None or is_known(found)
+    remedy = "run `deciduous migrate`" if older else "update the code of this worker"
+    raise SchemaError(f"the catalog is at revision {found}, this code was written for {newest}; {remedy}")
+
+
 def is_known(revision: str) -> bool:
     from alembic.script import ScriptDirectory
 
@@ -133,10 +146,19 @@ def alembic_config() -> "Config":
     return config
 
 
-def unreachable(error: OperationalError) -> UnreachableError:
+def failed(error: OperationalError) -> InfraError:
     """What to raise when the catalog failed: names the address without its password, the cause and the remedy."""
-    address = make_url(settings().database_url).render_as_string(hide_password=True)
+    url = make_url(settings().database_url)
+    if _is_unwritable(error):
+        return UnwritableError("the catalog", str(url.database), str(error.orig))
+    address = url.render_as_string(hide_password=True)
     return UnreachableError("the catalog", address, f"{error.orig}; check DECIDUOUS_DATABASE_URL with deciduous doctor")
+
+
+def _is_unwritable(error: OperationalError) -> bool:
+    """Of SQLite, by the low byte of its code: the disk is full, fails, or the file is read-only or cannot be opened."""
+    codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+    return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in codes
 
 
 def process_name() -> str:

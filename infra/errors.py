@@ -28,6 +28,16 @@ class BucketError(InfraError):
         )
 
 
+class UnwritableError(InfraError):
+    """A file of this machine cannot be written: its disk is full or refuses. Trying again helps once there is space."""
+
+    def __init__(self, what: str, path: str, cause: str) -> None:
+        super().__init__(
+            f"{what} in {path} cannot be written: {cause}; free some space there (`deciduous gc --dry-run` counts what "
+            "may go) or make it writable, then run again"
+        )
+
+
 class SchemaError(InfraError):
     """The catalog's tables do not fit this code."""
 

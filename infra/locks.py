@@ -71,7 +71,7 @@ def _advisory_lock(name: str, wait_seconds: float) -> Iterator[None]:
             held = _try_until(partial(_try_advisory, connection, key), wait_seconds)
             holder = "" if held else connection.execute(HOLDER, key).scalar() or "another process"
         except OperationalError as error:
-            raise database.unreachable(error) from error
+            raise database.failed(error) from error
         if not held:
             raise HeldError(name, holder)
         yield

@@ -78,9 +78,9 @@ def get_adapters(session: Session, adapter_ids: Sequence[str]) -> list[Adapter]:
 
 
 def adapters(session: Session, stream: str, states: Collection[AdapterState] = ()) -> list[Adapter]:
-    """Adapters of a stream, oldest first."""
+    """Adapters of a stream in the order of their numbers, the first first: clocks jump."""
     query = select(AdapterRow).where(AdapterRow.stream == stream)
-    query = query.order_by(AdapterRow.created_at, AdapterRow.adapter_id)
+    query = query.order_by(func.length(AdapterRow.adapter_id), AdapterRow.adapter_id)
     if states:
         query = query.where(AdapterRow.state.in_(states))
     return _to_adapters(session, list(session.scalars(query)))

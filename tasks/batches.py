@@ -22,7 +22,8 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
-    """Check that the backbone opens and enter the stream in the catalog."""
+    """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog."""
+    database.check_revision()
     digest = open_frozen(stream).digest
     with database.transaction() as session:
         catalog.save_stream(session, stream, digest)

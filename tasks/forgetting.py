@@ -27,6 +27,7 @@ from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_r
 def begin(ticket_id: str) -> Stream:
     """The ticket's stream. A ticket that came past `open_ticket` takes effect now, where its stream asks for no
     approval; StateError where somebody has to approve it first, or denied it."""
+    database.check_revision()
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
         stream = catalog.get_stream(session, ticket.stream)

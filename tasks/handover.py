@@ -41,7 +41,10 @@ WAKE_SECONDS = 60
 
 @step("load-shard-{shard_id}")
 def load_shard(shard_id: int) -> Shard:
-    """The shard, and a limit on how often a run that keeps losing its worker is resumed."""
+    """The shard, and a limit on how often a run that keeps losing its worker is resumed.
+
+    Raises SchemaError where the catalog does not fit the code of this worker."""
+    database.check_revision()
     if this_run.run_count > ATTEMPTS:
         raise StateError(
             f"this run lost its worker {ATTEMPTS} times; look at the worker's memory before it is run again"

@@ -20,7 +20,9 @@ IN_USE = (AdapterState.SERVING, AdapterState.CANDIDATE)
 def interrupted_merges(stream: Stream) -> list[MergeOutcome]:
     """Merges that were kept and whose version no alias ever named. The caller holds the stream.
 
-    A merged adapter beside parents that are still in use was never kept: it is erased."""
+    A merged adapter beside parents that are still in use was never kept: it is erased. Raises SchemaError where the
+    catalog does not fit this code."""
+    database.check_revision()
     with database.transaction() as session:
         used = {a.adapter_id: a for a in adapter_rows.adapters(session, stream.name, IN_USE)}
         merged = [adapter for adapter in used.values() if adapter.parent_ids]

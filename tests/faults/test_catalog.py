@@ -5,13 +5,20 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from sqlalchemy import create_engine, text
 
+from flows.consolidate import consolidate
+from flows.forget import forget
+from flows.learn import learn
+from flows.train import train
 from infra import database
-from infra.errors import SchemaError, UnreachableError
+from infra.errors import SchemaError, UnreachableError, UnwritableError
 from registry import tables, ticket_log, tickets
 from registry.records import Ticket, TicketState
 from tests.faults.proxy import REFUSE, before
 from tests.faults.test_store import is_retried
+from tests.flows.conftest import backbone, deliver, inbox, make_stream, ready
 from tests.infra.postgres import cluster, find_binaries
+
+__all__ = ["backbone", "inbox", "ready"]
 
 
 @pytest.fixture
@@ -27,22 +34,66 @@ def streams() -> list[str]:
         return [row.name for row in session.query(tables.StreamRow).order_by(tables.StreamRow.name)]
 
 
-def add(name: str) -> None:
+def add(*names: str) -> None:
     with database.transaction() as session:
-        session.add(tables.StreamRow(name=name, config={}, recipe_digest="r", backbone_digest="b"))
+        session.add_all(
+            tables.StreamRow(name=name, config={}, recipe_digest="r", backbone_digest="b") for name in names
+        )
 
 
 @pytest.mark.usefixtures("own_catalog")
-def test_a_worker_with_older_code_changes_nothing(ends):
-    with database.own_connection() as connection:
-        connection.execute(text("update alembic_version set version_num = '9999'"))
-    with pytest.raises(SchemaError, match=r"newer than this code .* update it or restore a backup") as caught:
-        database.migrate()
-    assert not is_retried(caught.value)
-    with database.own_connection() as connection:
-        assert connection.execute(text("select version_num from alembic_version")).scalar() == "9999"
+def test_a_full_disk_is_one_error_and_keeps_nothing_of_a_transaction(ends):
+    """SQLite's own limit on a file's pages stands for the disk."""
+    add("before")
+    with database.transaction() as session:
+        session.execute(text("pragma max_page_count = 1"))  # as many as there are; of this connection, which is kept
+    full = r"the catalog in .*catalog\.db cannot be written: .* is full; free some space .* then run again"
+    with pytest.raises(UnwritableError, match=full):
+        add(*(f"lost-{number}" for number in range(1000)))
+    assert streams() == ["before"]
+    database.engine().dispose()
+    add("after")
+    assert streams() == ["after", "before"]
     ends(
-        "a worker with an older code version", "once", "one error that says to update", "none: the catalog is untouched"
+        "the disk of the catalog is full (a limit on SQLite's pages stands for it)",
+        "one transaction, then another",
+        "one error with the path; rolled back whole; the next succeeds once there is space",
+        "none: the row from before is there",
+    )
+
+
+def set_revision(number: str) -> None:
+    with database.own_connection() as connection:
+        connection.execute(text("update alembic_version set version_num = :number"), {"number": number})
+
+
+@pytest.mark.usefixtures("own_catalog")
+def test_older_code_does_not_migrate_a_newer_catalog():
+    set_revision("9999")
+    with pytest.raises(SchemaError, match=r"newer than this code .* update it or restore a backup"):
+        database.migrate()
+    assert database.revisions()[0] == "9999"
+
+
+@pytest.mark.usefixtures("ready", "own_catalog")
+@pytest.mark.parametrize("flow", [learn, train, forget, consolidate])
+def test_a_worker_with_older_code_changes_nothing(backbone, inbox, ends, flow):
+    stream = make_stream("mail", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    given = {learn: (stream,), train: (stream, "mail-a1", 1), forget: ("ticket",), consolidate: (stream,)}[flow]
+    set_revision("9999")
+    with pytest.raises(SchemaError, match=r"at revision 9999, .* update the code of this worker") as caught:
+        flow(*given)
+    assert not is_retried(caught.value)
+    assert (database.revisions()[0], streams()) == ("9999", [])
+    set_revision("0001")
+    with pytest.raises(SchemaError, match=r"at revision 0001, .* run `deciduous migrate`"):
+        flow(*given)
+    ends(
+        f"a worker with an older code version runs `{flow.name}`",
+        "once",
+        "one error that says to update",
+        "none: the catalog is untouched",
     )
 
 

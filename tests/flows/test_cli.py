@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -16,6 +17,7 @@ from infra.environment import mlflow_environment
 from infra.settings import settings
 from tests.flows.conftest import deliver, make_stream
 
+ROOT = Path(__file__).parents[2]
 VERBS = [command.callback.__name__ for command in cli.app.registered_commands]
 
 
@@ -42,6 +44,36 @@ def test_every_example_can_be_typed(verb):
     found = re.search(r"Example: deciduous \S+(.*)", command.help)
     if found is not None:
         command.make_context(verb, shlex.split(found[1]))
+
+
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("alarms", "operations", "orchestration"))]
+"""Those that show commands as they are typed, without alternatives."""
+VALUES = {"VERSION": "7"}
+"""What stands for a number."""
+
+
+def commands_of(page: Path) -> list[str]:
+    """What follows `deciduous` in the page's code: in a line of a block up to a comment, and between backticks."""
+    text = page.read_text()
+    blocks = re.findall(r"^    .*?\bdeciduous (\S.*?)(?:  |\s#|\)|$)", text, re.MULTILINE)
+    return blocks + re.findall(r"`(?:[A-Z_]+=\S+ )?deciduous ([^`]+)`", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_of_the_pages_can_be_typed(page):
+    """A verb alone may stand for all that follows it."""
+    for typed in commands_of(page):
+        command, words = typer.main.get_command(cli.app), shlex.split(re.sub(r"[\[\]]", "", typed))
+        while hasattr(command, "commands"):
+            assert words[0] in command.commands, f"{page.name}: deciduous {typed}"
+            command = command.commands[words.pop(0)]
+        if words:
+            command.make_context(typed, [VALUES.get(word, word) for word in words])
+
+
+def test_the_pages_hold_commands():
+    assert len(commands_of(ROOT / "docs" / "alarms.md")) > 15
+    assert "run mail.yaml" in commands_of(ROOT / "README.md")
 
 
 def test_the_verbs_are_those_of_the_design():

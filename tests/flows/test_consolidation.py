@@ -1,6 +1,7 @@
 """The budget of adapters: merged, retired and written down, and what a merged adapter still recognises."""
 
 import json
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -8,7 +9,7 @@ from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database
 from infra.settings import settings
-from registry import adapters, catalog
+from registry import adapters, catalog, tables
 from registry.records import AdapterState, DecisionKind
 from registry.stream import Consolidation, Gates, ShiftOptions
 from registry.tables import now
@@ -58,6 +59,26 @@ def test_over_budget_the_closest_merge_and_the_merged_one_still_knows_both_looks
     learn(stream)
     last = [d for d in decisions(stream) if d["kind"] in ("expand", "reuse", "refresh")][-1]
     assert (last["kind"], last["adapter_id"]) == (DecisionKind.REUSE, outcome.adapter_id)
+
+
+class Backwards(datetime):
+    """A clock that goes a day back whenever it is asked."""
+
+    @classmethod
+    def now(cls, tz=None):
+        cls.days = getattr(cls, "days", 0) + 1
+        return datetime.now(tz) - timedelta(days=cls.days)
+
+
+def test_parents_of_a_merge_keep_their_order_under_a_clock_that_goes_backwards(backbone, inbox, monkeypatch):
+    monkeypatch.setattr(tables, "datetime", Backwards)
+    stream, born = learned("clock", backbone, inbox)
+    with database.transaction() as session:
+        first, second = (session.get(tables.AdapterRow, name).created_at for name in ("clock-a1", "clock-a2"))
+    assert first > second
+    assert born == ["clock-a1", "clock-a2"]
+    outcome = consolidate(stream)
+    assert (outcome.accepted, outcome.parent_ids) == (True, ("clock-a1", "clock-a2")), outcome.reason
 
 
 def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(backbone, inbox, monkeypatch):
