@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, lineage
 from registry.errors import StateError
 from registry.records import (
     LABEL_SEPARATOR,
@@ -30,10 +30,10 @@ from tasks.evaluation import Score, score_shards, total
 from tasks.events import GATE_REFUSED, announce
 from tasks.forms import load_weights
 from tasks.learning.adapters import AdapterWeights
-from tasks.learning.merging import merge
+from tasks.learning.merging import merge, recipe_of
 from tasks.narration import say
 from tasks.policies.approval import asks_person
-from tasks.policies.merging import Excess, find_excess, may_merge
+from tasks.policies.merging import Excess, excess_of_merge, find_excess, may_merge
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
 from tasks.release import begin_work
 from tasks.retries import step
@@ -72,6 +72,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     """
     with database.transaction() as session:
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
+        refuse_large(parents, {name: lineage.merge_depth(session, name) for name in parent_ids})
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
     refuse_across(stream, parents)
@@ -128,6 +129,13 @@ def refuse_gone(parents: Sequence[Adapter]) -> None:
             raise StateError(f"{parent.adapter_id} is {parent.state} and cannot be merged: {parent.reason}")
 
 
+def refuse_large(parents: Sequence[Adapter], depth: Mapping[str, int]) -> None:
+    """Raise StateError where the merge would make every deletion beneath it expensive."""
+    if (excess := excess_of_merge(parents, depth)) is not None:
+        names = " and ".join(parent.adapter_id for parent in parents)
+        raise StateError(f"{names} cannot be merged: {excess}; merge others, or retire one of them")
+
+
 def _labels(parents: Sequence[Adapter]) -> set[str]:
     return {label for parent in parents for label in labels_of(parent.group)}
 
@@ -141,7 +149,7 @@ def _merged(merged_id: str, parents: Sequence[Adapter], operator: str) -> Adapte
         shard_ids=tuple(dict.fromkeys(s for parent in parents for s in parent.shard_ids)),
         parent_ids=tuple(parent.adapter_id for parent in parents),
         serves=tuple(dict.fromkeys(s for parent in parents for s in parent.serves)),
-        recipe={"kind": "merged", "operator": operator, "shares": _shares(parents)},
+        recipe=recipe_of(operator, _shares(parents)),
     )
 
 

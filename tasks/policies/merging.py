@@ -77,15 +77,23 @@ def mergeable_pairs(
         (a.adapter_id, b.adapter_id)
         for a, b in pairs
         if may_merge(a, b, across)
-        and max(depth.get(a.adapter_id, 0), depth.get(b.adapter_id, 0)) < MAX_DEPTH
-        and cohort_of(a, b) <= MAX_COHORT
+        and excess_of_merge((a, b), depth) is None
         and ((a.adapter_id, b.adapter_id), cohort_of(a, b)) not in refused
     ]
 
 
-def cohort_of(a: Adapter, b: Adapter) -> int:
+def excess_of_merge(parents: Sequence[Adapter], depth: Mapping[str, int]) -> str | None:
+    """By what a merge of them would be deeper than MAX_DEPTH or wider than MAX_COHORT shards; None where it is not."""
+    level = 1 + max(depth.get(parent.adapter_id, 0) for parent in parents)
+    if level > MAX_DEPTH:
+        return f"it would be {level} merges deep, {MAX_DEPTH} is the most"
+    shards = cohort_of(*parents)
+    return f"it would serve {shards} shards, {MAX_COHORT} is the most" if shards > MAX_COHORT else None
+
+
+def cohort_of(*parents: Adapter) -> int:
     """How many shards a merge would serve."""
-    return len({*a.serves, *b.serves})
+    return len({shard_id for parent in parents for shard_id in parent.serves})
 
 
 def closest_first(likeness: Mapping[Pair, Likeness]) -> list[Pair]:

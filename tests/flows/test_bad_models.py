@@ -18,11 +18,14 @@ from registry.stream import AdapterOptions
 from registry.versions import CHAMPION
 from tasks import backbones, blob_cache, blobs
 from tasks.adapters import fit_closed_forms, train_adapter
-from tasks.learning.adapters import check_weights
+from tasks.learning.adapters import AdapterSpec, check_weights
 from tasks.learning.backbones import load_backbone
+from tasks.learning.language.backbones import load_language_backbone
+from tasks.learning.language.lora import AdaptedModel, new_lora
 from tasks.manifests import load_manifest
 from tasks.serving import Answerer
 from tests.flows.conftest import deliver, make_stream
+from tests.tiny_language import save_tiny_llama
 
 pytestmark = pytest.mark.usefixtures("ready")
 WIDTH, RANK, BLOCKS = 32, 4, (2, 3)
@@ -49,6 +52,25 @@ def test_strange_weights_are_refused_by_the_name_of_the_tensor(change, match):
     strange = {name: tensor for name, tensor in {**weights(), **change}.items() if tensor is not None}
     with pytest.raises(BadWeightsError, match=f"adapter a1: {match}.* train it again"):
         check_weights(strange, BLOCKS, WIDTH, "adapter a1")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda tensor: torch.full_like(tensor, torch.nan), r"{place} holds NaN or infinity"),
+        (lambda tensor: tensor[:, :-1], r"{place} is \(.*\), expected \("),
+        (lambda _: None, r"1 tensors are missing or strange, first {place}"),
+    ],
+)
+def test_strange_lora_weights_are_refused_by_the_name_of_the_tensor(tmp_path, change, match):
+    backbone = load_language_backbone(str(save_tiny_llama(tmp_path)))
+    model = AdaptedModel(backbone, AdapterSpec("lora", rank=4, last_layers=2))
+    whole = new_lora(model, seed=1)
+    model.load("whole", whole)
+    place = min(whole)
+    strange = {n: t for n, t in {**whole, place: change(whole[place])}.items() if t is not None}
+    with pytest.raises(BadWeightsError, match=f"adapter a1: {match.format(place=place)}.* train it again"):
+        model.load("a1", strange)
 
 
 @pytest.fixture(scope="module")

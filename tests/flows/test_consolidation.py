@@ -1,6 +1,7 @@
 """The budget of adapters: merged, retired and written down, and what a merged adapter still recognises."""
 
 import json
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -10,12 +11,14 @@ from flows.learn import learn
 from infra import database
 from infra.settings import settings
 from registry import adapters, catalog, tables
-from registry.records import AdapterState, DecisionKind
+from registry.errors import StateError
+from registry.records import Adapter, AdapterState, DecisionKind
 from registry.stream import Consolidation, Gates, ShiftOptions
 from registry.tables import now
 from tasks import consolidation, queries, retirement
 from tasks.interrupted import interrupted_merges
 from tasks.likeness import propose_merges
+from tasks.policies.merging import MAX_COHORT
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
@@ -105,6 +108,34 @@ def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(bac
     (kept,) = numbers(stream, DecisionKind.KEEP)
     assert (kept["parents"], kept["cohort"]) == (born, 2)
     assert propose_merges.fn(stream, excess) == []
+
+
+def chain(stream, count):
+    """Trained adapters -a1 to -aN, each of two shards of its own; no weights, for none are read."""
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, "digest")
+        for number in range(1, count + 1):
+            name = adapters.new_adapter_id(session, stream.name)
+            shards = (9000 + 2 * number, 9001 + 2 * number)
+            adapters.put_adapter(
+                session, Adapter(name, stream.name, "default", AdapterState.SERVING, shards, (), shards)
+            )
+
+
+def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
+    stream = make_stream("toolarge", backbone, inbox)
+    chain(stream, 5)
+    with database.transaction() as session:
+        for child, parents in (("toolarge-a3", ("toolarge-a1", "toolarge-a2")), ("toolarge-a4", ("toolarge-a3",))):
+            deep = replace(adapters.get_adapter(session, child), parent_ids=parents)
+            adapters.put_adapter(session, deep)
+        wide = adapters.get_adapter(session, "toolarge-a1")
+        adapters.put_adapter(session, replace(wide, serves=tuple(range(9100, 9100 + MAX_COHORT))))
+    with pytest.raises(StateError, match=r"a4 and toolarge-a5 cannot be merged: it would be 3 merges deep, 2 is"):
+        consolidation.merge_adapters.fn(stream, ("toolarge-a4", "toolarge-a5"))
+    with pytest.raises(StateError, match=r"it would serve 52 shards, 50 is the most; merge others"):
+        consolidation.merge_adapters.fn(stream, ("toolarge-a1", "toolarge-a2"))
+    assert set(states(stream).values()) == {AdapterState.SERVING}
 
 
 class PowerCutError(Exception):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.language.backbones import load_language_backbone, shared_copy
-from tasks.learning.language.lora import AdaptedModel, new_lora, save_peft_folder
+from tasks.learning.language.lora import ALPHA, AdaptedModel, new_lora, save_peft_folder
 from tasks.learning.language.packing import pack
 from tasks.learning.language.retrieval import embeddings, fit_gaussian, moments_of, nearest
 from tasks.learning.language.scoring import perplexity, score_tokens
@@ -187,6 +187,24 @@ def test_what_is_far_from_all_that_a_caller_may_use_gets_the_backbone_to_the_bit
     assert near.route(own.states)[1]
     for mix, mine, alone in zip(shares, strict.score(own), near.score(own, alone=True), strict=True):
         assert torch.equal(mine.nll_T, alone.nll_T) != bool(mix)
+
+
+def test_a_layer_adds_the_weighted_sum_of_its_adapters_updates(backbone):
+    model, shares = AdaptedModel(backbone, SPEC), {"first": 0.3, "second": 0.7}
+    held = {
+        name: {n: torch.randn_like(t) for n, t in new_lora(model, seed).items()} for seed, name in enumerate(shares)
+    }
+    for name, weights in held.items():
+        model.load(name, weights)
+    place = next(iter(held["first"])).removesuffix(".lora_A.weight")
+    layer = model.peft.get_submodule(place)
+    x_TI = torch.randn(5, layer.in_features, generator=torch.Generator().manual_seed(0))
+    expected_TO = layer.base_layer(x_TI)
+    for name, share in shares.items():
+        A_RI, B_OR = (held[name][f"{place}.lora_{factor}.weight"] for factor in "AB")
+        expected_TO = expected_TO + share * ALPHA * x_TI @ A_RI.mT @ B_OR.mT
+    with model.using(shares), torch.inference_mode():
+        torch.testing.assert_close(layer(x_TI), expected_TO, rtol=1e-4, atol=1e-4)
 
 
 def test_two_adapters_share_an_answer_by_their_updates(backbone, model):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.learning.adapters import AdapterWeights
-from tasks.learning.merging import OPERATORS, merge
+from tasks.learning.merging import OPERATORS, ema, merge, recipe_of, ties
+from tasks.learning.merging.dare_ties import thin
 from tasks.learning.merging.ot import align
 
 WIDTH = 6
@@ -141,14 +142,60 @@ def test_svd_of_lora_is_the_best_of_its_rank(first: int, second: int, seed: int)
     assert {name: t.shape for name, t in merged.items()} == {name: t.shape for name, t in parents[0].items()}
 
 
-def test_averaging_lora_factors_is_not_averaging_their_updates() -> None:
+def test_lora_is_averaged_by_its_updates_unless_factors_are_asked_for() -> None:
     parents = [lora(1), lora(2)]
     total = 0.5 * update(parents[0]) + 0.5 * update(parents[1])
-    errors = {
-        op: (update(merge(recipe(op, 2), parents)) - total).norm() / total.norm() for op in ("linear", "svd", "cat")
-    }
-    assert errors["svd"] < 0.6 * errors["linear"]
-    assert errors["cat"] < 1e-6
+
+    def error(operator: str, **options: str) -> float:
+        merged = merge({**recipe(operator, 2), **options}, parents)
+        return float((update(merged) - total).norm() / total.norm())
+
+    assert error("svd") < 0.6 * error("linear", on="factors")
+    assert error("linear") == pytest.approx(error("svd"), rel=1e-4)
+    assert error("cat") < 1e-6
+
+
+@pytest.mark.parametrize("operator", ["ties", "dare_ties", "ema"])
+def test_lora_of_full_rank_is_merged_as_its_dense_updates(operator: str) -> None:
+    """Then nothing is cut: the product is what the method makes of the products."""
+    parents = [lora(seed, WIDTH) for seed in (1, 2)]
+    dense = {"a": update(parents[0])}, {"a": update(parents[1])}
+    merged = update(merge(recipe_of(operator, [0.5, 0.5]), parents))
+    if operator != "dare_ties":  # what drops follows from the bytes of all places
+        torch.testing.assert_close(merged, merge(recipe(operator, 2), dense)["a"], rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(
+        merged, update(merge({**recipe(operator, 2), "on": "factors"}, parents)), rtol=1e-2, atol=1e-2
+    )
+
+
+def test_a_changed_constant_changes_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents, operators = [parent(1), parent(2)], ["ties", "dare_ties", "ema"]
+    written = [recipe_of(operator, [0.5, 0.5]) for operator in operators]
+    older = [recipe(operator, 2) for operator in operators]  # before they named options and dtype
+    before = [merge(each, parents) for each in written]
+    monkeypatch.setattr(ties, "DENSITY", 0.9)
+    monkeypatch.setattr(ema, "RATE", 0.7)
+    for again in (written, older):
+        for first, second in zip(before, [merge(each, parents) for each in again], strict=True):
+            assert all(torch.equal(first[name], second[name]) for name in first)
+    now = [merge(recipe_of(operator, [0.5, 0.5]), parents) for operator in operators]
+    name = "blocks.2.up.weight"
+    assert not any(torch.equal(old[name], new[name]) for old, new in zip(before, now, strict=True))
+
+
+def test_a_recipe_says_in_which_type_it_is_computed() -> None:
+    assert recipe_of("cat", [1.0])["dtype"] == "float32"
+    merged = merge({**recipe("cat", 2), "dtype": "float64"}, [parent(1), parent(2)])
+    assert {tensor.dtype for tensor in merged.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("density", [0.2, 0.5])
+def test_dare_drops_its_share_and_scales_up_the_rest(density: float) -> None:
+    whole = {"blocks.2.up.weight": torch.rand(200, 200, generator=torch.Generator().manual_seed(0)) + 1}
+    left = thin(whole, density)["blocks.2.up.weight"]
+    kept = left != 0
+    assert abs(float(kept.float().mean()) - density) < 4 * (density * (1 - density) / 40_000) ** 0.5
+    torch.testing.assert_close(left[kept], (whole["blocks.2.up.weight"] / density)[kept])
 
 
 def test_svd_of_a_bottleneck_is_that_of_its_linear_part() -> None:

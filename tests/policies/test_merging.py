@@ -7,6 +7,7 @@ from tasks.policies.merging import (
     MAX_DEPTH,
     Likeness,
     closest_first,
+    excess_of_merge,
     find_excess,
     may_merge,
     mergeable_pairs,
@@ -27,6 +28,8 @@ def test_depth_and_cohort_are_bounded():
     adapters = [adapter("a"), adapter("deep"), adapter("wide", serves=wide), adapter("more", serves=(99, 100))]
     pairs = mergeable_pairs(adapters, {"deep": MAX_DEPTH})
     assert pairs == [("a", "wide"), ("a", "more")]
+    assert excess_of_merge(adapters[:2], {"deep": MAX_DEPTH}) == "it would be 3 merges deep, 2 is the most"
+    assert excess_of_merge(adapters[2:], {}) == "it would serve 52 shards, 50 is the most"
 
 
 def test_a_refused_pair_waits_until_it_serves_another_shard():

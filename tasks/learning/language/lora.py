@@ -16,7 +16,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tasks.learning.adapters import AdapterSpec, AdapterWeights
+from registry.errors import BadWeightsError
+from tasks.learning.adapters import REMEDY, AdapterSpec, AdapterWeights, check_finite
 from tasks.learning.language.backbones import Inputs, LanguageBackbone, shared_copy
 
 # PEFT 0.21 asks transformers 5 under its old name
@@ -72,15 +73,25 @@ class AdaptedModel:
         return {name: named[name.replace(".weight", f".{NAME}.weight")] for name in self.names()}
 
     def load(self, name: str, weights: AdapterWeights) -> None:
-        """Take in an adapter under a name. Raises ValueError where the weights do not fit."""
+        """Take in an adapter under a name. Raises BadWeightsError where the weights do not fit or are not finite."""
+        self._check(name, weights)
         if name not in self._held and name != NAME:
             self.peft.add_adapter(name, self.config)
-        found: Any = set_peft_model_state_dict(self.peft, dict(weights), adapter_name=name)
-        if found.unexpected_keys or set(weights) != set(self.names()):
-            raise ValueError(
-                f"adapter {name!r} does not fit: its tensors are not those of {self.config.target_modules}"
-            )
+        set_peft_model_state_dict(self.peft, dict(weights), adapter_name=name)
         self._held.add(name)
+
+    def _check(self, name: str, weights: AdapterWeights) -> None:
+        wanted = {each: tuple(tensor.shape) for each, tensor in self.parameters().items()}
+        if odd := sorted(weights.keys() ^ wanted.keys()):
+            raise BadWeightsError(
+                f"adapter {name}: {len(odd)} tensors are missing or strange, first {odd[0]}; {REMEDY}"
+            )
+        for each, shape in wanted.items():
+            if tuple(weights[each].shape) != shape:
+                raise BadWeightsError(
+                    f"adapter {name}: {each} is {tuple(weights[each].shape)}, expected {shape}; {REMEDY}"
+                )
+        check_finite(weights, f"adapter {name}")
 
     @contextmanager
     def using(self, shares: Mapping[str, float]) -> Iterator[None]:

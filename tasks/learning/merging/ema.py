@@ -9,8 +9,8 @@ from tasks.learning.merging.stacks import stack_of
 RATE = 0.1
 
 
-def merge_ema(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> AdapterWeights:  # noqa: ARG001
-    """The first parent, moved by RATE towards each of the others; shares do not enter.
+def merge_ema(parents: Sequence[AdapterWeights], shares: Sequence[float], rate: float) -> AdapterWeights:  # noqa: ARG001
+    """The first parent, moved by `rate` towards each of the others; shares do not enter.
 
     Raises ValueError where ranks differ.
     """
@@ -18,5 +18,5 @@ def merge_ema(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> Ada
     stacks = [stack_of(parents, name) for name in names]
     averages = [stack_K[0].clone() for stack_K in stacks]
     for number in range(1, len(parents)):
-        ema(averages, [stack_K[number] for stack_K in stacks], RATE)
+        ema(averages, [stack_K[number] for stack_K in stacks], rate)
     return dict(zip(names, averages, strict=True))

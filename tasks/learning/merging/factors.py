@@ -29,3 +29,8 @@ def factors_of(names: Iterable[str]) -> list[Factors]:
                 biases = (at + each.replace("weight", "bias") for each in (down, up))
                 found.append(Factors(name, at + up, *(bias if bias in known else None for bias in biases)))
     return found
+
+
+def is_lora(adapter: Iterable[str]) -> bool:
+    """Whether nothing but a product lies between the factors: updates then are matrices."""
+    return any(name.endswith("lora_A.weight") for name in adapter)

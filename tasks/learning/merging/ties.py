@@ -1,6 +1,6 @@
 """TIES: trim small values, elect a sign per weight, average what agrees (Yadav et al., NeurIPS 2023).
 
-On the weights themselves, as PEFT has it: a bottleneck's down-projection starts at random, not at a common model.
+On a bottleneck's weights themselves: its down-projection starts at random, not at a common model.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ DENSITY = 0.5
 """Share of the values that is kept; the middle of what the authors recommend, not searched."""
 
 
-def merge_ties(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> AdapterWeights:
+def merge_ties(parents: Sequence[AdapterWeights], shares: Sequence[float], density: float) -> AdapterWeights:
     """Every tensor merged on its own. Raises ValueError where ranks differ."""
-    return {name: elect(parents, name, shares, DENSITY) for name in sorted(parents[0])}
+    return {name: elect(parents, name, shares, density) for name in sorted(parents[0])}
 
 
 def elect(parents: Sequence[AdapterWeights], name: str, shares: Sequence[float], density: float) -> torch.Tensor:
