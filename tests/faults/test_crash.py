@@ -23,6 +23,8 @@ __all__ = ["backbone", "ready"]
 
 SAMPLE, MORE = 1, 6
 """Boundaries of a scenario that `make test` tries (of `forget`), and `make test-faults`; CRASHES=all tries all."""
+SEED = int(os.environ.get("CRASH_SEED", "0"))
+"""Chooses the boundaries: another one tries others, the same one the same."""
 TRIED = [("forget", SAMPLE)] + [pytest.param(name, MORE, marks=pytest.mark.faults) for name in SCENARIOS]
 
 
@@ -101,12 +103,20 @@ def stage(s3, api, tmp_path):
     return made
 
 
-def chosen(effects: list[str], count: int) -> list[int]:
+def chosen(effects: list[str], count: int, seed: int = SEED) -> list[int]:
     """Numbers of the effects to die before; one more than there are is a run that is only repeated."""
     every = range(1, len(effects) + 2)
     if os.environ.get("CRASHES") == "all" and count == MORE:
         return list(every)
-    return sorted(random.Random(len(effects)).sample(every, count))
+    return sorted(random.Random(f"{seed} {len(effects)}").sample(every, count))
+
+
+def test_a_seed_chooses_the_same_boundaries_again_and_another_one_others():
+    effects = [str(number) for number in range(200)]
+    first = chosen(effects, MORE)
+    assert chosen(effects, MORE) == first
+    assert len(first) == MORE
+    assert chosen(effects, MORE, SEED + 1) != first
 
 
 def differing(here: Any, undisturbed: Any, where: str = "") -> dict[str, Any]:
@@ -135,6 +145,7 @@ def test_killed_anywhere_and_repeated_it_ends_as_if_undisturbed(warm, stage, bac
 
     wrong = {}
     numbers = chosen(effects, count)
+    print(f"CRASH_SEED={SEED}: {name} dies before {numbers} of {len(effects)} effects")
     for last in numbers:
         stage.reset()
         label = f"{last}: {[*effects, 'nothing'][last - 1]}"
