@@ -133,7 +133,7 @@ def _deliver(home: Path, number: int, department: str, facts: Sequence[Fact]) ->
 
 
 def _stream(home: Path, backbone: str, options: Options) -> Any:
-    from registry.stream import AdapterOptions, Columns, Consolidation, ShiftOptions, Stream  # noqa: PLC0415
+    from registry.stream import AdapterOptions, Columns, Completion, Consolidation, ShiftOptions, Stream  # noqa: PLC0415
 
     return Stream(
         name=STREAM,
@@ -152,6 +152,7 @@ def _stream(home: Path, backbone: str, options: Options) -> Any:
         ),
         shift=ShiftOptions(permutations=199, min_rows=4),
         consolidation=Consolidation(retire_share=0),
+        completion=Completion(far=None if math.isinf(options.far) else options.far),
     )
 
 
@@ -203,6 +204,7 @@ def main() -> None:
     for name, default in (("departments", 6), ("facts", 10), ("epochs", 20), ("last-layers", 3), ("seed", 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--far", type=float, default=math.inf, help="completion.far of the stream")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     asked = parser.parse_args()
@@ -211,9 +213,8 @@ def main() -> None:
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
         prepare_prefect()
         rate = asked.learning_rate or (4e-3 if asked.backbone else 1e-2)
-        options = Options(
-            asked.departments, asked.facts, asked.epochs, rate, last_layers=asked.last_layers, seed=asked.seed
-        )
+        how = {"last_layers": asked.last_layers, "seed": asked.seed, "far": asked.far}
+        options = Options(asked.departments, asked.facts, asked.epochs, rate, **how)
         with without_heartbeat():
             figures = measure(Path(folder), _backbone(asked.backbone, asked.cache, Path(folder)), options)
     print(json.dumps(figures) if asked.json else "\n".join(f"{name:36} {value}" for name, value in figures.items()))

@@ -144,7 +144,7 @@ def measure(units: Units) -> Iterator[dict[str, float | bool | list[float]]]:
         "facts": sum(map(len, everyone.values())),
         "recall_own_groups": mean(own),
         "recall_all_groups": mean(shares(together)),
-        "lost_on_earlier_batches": mean({d: own[d] - shares(together)[d] for d in earlier}),
+        "lost_by_holding_all_groups": mean({d: own[d] - shares(together)[d] for d in departments}),
         "retrieval_top_1": mean({d: share(list(mix) == [d] for mix in mixes) for d, mixes in routed.items()}),
     }
     after = told(units.rebuilt, departments, departments)
