@@ -46,14 +46,19 @@ _MOVES = {
 
 
 def due_date(received: datetime, days: int) -> datetime:
-    return received + timedelta(days=days)
+    """So many days after receipt, and never later than one month after it (Article 12(3))."""
+    return min(received + timedelta(days=days), add_months(received, 1))
 
 
-def extended_due_date(due: datetime, months: int = 2) -> datetime:
-    """Add months the way Article 12(3) counts them: the same day, or the month's last day where it has none."""
-    month = due.month - 1 + months
-    year, month = due.year + month // 12, month % 12 + 1
-    return due.replace(year=year, month=month, day=min(due.day, monthrange(year, month)[1]))
+def extended_due_date(due: datetime) -> datetime:
+    return add_months(due, 2)
+
+
+def add_months(moment: datetime, months: int) -> datetime:
+    """The way Article 12(3) counts them: the same day, or the month's last day where it has none."""
+    month = moment.month - 1 + months
+    year, month = moment.year + month // 12, month % 12 + 1
+    return moment.replace(year=year, month=month, day=min(moment.day, monthrange(year, month)[1]))
 
 
 def open_ticket(session: Session, ticket: Ticket, targets: Iterable[tuple[str, str]], opened_by: str) -> Ticket:

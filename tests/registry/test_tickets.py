@@ -1,6 +1,8 @@
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import select
 
 from registry import catalog, suppression, ticket_log, tickets
@@ -24,6 +26,28 @@ def moment(text: str) -> datetime:
 )
 def test_an_extension_ends_on_the_same_day_or_the_months_last(due, extended):
     assert tickets.extended_due_date(moment(due)) == moment(extended)
+
+
+@pytest.mark.parametrize(
+    ("received", "due"),
+    [
+        ("2026-01-31", "2026-02-28"),
+        ("2028-01-31", "2028-02-29"),
+        ("2026-01-28", "2026-02-27"),
+        ("2027-02-01", "2027-03-01"),
+        ("2026-12-31", "2027-01-30"),
+        ("2026-11-01", "2026-12-01"),
+    ],
+)
+def test_a_ticket_is_due_after_thirty_days_or_a_shorter_month(received, due):
+    assert tickets.due_date(moment(received), 30) == moment(due)
+
+
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.integers(1, 400))
+def test_no_ticket_is_due_after_a_month_nor_extended_beyond_three(received, days):
+    due = tickets.due_date(received, days)
+    assert received < due <= tickets.add_months(received, 1) < received + timedelta(days=32)
+    assert due < tickets.extended_due_date(due) <= tickets.add_months(received, 3)
 
 
 def open_ticket(session, name: str = "t-1", targets=(("record", "bb"),), received: str = "2026-11-01"):
