@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +206,7 @@ def purge_keys(s3: "S3Client", bucket: str, keys: Sequence[str]) -> list[tuple[s
         abort_uploads(s3, bucket, uploads)
         versions = _versions_of(s3, bucket, key)
         for start in range(0, len(versions), DELETE_LIMIT):
-            _delete(s3, bucket, versions[start : start + DELETE_LIMIT])
+            delete_versions(s3, bucket, versions[start : start + DELETE_LIMIT])
         if left := _versions_of(s3, bucket, key):
             raise PurgeError(f"s3://{bucket}/{key} still has {len(left)} versions after their deletion; purge it again")
         gone += [(key, upload.upload_id) for upload in uploads] + [(key, version.version_id) for version in versions]
@@ -262,16 +263,34 @@ def _versions_of(s3: "S3Client", bucket: str, key: str) -> list[ObjectVersion]:
     return [version for version in list_versions(s3, bucket, key) if version.key == key]
 
 
-def _delete(s3: "S3Client", bucket: str, versions: Sequence[ObjectVersion]) -> None:
+def delete_versions(s3: "S3Client", bucket: str, versions: Sequence[ObjectVersion]) -> None:
+    """Delete these versions, a thousand at most. Raises PurgeError where the store keeps one, and says until when."""
+    if not versions:
+        return
     wanted = [{"Key": version.key, "VersionId": version.version_id} for version in versions]
     with _named(s3, bucket, versions[0].key):
         answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": wanted, "Quiet": True})  # type: ignore[typeddict-item]
     # S3 answers 200 and lists what it kept
     for error in answer.get("Errors", []):
+        key, version_id = error.get("Key", ""), error.get("VersionId", "")
         raise PurgeError(
-            f"s3://{bucket}/{error.get('Key')} version {error.get('VersionId')} was kept: {error.get('Code')} "
-            f"{error.get('Message', '')}; lift its legal hold or retention, then purge again"
+            f"s3://{bucket}/{key} version {version_id} was kept: {error.get('Code')} {error.get('Message', '')}; "
+            f"{_lock_of(s3, bucket, key, version_id)}, then purge again"
         )
+
+
+def _lock_of(s3: "S3Client", bucket: str, key: str, version_id: str) -> str:
+    """What to do about a version that the store keeps."""
+    try:
+        head = s3.head_object(Bucket=bucket, Key=key, VersionId=version_id)
+    except ClientError:
+        return "lift its legal hold or retention"
+    if head.get("ObjectLockLegalHoldStatus") == "ON":
+        return "lift its legal hold"
+    until = head.get("ObjectLockRetainUntilDate")
+    if until is None:
+        return "see why"
+    return f"wait for the end of its retention, {until.astimezone(UTC):%Y-%m-%d %H:%M} UTC, or lift it"
 
 
 @contextmanager

@@ -162,14 +162,7 @@ def _purge_older(bucket: str, key: str) -> None:
     current = s3.head_object(Bucket=bucket, Key=key)["VersionId"]
     for version in artifacts.list_versions(s3, bucket, key):
         if version.key == key and version.version_id != current:
-            gone = s3.delete_objects(
-                Bucket=bucket, Delete={"Objects": [{"Key": key, "VersionId": version.version_id}], "Quiet": True}
-            )
-            if gone.get("Errors"):
-                raise PurgeError(
-                    f"s3://{bucket}/{key} version {version.version_id} was kept: {gone['Errors'][0].get('Code')}; "
-                    "lift its legal hold or retention, then go on with the ticket"
-                )
+            artifacts.delete_versions(s3, bucket, [version])
 
 
 def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:

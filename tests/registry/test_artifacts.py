@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from typing import ClassVar
@@ -166,11 +167,21 @@ def test_purge_of_a_prefix_takes_everything_under_it_only(s3, bucket):
         artifacts.purge_prefix(s3, bucket, "")
 
 
-def test_purge_says_when_the_store_keeps_a_version(s3):
+@pytest.mark.parametrize(
+    ("lock", "told"),
+    [
+        ({"ObjectLockLegalHoldStatus": "ON"}, "lift its legal hold"),
+        (
+            {"ObjectLockMode": "COMPLIANCE", "ObjectLockRetainUntilDate": datetime(2099, 3, 1, 12, tzinfo=UTC)},
+            "retention, 2099-03-01 12:00 UTC",
+        ),
+    ],
+)
+def test_purge_says_why_and_until_when_the_store_keeps_a_version(s3, lock, told):
     bucket = f"locked-{time.time_ns()}"
     s3.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=True)
-    s3.put_object(Bucket=bucket, Key="k", Body=b"x", ObjectLockLegalHoldStatus="ON")
-    with pytest.raises(PurgeError, match="legal hold"):
+    s3.put_object(Bucket=bucket, Key="k", Body=b"x", **lock)
+    with pytest.raises(PurgeError, match=told):
         purge_keys(s3, bucket, ["k"])
 
 
