@@ -9,16 +9,18 @@ import pytest
 from prefect.tasks import Task
 
 from flows import forget as saga
-from infra import database, storage
+from infra import database, storage, tracking
 from infra.settings import settings
-from registry import adapters, tickets, versions
+from registry import adapters, aliases, tickets, versions
 from registry.records import AdapterState, DecisionKind, Ticket, TicketState, VersionState
-from registry.versions import CHAMPION
+from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
 from tasks import adapters as fitting
 from tasks import batches, consolidation, decisions, promotion, registration, retirement, shift
 from tasks import tickets as opening
+from tasks.alias_moves import serves_clean
 from tests.flows.conftest import deliver, make_stream
 
+ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
 STEPS = [name for name, each in vars(saga).items() if isinstance(each, Task)]
 
 
@@ -63,9 +65,9 @@ def learn_batch(stream, batch) -> None:
     batches.finish_batch.fn(batch)
 
 
-def merge(stream) -> str:
-    """What `flows.consolidate` does with the two adapters, which serve whether they earned it or not."""
-    outcome = consolidation.merge_adapters.fn(stream, tuple(serve_all(stream)))
+def merge(stream, *parents: str) -> str:
+    """What `flows.consolidate` does with these adapters, or with all, which serve whether they earned it or not."""
+    outcome = consolidation.merge_adapters.fn(stream, parents or tuple(serve_all(stream)))
     assert outcome.accepted, outcome.reason
     with database.transaction() as session:
         adapters.move_adapter(session, outcome.adapter_id, AdapterState.SERVING, "for this test")
@@ -118,9 +120,14 @@ def champion_of(stream) -> int | None:
 
 
 def assert_nothing_tainted_serves(stream) -> None:
+    """Every alias names the same in the catalog and in MLflow: nothing, or what is ready and no ticket reaches."""
+    client = tracking.prepare_tracking()
     with database.transaction() as session:
-        champion = versions.alias_of(session, stream.name, CHAMPION)
-        assert champion is None or versions.get_version(session, stream.name, champion).state == VersionState.READY
+        named = {alias: versions.alias_of(session, stream.name, alias) for alias in ALIASES}
+        ready = {version.version for version in versions.versions(session, stream.name, VersionState.READY)}
+    assert {alias: aliases.find_alias(client, stream.name, alias) for alias in ALIASES} == named
+    assert set(named.values()) - {None} <= ready
+    assert serves_clean(stream), named
 
 
 def assert_complete(ticket_id: str) -> None:

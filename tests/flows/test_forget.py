@@ -1,7 +1,9 @@
 """The most adversarial tests of the tree: what a deletion reaches, and that nothing else moves."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
+from string import ascii_lowercase
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -23,6 +25,9 @@ from tasks.forgetting import make_plan
 from tasks.manifests import load_manifest
 from tasks.opening import certificate_path
 from tasks.release import check_release, tainted_shards
+from tasks.serving import Answerer
+from tests.flows import adversary
+from tests.flows.adversary import plain_steps  # noqa: F401
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -72,18 +77,43 @@ def test_a_ticket_ends_in_a_certificate_and_leaves_no_byte(learned):
         assert artifacts.sweep_bytes(storage.s3(), bucket, [b"person-3"], f"{learned.name}/") == []
 
 
-def test_only_the_closure_changes(backbone, inbox):
+@pytest.fixture
+def two_groups(backbone, inbox):
+    """A stream whose second batch belongs to another group and to other subjects; both adapters serve."""
     stream = make_stream("closure-only", backbone, inbox)
-    deliver(inbox, "01", ["red", "blue"], rows=60)
-    rows = deliver(inbox, "02", ["green", "gold"], rows=60)
-    lines = [json.dumps({**row, "who": f"other-{n % 10}"}) for n, row in enumerate(rows)]
-    (inbox / "02.jsonl").write_text("\n".join(lines) + "\n")
-    learn(stream)
-    first, second = (row["adapter_id"] for row in queries.listing("adapters", stream.name))
-    before = weights_of(first), weights_of(second)
-    forget(open_ticket(stream, "other-4").ticket_id)
-    assert weights_of(first) == before[0]
-    assert weights_of(second) != before[1]
+    stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
+    for name, team, topics in (("01", "a", ["red", "blue"]), ("02", "b", ["green", "gold"])):
+        rows = deliver(inbox, name, topics, rows=60)
+        lines = [json.dumps({**row, "who": f"{team}-{n % 10}", "team": team}) for n, row in enumerate(rows)]
+        (inbox / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    adversary.learn(stream)
+    adversary.serve_all(stream)
+    return stream
+
+
+def answers_to(group: str, manifest) -> tuple[list[str], bytes, set[str | None]]:
+    """Labels, the bytes of all scores, and the adapters that answered."""
+    told = Answerer(manifest).answer([f"{a} {b} {a} {b}".encode() for a, b in pairwise(ascii_lowercase)], [group])
+    return told.labels, told.scores_NC.numpy().tobytes(), set(told.adapter_ids)
+
+
+@pytest.mark.usefixtures("plain_steps")
+def test_only_the_closure_changes(two_groups):
+    """Weights and answers. Until the second group's adapter is rebuilt, the version before it serves."""
+    first, second = (row["adapter_id"] for row in queries.listing("adapters", two_groups.name))
+    weights, served = (weights_of(first), weights_of(second)), current_manifest(two_groups)
+    before = {group: answers_to(group, served) for group in "ab"}
+    ticket = open_ticket(two_groups, "b-4")
+    assert adversary.champion_of(two_groups) == 1
+    adversary.assert_nothing_tainted_serves(two_groups)
+    adversary.forget(ticket.ticket_id)
+    assert weights_of(first) == weights[0]
+    assert weights_of(second) != weights[1]
+    after = load_manifest(two_groups.name, adversary.champion_of(two_groups))
+    assert answers_to("a", after) == before["a"]
+    assert answers_to("b", after)[1] != before["b"][1]
+    assert first in before["a"][2]  # its weights took part
+    assert second in before["b"][2]
 
 
 def test_a_ticket_for_nobody_changes_nothing(learned):
