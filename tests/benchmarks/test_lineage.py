@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.lineage import measure
+from tasks.policies.merging import MAX_COHORT
 from tests.infra.postgres import cluster, find_binaries
 
 
@@ -17,6 +18,11 @@ def test_a_small_catalog_in_sqlite():
     figures = measure(20_000, None)
     assert figures["database"] == "sqlite"
     check(figures)
+
+
+def test_with_a_shard_for_each_subject_a_closure_stays_small():
+    """Under the default merge policy, over 1,000 shards: what depth and cohort are bounded for."""
+    assert 2 < measure(200_000, None, shards_a_subject=1)["closure_p99"] <= MAX_COHORT
 
 
 @pytest.mark.services
