@@ -6,7 +6,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What the Triton forms take, by the names that their configurations have.
+TRITON_DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
 
 @cache

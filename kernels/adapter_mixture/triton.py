@@ -3,12 +3,12 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 # N records, T tokens, X = N T rows, D features, H hidden, K adapters, M = K H columns
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import Config
+from kernels.dispatch import TRITON_DTYPES
 
 
 @triton.jit
@@ -33,13 +33,13 @@ def _hidden_kernel(
 
 
 def _config(element: str) -> Config:
-    half = element == "bf16"
+    half = element != "fp32"
     blocks = {"BLOCK_X": 64, "BLOCK_M": 64, "BLOCK_D": 64 if half else 16}
     constants = {"PRECISION": "ieee" if half else "tf32x3", **blocks}
     return Config(_hidden_kernel, f"*{element} " * 5 + "i32 i32 i32 i32 i32", constants, num_warps=8)
 
 
-CONFIGS = {element: _config(element) for element in ("fp32", "bf16")}
+CONFIGS = {element: _config(element) for element in TRITON_DTYPES.values()}
 SHIPPED = tuple(CONFIGS.values())
 
 
@@ -50,7 +50,7 @@ def adapter_mixture(
     x_NTD, weight_NK, down_KHD = (t.contiguous() for t in (x_NTD, weight_NK, down_KHD))
     (num_records, tokens, dim), (num_adapters, hidden, _) = x_NTD.shape, down_KHD.shape
     num_rows, num_columns = num_records * tokens, num_adapters * hidden
-    config = CONFIGS["fp32" if x_NTD.dtype == torch.float32 else "bf16"]
+    config = CONFIGS[TRITON_DTYPES[x_NTD.dtype]]
     weighted_XM = x_NTD.new_empty(num_rows, num_columns)
     grid = (triton.cdiv(num_rows, 64), triton.cdiv(num_columns, 64))
     tensors = (x_NTD, down_KHD, down_bias_KH.contiguous(), weight_NK, weighted_XM)

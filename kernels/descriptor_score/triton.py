@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.aot import Config
 from kernels.descriptor_score.cpu import Prepared
+from kernels.dispatch import TRITON_DTYPES
 
 
 @triton.jit
@@ -54,18 +55,19 @@ def _score_kernel(
 
 
 def _config(element: str, pca: bool, block_h: int) -> Config:
-    constants = {"PCA": pca, "BLOCK_T": 64, "BLOCK_D": 16 if element == "fp32" else 32, "BLOCK_H": block_h,
+    # 64, not 32: with the latter ptxas spills on sm_80 where a narrow PCA meets sizes that are multiples of 16
+    constants = {"PCA": pca, "BLOCK_T": 64, "BLOCK_D": 16 if element == "fp32" else 64, "BLOCK_H": block_h,
                  "PRECISION": "tf32x3" if element == "fp32" else "ieee"}  # fmt: skip
     return Config(_score_kernel, f"*{element} " * 5 + "i32 i32 i32 i32 i32", constants, num_warps=8)
 
 
 CONFIGS = {
     (element, pca, block_h): _config(element, pca, block_h)
-    for element in ("fp32", "bf16")
+    for element in TRITON_DTYPES.values()
     for pca in (False, True)
     for block_h in (16, 32)
 }
-SHIPPED = tuple(CONFIGS.values())  # float16 launches as bf16 does, only the element type differs
+SHIPPED = tuple(CONFIGS.values())
 
 
 def descriptor_score(x_LTD: Tensor, prepared: Prepared) -> Tensor:
@@ -73,8 +75,7 @@ def descriptor_score(x_LTD: Tensor, prepared: Prepared) -> Tensor:
     x_LTD = x_LTD.contiguous()
     num_layers, num_tokens, dim = x_LTD.shape
     score_LKT = x_LTD.new_empty(num_layers, prepared.num_descriptors, num_tokens)
-    element = {2: "bf16", 4: "fp32"}[x_LTD.element_size()]
-    config = CONFIGS[element, prepared.pca, 16 if prepared.hidden <= 16 else 32]
+    config = CONFIGS[TRITON_DTYPES[x_LTD.dtype], prepared.pca, 16 if prepared.hidden <= 16 else 32]
     grid = (triton.cdiv(num_tokens, config.constants["BLOCK_T"]), prepared.num_descriptors, num_layers)
     tensors = (x_LTD, prepared.shift_LD, prepared.weight_LMD, prepared.bias_LM, score_LKT)
     sizes = (num_tokens, dim, prepared.num_descriptors, prepared.hidden, prepared.weight_LMD.shape[1])

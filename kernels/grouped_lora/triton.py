@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import Config
+from kernels.dispatch import TRITON_DTYPES
 from kernels.grouped_lora.cpu import Gradients, Weights, bias_gradients
 from kernels.grouped_lora.route import MAX_RANK, Route
 
@@ -93,14 +94,18 @@ def _configs(element: str, relu: bool) -> dict[str, Config]:
     slot_types = f"*fp32 *{element} *i64 *i64 *fp32 *{element} i32 i32 i32 i32 i32"
     slot = {**shared, "BLOCK_T": 32, "BLOCK_D": 64}
     return {
-        "forward": Config(_two_products_kernel, flow_types, {**flow, "FORWARD": True}, num_warps=8),
-        "backward": Config(_two_products_kernel, flow_types, {**flow, "FORWARD": False}, num_warps=8),
-        "down": Config(_slot_gradient_kernel, slot_types, {**slot, "SCALED": False}),
-        "up": Config(_slot_gradient_kernel, slot_types, {**slot, "SCALED": True}),
+        "forward": Config(
+            _two_products_kernel, flow_types, {**flow, "FORWARD": True}, 8, units=("first_d", "second_r")
+        ),
+        "backward": Config(
+            _two_products_kernel, flow_types, {**flow, "FORWARD": False}, 8, units=("first_r", "second_o")
+        ),
+        "down": Config(_slot_gradient_kernel, slot_types, {**slot, "SCALED": False}, units=("gradient_d",)),
+        "up": Config(_slot_gradient_kernel, slot_types, {**slot, "SCALED": True}, units=("gradient_r",)),
     }
 
 
-CONFIGS = {(element, relu): _configs(element, relu) for element in ("fp32", "bf16") for relu in (False, True)}
+CONFIGS = {(element, relu): _configs(element, relu) for element in TRITON_DTYPES.values() for relu in (False, True)}
 SHIPPED = tuple(
     config
     for (_, relu), configs in CONFIGS.items()
@@ -110,7 +115,7 @@ SHIPPED = tuple(
 
 
 def _pick(weights: Weights, relu: bool) -> dict[str, Config]:
-    return CONFIGS["fp32" if weights.down_KRD.dtype == torch.float32 else "bf16", relu]
+    return CONFIGS[TRITON_DTYPES[weights.down_KRD.dtype], relu]
 
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor]:

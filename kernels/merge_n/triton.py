@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import Config
+from kernels.dispatch import TRITON_DTYPES
 
 
 @triton.jit
@@ -26,7 +27,7 @@ def _config(element: str) -> Config:
     return Config(_sum_kernel, f"*{element} *fp32 *{element} i32 i64", {"BLOCK_P": 1024}, uses_tensor_cores=False)
 
 
-CONFIGS = {element: _config(element) for element in ("fp32", "bf16")}
+CONFIGS = {element: _config(element) for element in TRITON_DTYPES.values()}
 SHIPPED = tuple(CONFIGS.values())
 
 
@@ -34,6 +35,6 @@ def merge_n(stack_N: Tensor, weight_N: Tensor) -> Tensor:
     """As the dispatcher's; half types are summed in float32."""
     stack_N, weight_N = stack_N.contiguous(), weight_N.float().contiguous()
     out = torch.empty_like(stack_N[0])
-    config = CONFIGS["fp32" if stack_N.dtype == torch.float32 else "bf16"]
+    config = CONFIGS[TRITON_DTYPES[stack_N.dtype]]
     _sum_kernel[(triton.cdiv(out.numel(), 1024),)](stack_N, weight_N, out, len(weight_N), out.numel(), **config.options)
     return out

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import Config
+from kernels.dispatch import TRITON_DTYPES
 
 
 @triton.jit
@@ -23,7 +24,7 @@ def _config(element: str) -> Config:
     return Config(_unpack_kernel, f"*u8 *{element} *{element} i32 i32", {"BLOCK_M": 1024}, uses_tensor_cores=False)
 
 
-CONFIGS = {element: _config(element) for element in ("fp32", "bf16")}
+CONFIGS = {element: _config(element) for element in TRITON_DTYPES.values()}
 SHIPPED = tuple(CONFIGS.values())
 
 
@@ -31,7 +32,7 @@ def unpack1(bits_KB: Tensor, scale_K: Tensor, num_values: int) -> Tensor:
     bits_KB = bits_KB.contiguous()
     num_rows, num_bytes = bits_KB.shape
     out_KM = scale_K.new_empty(num_rows, num_values)
-    config = CONFIGS["fp32" if scale_K.element_size() == 4 else "bf16"]
+    config = CONFIGS[TRITON_DTYPES[scale_K.dtype]]
     grid = (num_rows, triton.cdiv(num_values, 1024))
     _unpack_kernel[grid](bits_KB, scale_K.contiguous(), out_KM, num_values, num_bytes, **config.options)
     return out_KM

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.aot import Config
+from kernels.dispatch import TRITON_DTYPES
 from kernels.ties.cpu import thresholds
 
 
@@ -38,7 +39,7 @@ def _config(element: str) -> Config:
     return Config(_ties_kernel, types, {"BLOCK_P": 1024}, uses_tensor_cores=False)
 
 
-CONFIGS = {element: _config(element) for element in ("fp32", "bf16")}
+CONFIGS = {element: _config(element) for element in TRITON_DTYPES.values()}
 SHIPPED = tuple(CONFIGS.values())
 
 
@@ -47,7 +48,7 @@ def ties(stack_NP: Tensor, weight_N: Tensor, density: float) -> Tensor:
     stack_LNP = stack_NP.contiguous().view(-1, *stack_NP.shape[-2:])
     num_layers, num_adapters, num_values = stack_LNP.shape
     out_LP = stack_LNP.new_empty(num_layers, num_values)
-    config = CONFIGS["fp32" if stack_NP.element_size() == 4 else "bf16"]
+    config = CONFIGS[TRITON_DTYPES[stack_NP.dtype]]
     arguments = (stack_LNP, thresholds(stack_LNP, density).contiguous(), weight_N.float().contiguous(), out_LP)
     _ties_kernel[triton.cdiv(num_values, 1024), num_layers](*arguments, num_adapters, num_values, **config.options)
     return out_LP.view(*stack_NP.shape[:-2], num_values)
