@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from kernels.bench import Case, main
 from kernels.bench_models import ALL_LINEAR, ALPHA, QV, RANK, adapted, add_adapters, frozen_weights, new_m6, stacked
 from kernels.frozen_linear import freeze_linears
-from kernels.grouped_lora import Route, grouped_lora, route_records
+from kernels.grouped_lora import Route, Weights, grouped_bottleneck, grouped_lora, route_records
 
 BASELINE = "PEFT forward with adapter_names"
 
@@ -123,11 +124,46 @@ def training_case(num: int, label: str, targets: Sequence[str], device: torch.de
     )
 
 
+def bottleneck_loop(x_NTD: Tensor, weights: Sequence[Tensor], slot_N: Tensor, base_NTD: Tensor) -> Tensor:
+    """PEFT has no bottleneck; this mixes them as it mixes LoRA: adapter by adapter, its own records each."""
+    out_NTD = base_NTD.clone()
+    for slot in slot_N.unique().tolist():
+        own = (slot_N == slot).nonzero()[:, 0]
+        down_RD, up_DR, down_bias_R, up_bias_D = (t[slot] for t in weights)
+        hidden_NTR = torch.relu(functional.linear(x_NTD[own], down_RD, down_bias_R))
+        out_NTD[own] += functional.linear(hidden_NTR, up_DR, up_bias_D)
+    return out_NTD
+
+
+def our_bottleneck(x_NTD: Tensor, weights: Weights, slot_N: Tensor, base_NTD: Tensor) -> Tensor:
+    scale_K = x_NTD.new_ones(len(weights.down_KRD))
+    return grouped_bottleneck(x_NTD, weights, route_records(slot_N, scale_K), base_NTD)
+
+
+def bottleneck_case(num: int, device: torch.device, rank: int = 16, dim: int = 384) -> Case:
+    """One block's bottlenecks beside the MLP, the form that the product's bank runs."""
+    x_NTD, base_NTD = (torch.randn(64, 16, dim, device=device) for _ in range(2))
+    slot_N = torch.arange(64, device=device) % num
+    shapes = [(num, rank, dim), (num, dim, rank), (num, rank), (num, dim)]
+    weights = Weights(*(torch.randn(*shape, device=device) / 8 for shape in shapes))
+    wrong = weights._replace(down_KRD=weights.down_KRD * 1.001)
+    return Case(
+        f"one block's bottlenecks, 64 x 16 tokens, D={dim} r={rank} K={num}, against a loop over them",
+        partial(bottleneck_loop, x_NTD, weights, slot_N, base_NTD),
+        partial(our_bottleneck, x_NTD, weights, slot_N, base_NTD),
+        partial(our_bottleneck, x_NTD, wrong, slot_N, base_NTD),
+        flops=4 * 64 * 16 * dim * rank,
+        bytes_moved=4 * (3 * x_NTD.numel() + sum(t.numel() for t in weights)),
+    )
+
+
 def cases(device: torch.device) -> Iterator[Case]:
     for num in (64, 16, 4, 1):
         yield case(num, "all linear layers", ALL_LINEAR, device)
         yield case(num, "query and value", QV, device)
     yield case(64, "all linear layers", ALL_LINEAR, device, frozen=False)
+    for num in (64, 16, 1):
+        yield bottleneck_case(num, device)
     for num in (16, 4):
         yield training_case(num, "query and value", QV, device)
 

@@ -1,3 +1,8 @@
+import json
+import subprocess
+import sys
+from importlib import import_module
+
 import pytest
 import torch
 
@@ -41,6 +46,23 @@ def test_every_op_has_its_files():
     for op, path in folders.items():
         forms = {form for form in ("reference.py", "cpu.py") if (path / form).exists()}
         assert forms == {"reference.py", "cpu.py"} or op == "bank"
+
+
+def test_a_bench_prints_one_line_of_json_with_what_is_documented():
+    command = [sys.executable, "-m", "kernels.ema.bench", "--json", "--repeats", "1"]
+    (line,) = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    result = json.loads(line)
+    assert result.keys() >= {"op", "baseline", "shape", "ratio", "max_error", "device"}
+    assert (result["op"], result["device"]) == ("ema", "cpu, 1 thread")
+    headline = result["shapes"][0]
+    assert {name: result[name] for name in ("shape", "ratio", "max_error")}.items() <= headline.items()
+    assert result["ratio"] > 0
+    assert 0 <= result["max_error"] < headline["perturbed_error"]
+
+
+@pytest.mark.parametrize("op", bench_all.ops())
+def test_every_bench_has_cases(op):
+    assert callable(import_module(f"kernels.{op}.bench").cases)
 
 
 def test_the_table_has_a_line_for_each_shape():

@@ -4,9 +4,12 @@ import torch
 
 from kernels.adapter_mixture import adapter_mixture
 from kernels.descriptor_score import descriptor_score, prepare, prepare_pca
+from kernels.ema import ema
 from kernels.ks_sketch import fit_grid, sketch
+from kernels.lowrank_merge import lowrank_merge
 from kernels.merge_n import merge_n
 from kernels.mmd_perm import labelings, mmd_statistics
+from kernels.pack1 import pack1, unpack1
 from kernels.ties import ties
 from tests.kernels.test_grouped_lora import CountOps
 
@@ -52,6 +55,32 @@ def test_merged_adapters():
         return count(lambda: merge_n(stack, torch.ones(num))), count(lambda: ties(stack, torch.ones(num), 0.5))
 
     assert ops(2) == ops(17)
+
+
+def test_adapters_of_a_low_rank_merge():
+    def ops(num):
+        arguments = [torch.rand(*shape) for shape in [(num,), (num, 2, 48), (num, 40, 2)]]
+        return count(lambda: lowrank_merge(*arguments, 3))
+
+    assert ops(2) == ops(17)
+
+
+def test_tensors_of_a_moving_average():
+    def ops(num):
+        averages, values = ([torch.rand(5) for _ in range(num)] for _ in range(2))
+        return count(lambda: ema(averages, values, 0.1))
+
+    assert ops(1) == ops(48)
+    assert ops(48).total() == 1
+
+
+def test_rows_of_one_bit_storage():
+    def ops(rows, values):
+        weight = torch.rand(rows, values)
+        return count(lambda: unpack1(pack1(weight)))
+
+    ops(1, 8)  # the table of the 256 bytes is made once
+    assert ops(1, 24) == ops(64, 24) == ops(3, 800)
 
 
 def test_dimensions_of_a_sketch():
