@@ -9,6 +9,7 @@ labeling and P random ones, as one matrix product per tile of the kernel matrix.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,14 @@ def default_gamma(z_SD: Tensor) -> float:
 
     Symmetric in the pooled records, so the test stays exact, and O(S D): the usual median over pairs is O(S^2 D).
     """
-    from_centre_S = (z_SD - z_SD.median(0).values).square().sum(1).double()
+    from_centre_S = (z_SD - _median(z_SD)).square().sum(1).double()
     scale = float(2 * from_centre_S.median()) or float(2 * from_centre_S.mean())
     return 1 / scale if scale else 1.0
+
+
+def _median(z_SD: Tensor) -> Tensor:
+    """(D,): torch's, the lower of two in the middle; numpy's selection is vectorised and takes a third of the time."""
+    if z_SD.is_cuda or z_SD.dtype not in (torch.float32, torch.float64):
+        return z_SD.median(0).values
+    middle = (len(z_SD) - 1) // 2
+    return torch.from_numpy(np.partition(z_SD.detach().numpy(), middle, axis=0)[middle])

@@ -61,3 +61,11 @@ def test_gamma_does_not_depend_on_the_order_of_records(generator):
 def test_unusable_records_are_refused(bad):
     with pytest.raises(ValueError, match="MMD"):
         mmd_test(bad, torch.zeros(5, 2), 9)
+
+
+@pytest.mark.parametrize("num", [2, 3, 40, 41])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_width_comes_from_the_median_record(generator, num, dtype):
+    z = torch.randn(7, num, generator=generator, dtype=dtype).T
+    distances = (z - z.median(0).values).square().sum(1).double()
+    assert default_gamma(z) == 1 / float(2 * distances.median())
