@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy, linear
 from tasks.learning.adapters import AdapterSpec, deltas_of, nested_ranks, new_adapter, truncate
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features, run_suffix, training_features, training_features_from
+from tasks.learning.stored_states import pack, unpack
 from tasks.learning.tensors import NonFiniteError
 from tasks.learning.training import Recipe, TrainState, train_slice
 from tests.learning.conftest import pictures, sentences
@@ -107,6 +108,30 @@ def test_training_from_where_an_adapter_joins_is_training_from_the_states_before
     torch.testing.assert_close(one_BF, two_BF)
     torch.testing.assert_close(one, two)
     assert (all_blocks, fewer) == (16, 8)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_gradients_from_cached_states_are_those_of_the_whole_pass_to_the_bit(
+    folders: dict[str, Path], name: str
+) -> None:
+    """The states go through their stored form, unpadded; the whole pass starts at the embedding, padded alike."""
+    backbone = load_backbone(str(folders[name]))
+    records = [" ".join("abcdefghijklmn"[n:]) for n in (6, 0, 3, 1, 5, 2, 4, 0)] if name == "bert" else pictures(8)
+    embedded = backbone.encode(records, 0)
+    cached = [unpack(pack(state, "float32"), "float32", backbone.width) for state in backbone.encode(records, 2)]
+    weights = {n: torch.randn_like(t) / 8 for n, t in new_adapter(backbone, SPEC, 1).items()}
+
+    def gradients(states: list[torch.Tensor], cut: int) -> list[torch.Tensor]:
+        live = {n: t.clone().requires_grad_() for n, t in weights.items()}
+        loss = cross_entropy(
+            training_features(backbone, states, cut, deltas_of(live))[:, -backbone.width :], torch.arange(8)
+        )
+        return list(torch.autograd.grad(loss, list(live.values())))
+
+    whole, from_cache = gradients(embedded, 0), gradients(cached, 2)
+    assert all(torch.equal(a, b) and bool(a.any()) for a, b in zip(whole, from_cache, strict=True))
+    rounded = [unpack(pack(state, "bfloat16"), "bfloat16", backbone.width) for state in cached]
+    assert not any(torch.equal(a, b) for a, b in zip(whole, gradients(rounded, 2), strict=True))
 
 
 def test_divergence_and_unknown_optimisers_are_errors(vit: Backbone, states: list[torch.Tensor]) -> None:
