@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from kernels.ema import ema
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone
 from tasks.learning.features import features, num_states, training_features
 from tasks.learning.heads import ClassStatistics, Head, class_statistics, head_scores, solve_head
 from tasks.learning.loops import Descent, descend
+from tasks.learning.tensors import require_finite
 
 SCALE = 0.1  # of the adapter's output, as published; folded into the stored up-projection
 HOPS = 4
@@ -73,6 +75,9 @@ class Mos:
     moments: list[dict[str, Moments]] = field(default_factory=list)  # by class
     prototypes: dict[str, Tensor] = field(default_factory=dict)  # under the first adapter
     batch_of: dict[str, int] = field(default_factory=dict)
+    head: dict[str, tuple[Tensor, Tensor]] = field(
+        default_factory=dict
+    )  # class -> weight, bias as its batch trained it
 
 
 @dataclass(frozen=True)
@@ -118,10 +123,11 @@ def _train(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: Seque
     def merge() -> None:
         if earlier is not None and options.merge:
             with torch.no_grad():
-                for name, tensor in weights.items():
-                    tensor.lerp_(earlier[name] / SCALE if ".up." in name else earlier[name], options.merge)
+                means_outside = [t / SCALE if ".up." in n else t for n, t in earlier.items()]
+                ema(list(weights.values()), means_outside, options.merge)
 
     descend([(list(weights.values()), 1.0), (head, 0.1)], loss_of, len(states), options.descent, seed, merge)
+    mos.head.update({name: (head[0][i].detach(), head[1][i].detach()) for i, name in enumerate(names)})
     return {name: tensor.detach() for name, tensor in fold_scale(weights).items()}
 
 
@@ -145,27 +151,40 @@ def solve_mos_head(mos: Mos, seed: int = 0) -> Head:
 
 
 def _align(mos: Mos, labels: tuple[str, ...], seed: int, epochs: int = 30, per_class: int = 80) -> Head:
-    """The published alignment: fresh Gaussian draws of every class in each epoch, cross-entropy over all classes."""
-    generator = torch.Generator().manual_seed(seed)
-    moments = {name: each for batch in mos.moments for name, each in batch.items()}
-    width = len(moments[labels[0]].mean_F)
-    weight_CF, bias_C = torch.zeros(len(labels), width), torch.zeros(len(labels))
-    targets_N = torch.arange(len(labels)).repeat_interleave(per_class)
-    for epoch in range(epochs):
-        drawn_NF = torch.cat([moments[name].draw(per_class, generator) for name in labels])
-        weight_CF, bias_C = weight_CF.requires_grad_(), bias_C.requires_grad_()
-
-        def loss_of(rows: list[int], rows_NF: Tensor = drawn_NF, w: Tensor = weight_CF, b: Tensor = bias_C) -> Tensor:
-            return functional.cross_entropy(functional.linear(rows_NF[rows], w, b), targets_N[rows])
-
-        rate = 0.005 * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * epoch / epochs))))
-        descend(
-            [([weight_CF, bias_C], 1.0)], loss_of, len(drawn_NF), Descent(1, rate, minibatch=per_class), seed + epoch
-        )
-        weight_CF, bias_C = weight_CF.detach(), bias_C.detach()
+    """The published alignment of the trained head: fresh Gaussian draws of every class in each epoch, cross-entropy
+    over all classes; one optimiser throughout, whose rate falls along one cosine, by epoch. One batch needs none."""
+    weight_CF, bias_C = (torch.stack([mos.head[name][i] for name in labels]).requires_grad_() for i in (0, 1))
+    if len(mos.adapters) > 1:
+        optimizer = torch.optim.SGD([weight_CF, bias_C], 0.005, 0.9, weight_decay=mos.options.descent.weight_decay)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(epochs):
+            _align_once(mos, labels, weight_CF, bias_C, optimizer, per_class, generator)
+            schedule.step()
+    weight_CF, bias_C = weight_CF.detach(), bias_C.detach()
     expanded_CE = torch.zeros(len(labels), mos.statistics[0].sums_CE.shape[1])
-    expanded_CE[:, :width] = weight_CF
+    expanded_CE[:, : weight_CF.shape[1]] = weight_CF
     return Head(labels, expanded_CE, bias_C)
+
+
+def _align_once(
+    mos: Mos,
+    labels: tuple[str, ...],
+    weight_CF: Tensor,
+    bias_C: Tensor,
+    optimizer: torch.optim.Optimizer,
+    per_class: int,
+    generator: torch.Generator,
+) -> None:
+    moments = {name: each for batch in mos.moments for name, each in batch.items()}
+    drawn_NF = torch.cat([moments[name].draw(per_class, generator) for name in labels])
+    targets_N = torch.arange(len(labels)).repeat_interleave(per_class)
+    for rows_B in torch.randperm(len(drawn_NF), generator=generator).split(per_class):
+        logits_BC = functional.linear(drawn_NF[rows_B], weight_CF, bias_C)
+        loss = require_finite("alignment loss", functional.cross_entropy(logits_BC, targets_N[rows_B]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -> MosAnswer:

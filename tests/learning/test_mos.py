@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.backbones import Backbone
@@ -63,6 +64,32 @@ def test_either_alignment_tells_dark_from_bright(vit: Backbone, mos: Mos, alignm
     states, labels = shard(vit, 7, "ab", 2)
     answered = answer(aligned, solve_mos_head(aligned, seed=1), vit, states).labels
     assert np.mean([(a in "ace") == (b in "ace") for a, b in zip(answered, labels, strict=True)]) > 0.8
+
+
+def test_alignment_is_one_descent_along_one_cosine_from_the_trained_head(mos: Mos) -> None:
+    aligned = Mos(**{**vars(mos), "options": MosOptions(alignment="sgd")})
+    steps: list[tuple[int, float, float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        group = optimizer.param_groups[0]
+        steps.append((id(optimizer), group["lr"], float(group["params"][0].detach().abs().max())))
+
+    handle = register_optimizer_step_pre_hook(note)
+    solve_mos_head(aligned, seed=1)
+    handle.remove()
+    assert len({number for number, _, _ in steps}) == 1
+    rates = [0.005 * (1 + np.cos(np.pi * epoch / 30)) / 2 for epoch in range(30) for _ in "abcdef"]
+    assert [rate for _, rate, _ in steps] == pytest.approx(rates)
+    assert steps[0][2] == max(float(weight_F.abs().max()) for weight_F, _ in mos.head.values())
+
+
+def test_one_batch_keeps_the_head_that_it_trained(vit: Backbone) -> None:
+    first = Mos(2, AdapterSpec(rank=4, last_layers=2), MosOptions(descent=SHORT, alignment="sgd"))
+    learn_batch(first, vit, *shard(vit, 0, "ab", 2), seed=1)
+    head = solve_mos_head(first)
+    width = len(first.head["a"][0])
+    assert all(torch.equal(head.weight_CE[i, :width], first.head[name][0]) for i, name in enumerate("ab"))
+    assert bool(head.weight_CE.any())
 
 
 def test_a_step_merges_exactly_once(vit: Backbone) -> None:
