@@ -9,10 +9,14 @@ from transformers import (
     BertConfig,
     BertModel,
     BertTokenizerFast,
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
     DistilBertConfig,
     DistilBertModel,
+    RobertaConfig,
+    RobertaModel,
     ViTConfig,
     ViTModel,
 )
@@ -21,6 +25,7 @@ from tasks.learning.adapters import AdapterWeights
 from tasks.learning.backbones import Backbone, load_backbone
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
+TEXT = ("bert", "roberta", "distilbert")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 
 
@@ -35,7 +40,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("backbones")
     models = {
         "bert": BertModel(BertConfig(vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=64, **SIZES)),
+        "roberta": RobertaModel(
+            RobertaConfig(
+                vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=65, pad_token_id=0, **SIZES
+            )
+        ),
         "vit": ViTModel(ViTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False),
+        "deit": DeiTModel(
+            DeiTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False
+        ),
         "dinov2": Dinov2Model(Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **SIZES)),
         "distilbert": DistilBertModel(
             DistilBertConfig(vocab_size=len(WORDS), dim=32, n_layers=4, n_heads=2, hidden_dim=64)
@@ -44,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, model in models.items():
         model.save_pretrained(root / name)
     (root / "vocab.txt").write_text("\n".join(WORDS))
-    for name in ("bert", "distilbert"):
+    for name in TEXT:
         BertTokenizerFast(vocab=str(root / "vocab.txt")).save_pretrained(root / name)
     return {name: root / name for name in models}
 

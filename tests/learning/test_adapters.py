@@ -5,21 +5,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from tasks.learning.adapters import AdapterSpec, adapter_blocks, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features
-from tests.learning.conftest import apply_adapter, pictures, sentences
+from tests.learning.conftest import TEXT, apply_adapter, pictures, sentences
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "vit", "deit", "dinov2"])
 def test_a_new_adapter_changes_no_output(folders: dict[str, Path], name: str) -> None:
     backbone = load_backbone(str(folders[name]))
-    states = backbone.encode(sentences(9) if name == "bert" else pictures(9, 28), 2)
-    adapter = new_adapter(backbone, AdapterSpec(last_layers=2), seed=1)
-    assert adapter_blocks(adapter) == [2, 3]
-    assert torch.equal(features(backbone, states, 2, adapter), features(backbone, states, 2))
+
+    @settings(max_examples=12, deadline=None)
+    @given(st.integers(1, 12), st.integers(1, 20), st.integers(1, 4), st.integers(0, 2**31))
+    def check(count: int, rank: int, layers: int, seed: int) -> None:
+        cut = 4 - layers
+        states = backbone.encode(sentences(count, seed) if name in TEXT else pictures(count, 28, seed), cut)
+        adapter = new_adapter(backbone, AdapterSpec(rank=rank, last_layers=layers), seed)
+        assert adapter_blocks(adapter) == list(range(cut, 4))
+        assert torch.equal(features(backbone, states, cut, adapter), features(backbone, states, cut))
+
+    check()
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2"])

@@ -13,14 +13,16 @@ from registry.errors import UnsupportedBackboneError
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features, signatures
 from tasks.learning.images import to_pixels
-from tests.learning.conftest import pictures, sentences
+from tests.learning.conftest import TEXT, pictures, sentences
+
+SUPPORTED = ("bert", "roberta", "distilbert", "vit", "deit", "dinov2")
 
 
 def inputs_of(name: str) -> list[Any]:
-    return sentences(20) if name == "bert" else pictures(20, 28 if name == "dinov2" else 16)
+    return sentences(20) if name in TEXT else pictures(20, 28 if name == "dinov2" else 16)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_every_block_run_alone_gives_the_models_own_output(folders: dict[str, Path], name: str) -> None:
     backbone = load_backbone(str(folders[name]))
     record = inputs_of(name)[0]
@@ -34,7 +36,7 @@ def test_every_block_run_alone_gives_the_models_own_output(folders: dict[str, Pa
     torch.testing.assert_close(hidden_TD, theirs)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit", "dinov2"])
+@pytest.mark.parametrize("name", SUPPORTED)
 def test_a_records_bytes_do_not_depend_on_its_company(folders: dict[str, Path], name: str) -> None:
     backbone = load_backbone(str(folders[name]))
     records = inputs_of(name)

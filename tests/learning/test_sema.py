@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.learning import sema as sema_module
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
@@ -38,10 +40,15 @@ def signature(sema: Sema, states: list[torch.Tensor], block: int) -> torch.Tenso
     return run_suffix(sema.backbone, states, sema.cut, deltas=deltas).signatures_LND[block - sema.cut][None]
 
 
-def test_a_mixture_of_one_is_that_adapter(vit: Backbone) -> None:
-    adapter, hidden_BTD = random_block(vit, 1), torch.randn(3, 5, 32)
-    mixed_BTD = first_mixture(3, adapter, 32).mix(hidden_BTD)
-    torch.testing.assert_close(mixed_BTD, apply_adapter(adapter, 3, hidden_BTD))
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 5), st.integers(1, 9), st.integers(0, 2**31))
+def test_a_mixture_of_one_is_that_adapter(vit: Backbone, rank: int, rows: int, tokens: int, seed: int) -> None:
+    """Whatever its router column holds."""
+    torch.manual_seed(seed)
+    new = new_adapter(vit, AdapterSpec(rank=rank, last_layers=1), seed)
+    adapter, hidden_BTD = {name: torch.randn_like(t) / 4 for name, t in new.items()}, torch.randn(rows, tokens, 32)
+    mixture = replace(first_mixture(3, adapter, 32), router_KD=torch.randn(1, 32), bias_K=torch.randn(1))
+    torch.testing.assert_close(mixture.mix(hidden_BTD), apply_adapter(adapter, 3, hidden_BTD), atol=1e-4, rtol=1e-4)
 
 
 def test_growing_keeps_old_columns_and_mixes_by_their_softmax(vit: Backbone) -> None:
