@@ -64,6 +64,8 @@ def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool 
             serving = {name: k for name, k in known.items() if _earns_its_place(run, spec, k, frozen)}
         if use_adapters:
             run.decisions[-1]["serving"] = list(serving)
+        else:
+            run.nothing_decided()
         entries = tuple(
             AdapterEntry(
                 name,

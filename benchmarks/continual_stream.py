@@ -94,6 +94,10 @@ class Run:
                 self.tests.append(self.backbone.encode(list(self.batches[len(self.tests)].test_images), self.cut))
         return self.tests
 
+    def nothing_decided(self) -> None:
+        """A batch for which the method measures no shift."""
+        self.decisions.append({"decision": None, "p_value": None, "z_scores": None, "adapter": None})
+
     def record(self, predicted: Sequence[Sequence[str]]) -> None:
         """Add a row to the accuracy matrix from the predicted labels of the batches so far."""
         rows = zip(predicted, self.batches, strict=False)

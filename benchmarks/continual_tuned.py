@@ -19,6 +19,7 @@ def run_sequential(run: Run, spec: AdapterSpec, recipe: Recipe) -> None:
         with run.meter.measure("train"):
             state = train_slice(run.backbone, states, batch.train_labels, run.cut, spec, recipe, run.seed, state)
         _evaluate(run, state, number)
+        run.nothing_decided()
     _count(run, state)
 
 
@@ -28,6 +29,7 @@ def run_joint(run: Run, spec: AdapterSpec, recipe: Recipe) -> None:
     labels: list[str] = []
     for number, batch in enumerate(run.batches):
         states += run.train_states(number)
+        run.nothing_decided()
         labels += batch.train_labels
     with run.meter.measure("train"):
         state = train_slice(run.backbone, states, labels, run.cut, spec, recipe, run.seed)
