@@ -145,15 +145,16 @@ def bottleneck_case(num: int, device: torch.device, rank: int = 16, dim: int = 3
     x_NTD, base_NTD = (torch.randn(64, 16, dim, device=device) for _ in range(2))
     slot_N = torch.arange(64, device=device) % num
     shapes = [(num, rank, dim), (num, dim, rank), (num, rank), (num, dim)]
-    weights = Weights(*(torch.randn(*shape, device=device) / 8 for shape in shapes))
+    tensors = [torch.randn(*shape, device=device) / 8 for shape in shapes]
+    weights = Weights(*tensors)
     wrong = weights._replace(down_KRD=weights.down_KRD * 1.001)
     return Case(
         f"one block's bottlenecks, 64 x 16 tokens, D={dim} r={rank} K={num}, against a loop over them",
-        partial(bottleneck_loop, x_NTD, weights, slot_N, base_NTD),
+        partial(bottleneck_loop, x_NTD, tensors, slot_N, base_NTD),
         partial(our_bottleneck, x_NTD, weights, slot_N, base_NTD),
         partial(our_bottleneck, x_NTD, wrong, slot_N, base_NTD),
         flops=4 * 64 * 16 * dim * rank,
-        bytes_moved=4 * (3 * x_NTD.numel() + sum(t.numel() for t in weights)),
+        bytes_moved=4 * (3 * x_NTD.numel() + sum(t.numel() for t in tensors)),
     )
 
 
