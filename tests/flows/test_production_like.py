@@ -23,6 +23,7 @@ from infra.s3 import open_client
 from infra.settings import Settings, served_file
 from tasks import newsroom
 from tests.flows import pages
+from tests.flows.server import until
 
 ROOT = Path(__file__).resolve().parents[2]
 CLI = [sys.executable, "-W", "error", "-c", "from flows.cli import main; main()"]
@@ -56,6 +57,17 @@ class Home:
     def settings(self):
         return Settings(home=self.folder, _env_file=served_file(self.folder))
 
+    def prefect(self, path, body=None):
+        return self.get(f"{self.url('prefect')}/api/{path}", body=body)
+
+    def url(self, name):
+        return next(service["url"] for service in self.services if service["name"] == name)
+
+    def ended(self, run_id):
+        """The flow run, once it is over."""
+        run = self.prefect(f"flow_runs/{run_id}")
+        return run if run["state_type"] in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"} else None
+
     def get(self, address, login=None, body=None):
         content = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(address, content, {"Content-Type": "application/json"})
@@ -79,7 +91,7 @@ def home():
 
 @pytest.fixture(scope="module")
 def stream(home, tmp_path_factory):
-    """The demo's stream file, and the first three of its deliveries taken in."""
+    """The demo's stream file, and the first three of its deliveries taken in by the two workers."""
     config = home.settings
     keys = (config.s3_access_key.get_secret_value(), config.s3_secret_key.get_secret_value())
     client = open_client(config.s3_endpoint, *keys, config.s3_region)
@@ -89,7 +101,11 @@ def stream(home, tmp_path_factory):
         client.put_object(Bucket=config.inbox_bucket, Key=f"newsroom/{name}.parquet", Body=sink.getvalue())
     path = tmp_path_factory.mktemp("stream") / "newsroom.yaml"
     path.write_text(yaml.safe_dump(newsroom.STREAM.model_dump(mode="json")))
-    assert home.ask("run", path)["finished_batches"] == 3
+    home.call("deploy", path)
+    run = home.prefect("deployments/name/learn/newsroom")["id"]
+    started = home.prefect(f"deployments/{run}/create_flow_run", {})["id"]
+    ended = until(lambda: home.ended(started), 600)
+    assert ended["state_name"] == "Completed", ended["state"]["message"]
     return path
 
 
@@ -121,8 +137,13 @@ def test_mlflow_lets_nobody_in_without_the_password(home):
     assert home.settings.mlflow_password.get_secret_value() not in repr(home.settings)
 
 
-def test_main_job_leaves_versions_behind_the_login_and_artifacts_behind_the_proxy(home, stream):
+def test_workers_do_the_main_job_and_leave_versions_behind_the_login_and_artifacts_behind_the_proxy(home, stream):
     assert stream.exists()
+    (trained,) = {
+        run["work_pool_name"] for run in home.prefect("flow_runs/filter", {"flows": {"name": {"any_": ["train"]}}})
+    }
+    assert trained == "gpu"
+    assert home.ask("status")[0]["batches"] == 3
     config = home.settings
     login = f"deciduous:{config.mlflow_password.get_secret_value()}"
     api = f"{config.mlflow_tracking_uri}/api/2.0/mlflow"
@@ -139,8 +160,7 @@ def test_pages_can_be_read(home, stream, tmp_path):
     """PICTURES=docs writes the pictures of the operator's guide."""
     assert stream.exists()
     folder, config = Path(os.environ.get("PICTURES", tmp_path)), home.settings
-    api = next(service["url"] for service in home.services if service["name"] == "prefect") + "/api"
-    runs = [run for run in home.get(f"{api}/flow_runs/filter", body={}) if "03-tech" in run["name"]]
+    runs = [run for run in home.prefect("flow_runs/filter", {}) if "03-tech" in run["name"]]
     login = f"{config.mlflow_username}:{config.mlflow_password.get_secret_value()}"
     with pages.signed_in(config.mlflow_tracking_uri, login) as server:
         page = f"{server}/#/models/newsroom/versions/3?workflowType=machine_learning"
@@ -149,7 +169,7 @@ def test_pages_can_be_read(home, stream, tmp_path):
         page = f"{server}/#/models/newsroom?workflowType=machine_learning"
         shown = ["Who moved an alias", "Version 3", "@ champion", "@ previous", "deciduous.change", "03-tech-enter"]
         pages.take_picture(page, folder / "mlflow-model.png", tmp_path / "profile", shown, 900)
-    page = f"{api.removesuffix('/api')}/runs/flow-run/{runs[0]['id']}"
+    page = f"{home.url('prefect')}/runs/flow-run/{runs[0]['id']}"
     shown = ["newsroom: 03-tech-entertainment", "Completed", "promote-3"]
     pages.take_picture(page, folder / "prefect-run.png", tmp_path / "profile-of-prefect", shown)
 
@@ -165,3 +185,15 @@ def test_rollback_and_a_deletion_reach_every_server(home, stream):
     assert certificate["sweep"]["hits"] == 0
     assert {"database catalog", "database mlflow"} <= set(certificate["sweep"]["by_store"])
     assert certificate["purge"]["mlflow_versions"] > 0
+
+
+def test_a_backup_of_these_servers_comes_back(home, stream, tmp_path):
+    assert stream.exists()
+    before = home.ask("status")[0]
+    home.call("backup", tmp_path / "backup")
+    home.call("rollback", "newsroom")
+    assert home.ask("status")[0]["champion"] != before["champion"]
+    assert "--replace" in home.call("restore", tmp_path / "backup", code=1).replace("\n", " ")
+    home.call("restore", tmp_path / "backup", "--replace")
+    assert home.ask("status")[0] == before
+    assert [finding for finding in home.ask("doctor") if finding["health"] != "ok"] == []

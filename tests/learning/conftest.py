@@ -40,18 +40,18 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("backbones")
     models = {
         "bert": BertModel(BertConfig(vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=64, **SIZES)),
+        "vit": ViTModel(ViTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False),
+        "dinov2": Dinov2Model(Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **SIZES)),
+        "distilbert": DistilBertModel(
+            DistilBertConfig(vocab_size=len(WORDS), dim=32, n_layers=4, n_heads=2, hidden_dim=64)
+        ),
         "roberta": RobertaModel(
             RobertaConfig(
                 vocab_size=len(WORDS), intermediate_size=64, max_position_embeddings=65, pad_token_id=0, **SIZES
             )
         ),
-        "vit": ViTModel(ViTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False),
         "deit": DeiTModel(
             DeiTConfig(image_size=16, patch_size=8, intermediate_size=64, **SIZES), add_pooling_layer=False
-        ),
-        "dinov2": Dinov2Model(Dinov2Config(image_size=28, patch_size=14, mlp_ratio=2, **SIZES)),
-        "distilbert": DistilBertModel(
-            DistilBertConfig(vocab_size=len(WORDS), dim=32, n_layers=4, n_heads=2, hidden_dim=64)
         ),
     }
     for name, model in models.items():
