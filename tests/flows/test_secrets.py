@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
 from flows.forget import forget
 from flows.learn import learn
@@ -45,9 +46,14 @@ def found_in_files(home: Path, markers: dict[str, bytes]) -> list[str]:
     ]
 
 
-def parameters() -> str:
+def parameters(*named: str) -> str:
+    """Names, parameters and tags of the runs whose names hold one of these."""
+    found = []
     with get_client(sync_client=True) as client:
-        return repr([(run.name, run.parameters, run.tags) for run in client.read_flow_runs(limit=200)])
+        for part in named:
+            wanted = FlowRunFilter(name=FlowRunFilterName(like_=part))
+            found += client.read_flow_runs(flow_run_filter=wanted, limit=200)
+    return repr([(run.name, run.parameters, run.tags) for run in found])
 
 
 def found(where: str, content: bytes, markers: dict[str, bytes]) -> list[str]:
@@ -78,7 +84,9 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
     assert any(getattr(record, "batch", None) for record in said_by_steps), "lines of a batch name it"
     assert all(hasattr(record, "flow_run_id") for record in said_by_steps if record.name == "prefect.flow_runs")
 
-    hits = found("log", caplog.text.encode(), markers) + found("parameters", parameters().encode(), markers)
+    told = parameters(stream.name, ticket.ticket_id)
+    assert all(each in told for each in (stream.source, f"forget-{ticket.ticket_id}", str(source))), "runs are seen"
+    hits = found("log", caplog.text.encode(), markers) + found("parameters", told.encode(), markers)
     hits += found("answers", (tmp_path / "answers.parquet").read_bytes(), markers)
     hits += found("settings", repr(settings()).encode() + str(settings().model_dump()).encode(), markers)
     hits += found_in_files(settings().home, markers)
