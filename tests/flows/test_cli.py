@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from prefect import get_client
 from typer.testing import CliRunner
 
 from flows import cli
@@ -15,6 +16,8 @@ from flows.learn import learn
 from infra import access, database
 from infra.environment import mlflow_environment
 from infra.settings import settings
+from infra.workers import worker_environment
+from registry import catalog
 from tests.flows.conftest import deliver, make_stream
 
 ROOT = Path(__file__).parents[2]
@@ -172,3 +175,27 @@ def test_a_fresh_process_loads_the_champion_and_answers_raw_text(backbone, inbox
     answers = json.loads(done.stdout.splitlines()[-1])
     right = sum(answer == row["topic"] for answer, row in zip(answers, rows, strict=True))
     assert right / len(rows) > 0.9
+
+
+@pytest.mark.usefixtures("ready")
+def test_a_json_log_is_an_object_a_line_with_the_ids_of_run_and_batch(backbone, inbox):
+    stream = make_stream("jsonlog", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    (inbox / "s.yaml").write_text(json.dumps(stream.model_dump(mode="json")))
+    with get_client(sync_client=True) as client:
+        client.api_healthcheck()
+        api = str(client.api_url)
+    environment = {**worker_environment(), "DECIDUOUS_LOG_FORMAT": "json", "PREFECT_API_URL": api}
+    for name in ("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "PREFECT_LOGGING_HANDLERS_CONSOLE_FORMATTER"):
+        environment.pop(name, None)  # of this process, which logs as text
+    command = [sys.executable, "-c", "from flows.cli import main; main()", "run", str(inbox / "s.yaml")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    with database.transaction() as session:
+        (batch,) = catalog.batches(session, stream.name)
+    said = [line for line in lines if "deciduous_said" in line]
+    assert any("registered" in line["msg"] for line in said)
+    assert all(line["flow_run_id"] for line in lines if line["name"] == "prefect.flow_runs")
+    assert all(line["flow_run_id"] and line["task_run_id"] for line in lines if line["name"] == "prefect.task_runs")
+    assert {line["stream"] for line in said} == {stream.name}
+    assert batch.batch_id in {line.get("batch") for line in lines}
