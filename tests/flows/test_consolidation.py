@@ -1,6 +1,7 @@
 """The budget of adapters: merged, retired and written down, and what a merged adapter still recognises."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -13,12 +14,15 @@ from infra.settings import settings
 from registry import adapters, catalog, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind
-from registry.stream import Consolidation, Gates, ShiftOptions
+from registry.stream import AdapterOptions, Consolidation, Gates, ShiftOptions
 from registry.tables import now
-from tasks import consolidation, queries, retirement
+from tasks import consolidation, forms, queries, retirement
 from tasks.interrupted import interrupted_merges
+from tasks.learning.compression import num_units
 from tasks.likeness import propose_merges
+from tasks.policies.compression import form_holds
 from tasks.policies.merging import MAX_COHORT
+from tasks.policies.promotion import merge_is_kept
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
@@ -136,6 +140,42 @@ def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
     with pytest.raises(StateError, match=r"it would serve 52 shards, 50 is the most; merge others"):
         consolidation.merge_adapters.fn(stream, ("toolarge-a1", "toolarge-a2"))
     assert set(states(stream).values()) == {AdapterState.SERVING}
+
+
+def test_a_merge_that_loses_is_refused_with_figures_and_both_parents_go_on(backbone, inbox, monkeypatch):
+    """Under a gate that asks for more than an accuracy can gain, every merge loses."""
+    stream, born = learned("loses", backbone, inbox, consolidation=Consolidation(max_adapters=None))
+    monkeypatch.setattr(consolidation, "merge_is_kept", lambda before, after, _: merge_is_kept(before, after, -2.0))
+    outcome = consolidation.merge_adapters.fn(stream, tuple(born))
+    assert not outcome.accepted
+    assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.SERVING] * 2
+    (kept,) = numbers(stream, DecisionKind.KEEP)
+    assert kept["alternatives"]["before"] == outcome.accuracy_before
+    assert kept["alternatives"]["after"] == outcome.accuracy_after
+    (told,) = [d["reason"] for d in decisions(stream) if d["kind"] == DecisionKind.KEEP]
+    assert re.match(rf"{born[0]}: \d\.\d+ -> \d\.\d+ \(\d+ rows\), {born[1]}: .*largest loss", told)
+    assert queries.status(stream.name)[0]["champion"] == 2, "no version came of it"
+
+
+def test_the_smallest_nested_rank_that_holds_is_stored_and_a_refused_one_gives_way(backbone, inbox, monkeypatch):
+    asked = []
+
+    def first_loses(accuracy, *rest):
+        asked.append(accuracy)
+        return form_holds(accuracy if len(asked) > 1 else accuracy - 1, *rest)
+
+    monkeypatch.setattr(forms, "form_holds", first_loses)
+    options = AdapterOptions(rank=4, last_layers=2, epochs=2, ranks="nested", precision="int8")
+    stream = make_stream("nested", backbone, inbox, shift=SURE, adapter=options, gates=Gates(form_drop=0.5))
+    deliver(inbox, "01", LOOKS["01"], rows=80)
+    learn(stream)
+    with database.transaction() as session:
+        (adapter,) = adapters.adapters(session, stream.name)
+    form = adapter.recipe["form"]
+    assert (len(asked), form["rank"], form["precision"]) == (2, 2, "int8"), "of the ranks 1, 2 and 4"
+    assert form["bytes"] < form["bytes_whole"]
+    assert form["reason"].startswith("holds: ")
+    assert num_units(forms.load_weights(adapter)) == 2
 
 
 class PowerCutError(Exception):
