@@ -4,16 +4,22 @@ import os
 import resource
 import subprocess
 import sys
+import uuid
 
 import pytest
 
+from flows.learn import learn
 from infra import seaweed
 from infra.s3 import open_client
 from infra.settings import settings
 from registry import artifacts
 from registry.errors import StorageUnavailableError
+from tasks import queries
 from tasks.retries import worth_retrying
-from tests.faults.proxy import CUT, ERROR, REFUSE, before
+from tests.faults.proxy import CUT, ERROR, PASS, REFUSE, before
+from tests.flows.conftest import backbone, deliver, inbox, make_stream, ready
+
+__all__ = ["backbone", "inbox", "ready"]
 
 BLOB = os.urandom(200_000)
 
@@ -102,6 +108,68 @@ def test_a_slow_store_is_waited_for(through, bucket, ends):
     stored = artifacts.put_blob(client, bucket, "p", BLOB)
     assert artifacts.get_blob(client, bucket, stored.key, stored.sha256) == BLOB
     ends("S3 takes half a second to answer", "written and read", "waited for", "none: the bytes came back")
+
+
+@pytest.fixture
+def learning(s3, backbone, inbox, set_variable):
+    """A stream with a champion and a second batch that waits, in a home that reaches S3 through a proxy."""
+    access, secret = seaweed.credentials(settings().home)
+    with before(s3.meta.endpoint_url) as proxy:
+        for name, value in (("S3_ENDPOINT", proxy.address), ("S3_ACCESS_KEY", access), ("S3_SECRET_KEY", secret)):
+            set_variable(name, value)
+        stream = make_stream(f"store-{uuid.uuid4().hex[:8]}", backbone, inbox)
+        deliver(inbox, "batch-0", ["red", "blue"])
+        learn(stream)
+        deliver(inbox, "batch-1", ["green", "gold"])
+        yield proxy, stream
+
+
+def failing(monkeypatch, proxy, *faults, after=PASS):
+    """The proxy fails once the second batch is about to be stored."""
+    store = artifacts.put_blob
+
+    def put(*args, **kwargs):
+        monkeypatch.setattr(artifacts, "put_blob", store)
+        proxy.fail(*faults, after=after)
+        return store(*args, **kwargs)
+
+    monkeypatch.setattr(artifacts, "put_blob", put)
+
+
+def serving(stream) -> tuple[int, int, int]:
+    """Champion, versions, and batches that are not finished."""
+    (found,) = queries.status(stream.name)
+    return found["champion"], found["versions"], len(found["unfinished"])
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("ready")
+def test_a_run_outlasts_a_store_that_fails_for_a_moment(learning, monkeypatch, ends):
+    proxy, stream = learning
+    failing(monkeypatch, proxy, ERROR, ERROR)
+    assert len(learn(stream)) == 1
+    assert proxy.met[:2] == [ERROR, ERROR]
+    assert serving(stream) == (2, 2, 0)
+    ends("S3 answers 500 twice during `learn`", "one run", "the run completes", "none: one version a batch")
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("ready")
+def test_a_run_without_a_store_is_one_error_and_is_then_completed(learning, monkeypatch, ends):
+    proxy, stream = learning
+    failing(monkeypatch, proxy, after=REFUSE)
+    with pytest.raises(StorageUnavailableError, match=proxy.address):
+        learn(stream)
+    assert serving(stream)[:2] == (1, 1), "nothing of the second batch serves"
+    proxy.fail()
+    learn(stream)
+    assert serving(stream) == (2, 2, 0)
+    ends(
+        "S3 refuses from the first blob of a batch on during `learn`",
+        "one run with its repetitions, then another",
+        "one error with the address, the version before serves; the next run completes",
+        "none: one version a batch",
+    )
 
 
 FULL = """
