@@ -141,6 +141,9 @@ def test_a_promotion_without_mlflow_is_mirrored_by_the_next(prepared, ends):
     proxy.come_back()
     promote_version.fn(stream, version)
     assert champions(stream) == (2, 2, [1, 2])
+    with database.transaction() as session:
+        moves = [e.version for e in versions.alias_history(session, stream.name) if e.alias == CHAMPION]
+    assert moves == [1, 2]
     ends(
         "MLflow is away while the champion moves",
         "a promotion, then another",
@@ -185,14 +188,26 @@ def test_a_run_outlasts_a_minute_without_prefects_api(backbone, inbox, monkeypat
         client.api_healthcheck()
         address = str(client.api_url)
     with before(address.removeprefix("http://").partition("/")[0]) as proxy, using(f"{proxy.address}/api"):
+        knocked, away = [], threading.Event()
+
+        def knock(name, args):
+            if away.is_set() and name == "socket.connect" and args[1][1:2] == (proxy.port,):
+                knocked.append(args[1])
+
+        def come_back():
+            away.clear()
+            proxy.come_back()
 
         def leave():
             proxy.leave()
-            threading.Timer(MINUTE, proxy.come_back).start()
+            away.set()
+            threading.Timer(MINUTE, come_back).start()
 
+        sys.addaudithook(knock)  # cannot be taken away again; outside of the minute it does nothing
         with during(monkeypatch, "measure_shift", leave) as struck:
             flows.learn.learn(stream)
     assert struck
+    assert knocked, "a call found nobody who listens"
     assert (queries.status(stream.name)[0]["champion"], queries.status(stream.name)[0]["unfinished"]) == (1, [])
     ends(
         "Prefect's API is away for a minute",
