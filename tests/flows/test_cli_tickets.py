@@ -1,0 +1,98 @@
+"""Deletion from the command line: a file of ids, a dry run, what people do to a ticket, and a certificate elsewhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.learn import learn
+from registry.stream import Approval
+from tests.flows.conftest import deliver, make_stream
+from tests.flows.test_cli import call
+
+pytestmark = pytest.mark.usefixtures("ready")
+VERIFY = "import sys; from flows.cli import main; sys.argv[0] = 'deciduous'; main()"
+
+
+@pytest.fixture
+def ask(capsys, monkeypatch):
+    """What a verb prints as JSON, and its exit code."""
+
+    def asked(*words: str):
+        code, out, errors = call(capsys, monkeypatch, *words, "--json")
+        return code, json.loads(out) if out else errors
+
+    return asked
+
+
+def learned(name: str, backbone, inbox):
+    stream = make_stream(name, backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    return stream
+
+
+def verified_elsewhere(certificate: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """As whoever was sent the file alone would check it: no home, no setting, no key."""
+    command = [sys.executable, "-c", VERIFY, "verify", certificate.name]
+    return subprocess.run(command, cwd=folder, env={"HOME": str(folder)}, capture_output=True, text=True, check=False)
+
+
+def test_a_file_of_ids_is_erased_and_anybody_verifies_the_certificate(ask, backbone, inbox, tmp_path):
+    learned("by-file", backbone, inbox)
+    listed = tmp_path / "ids.csv"
+    listed.write_text("subject,record\nperson-1,\n,01-2\nperson-1,01-11\n")
+    code, planned = ask("erase", "by-file", "--file", str(listed), "--dry-run")
+    assert (code, planned["records"], len(planned["shards"])) == (0, 5, 1)
+    assert [(each["adapter_id"], each["action"]) for each in planned["repairs"]] == [("by-file-a1", "retrain")]
+    assert planned["rows_to_train_again"] == 35
+    assert ask("ls", "tickets", "--stream", "by-file") == (0, [])  # a dry run opens none
+
+    code, closed = ask("erase", "by-file", "--file", str(listed))
+    assert (code, closed["state"], closed["records"]) == (0, "complete", 5)
+    sent = tmp_path / "sent" / "certificate.json"
+    sent.parent.mkdir()
+    sent.write_bytes(Path(closed["certificate"]).read_bytes())
+    done = verified_elsewhere(sent, sent.parent)
+    assert (done.returncode, "valid" in done.stdout, "E0" in done.stdout) == (0, True, True), done.stderr
+    assert list(sent.parent.iterdir()) == [sent]  # no home was made for it
+    sent.write_bytes(sent.read_bytes().replace(b'"records":5', b'"records":4'))
+    done = verified_elsewhere(sent, sent.parent)
+    assert (done.returncode, "valid" in done.stdout) == (1, False)
+
+
+def test_a_file_without_ids_is_refused(ask, tmp_path):
+    listed = tmp_path / "ids.csv"
+    listed.write_text("name\nperson-1\n")
+    code, errors = ask("erase", "by-file", "--file", str(listed))
+    assert code == 1
+    assert "needs a header with a column `subject` or `record`" in errors
+
+
+def test_people_take_a_ticket_through_its_states(ask, backbone, inbox):
+    stream = make_stream("by-hand", backbone, inbox)
+    approval = stream.gates.approval.model_copy(update={"erasure": Approval.ALWAYS})
+    stream = stream.model_copy(update={"gates": stream.gates.model_copy(update={"approval": approval})})
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    code, errors = ask("erase", "by-hand", "--subject", "person-1")
+    assert code == 1
+    assert "waits for a person" in errors
+    (opened,) = ask("ls", "tickets", "--stream", "by-hand")[1]
+    ticket_id = opened["ticket_id"]
+    assert ask("ticket", "verify", ticket_id, "--by", "ann")[1]["state"] == "verified"
+    code, extended = ask("ticket", "extend", ticket_id, "--by", "ann", "--reason", "complex")
+    assert (code, extended["due_at"] > opened["due_at"]) == (0, True)
+    assert ask("ticket", "extend", ticket_id, "--by", "ann", "--reason", "again")[0] == 1
+    assert ask("ticket", "approve", ticket_id, "--by", "bo")[1]["state"] == "approved"
+    assert ask("ticket", "deny", ticket_id, "--by", "bo", "--reason", "too late")[0] == 1
+    assert ask("erase", "by-hand", "--ticket", ticket_id)[1]["state"] == "complete"
+    assert ask("ticket", "reopen", ticket_id, "--by", "ann", "--reason", "no reason")[0] == 1
+    assert ask("ticket", "overdue", "--stream", "by-hand") == (0, [])
+    code, audited = ask("ticket", "audit")
+    assert (code, audited["certificates"] >= 1) == (0, True)
+    assert ask("erase", "by-hand", "--subject", "person-2")[0] == 1
+    denied = ask("ls", "tickets", "--stream", "by-hand")[1][-1]["ticket_id"]
+    assert ask("ticket", "deny", denied, "--by", "ann", "--reason", "identity not shown")[1]["state"] == "denied"
