@@ -14,7 +14,7 @@ from registry import aliases, suppression, versions
 from registry.errors import StateError
 from registry.records import TicketState, VersionState
 from registry.versions import CHAMPION
-from tasks import auditing, opening, tickets
+from tasks import auditing, opening, queries, tickets
 from tasks.backup import CATALOG, MLFLOW, back_up, read_lines
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
@@ -87,7 +87,7 @@ def test_restored_catalog_is_the_one_that_was_backed_up(stream, tmp_path):
     assert first == again
 
 
-def test_ticket_that_came_after_the_backup_stays_in_force(stream, tmp_path):
+def test_ticket_that_came_after_the_backup_stays_in_force(stream, inbox, tmp_path):
     back_up(tmp_path / "backup")
     ticket = open_for(stream, "person-3")
     assert champion(stream) != 2
@@ -99,6 +99,14 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, tmp_path):
         assert suppression.suppressed(session, stream.name)["subject"] != set()
     assert forget(ticket.ticket_id).state == TicketState.COMPLETE
     assert champion(stream) is not None
+
+    # whoever it erased is delivered once more
+    deliver(inbox, "batch-2", ["red", "blue"])
+    learn(stream)
+    (last,) = [row for row in queries.listing("batches", stream.name) if row["name"] == "batch-2"]
+    assert (last["rows"], last["suppressed"]) == (36, 4)
+    with database.transaction() as session:
+        assert tickets.find_records(session, tickets.resolve_targets(stream.name, ["person-3"], [])) == {}
 
     # the same backup again: by now it names blobs that were purged, and the ticket is replayed all the same
     report = restore(tmp_path / "backup", replace=True, dry_run=False)
