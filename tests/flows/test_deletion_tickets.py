@@ -2,6 +2,7 @@
 
 import json
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -57,21 +58,39 @@ def needs_approval(stream):
         catalog.save_stream(session, stream, digest)
 
 
-@pytest.fixture
-def under_hold(stream, set_variable):
-    """The first batch's source object lies in an inbox bucket of ours under a legal hold; (bucket, key, version)."""
-    s3, key, held = storage.s3(), f"{stream.name}/01.parquet", "inbox-under-hold"
+LOCKS = {
+    "hold": {"ObjectLockLegalHoldStatus": "ON"},
+    "retention": {
+        "ObjectLockMode": "GOVERNANCE",
+        "ObjectLockRetainUntilDate": datetime(2099, 3, 1, 12, tzinfo=UTC),
+    },
+}
+
+
+@pytest.fixture(params=["hold", pytest.param("retention", marks=pytest.mark.services)])
+def locked(stream, set_variable, request):
+    """The first batch's source object lies in an inbox bucket of ours and is locked; (kind, bucket, key, version)."""
+    s3, key, held = storage.s3(), f"{stream.name}/01.parquet", f"inbox-under-{request.param}"
     s3.create_bucket(Bucket=held, ObjectLockEnabledForBucket=True)
     data = s3.get_object(Bucket=settings().inbox_bucket, Key=key)["Body"].read()
-    s3.put_object(Bucket=held, Key=key, Body=data, ObjectLockLegalHoldStatus="ON")
+    s3.put_object(Bucket=held, Key=key, Body=data, **LOCKS[request.param])
     version = s3.head_object(Bucket=held, Key=key)["VersionId"]
     uri = move_first_batch(stream, f"s3://{held}/{key}")
     set_variable("INBOX_BUCKET", held)
-    yield held, key, version
+    yield request.param, held, key, version
     if version in [each.version_id for each in artifacts.list_versions(s3, held, key)]:
-        s3.put_object_legal_hold(Bucket=held, Key=key, VersionId=version, LegalHold={"Status": "OFF"})
+        unlock(request.param, held, key, version)
     artifacts.purge_keys(s3, held, [key])  # no inbox of ours any more: its rows would be found on the disk
     move_first_batch(stream, uri)
+
+
+def unlock(kind: str, bucket: str, key: str, version: str) -> None:
+    where = {"Bucket": bucket, "Key": key, "VersionId": version}
+    if kind == "hold":
+        storage.s3().put_object_legal_hold(**where, LegalHold={"Status": "OFF"})
+    else:  # whoever set it may: in compliance mode nobody could
+        past = {"Mode": "GOVERNANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(seconds=1)}
+        storage.s3().put_object_retention(**where, Retention=past, BypassGovernanceRetention=True)
 
 
 def move_first_batch(stream, uri: str) -> str:
@@ -173,20 +192,22 @@ def test_a_denied_ticket_is_not_worked(stream):
     assert champion_of(stream) == before
 
 
-def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, under_hold):
-    """A version of a source object under a legal hold. The ticket says so; afterwards it is reopened and completes."""
-    held, key, version = under_hold
-    ticket = open_ticket(stream, "person-8")
+def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, locked):
+    """A version of a source object under a lock. The ticket says so; afterwards it is reopened and completes."""
+    kind, *where = locked
+    ticket = open_ticket(stream, {"hold": "person-8", "retention": "person-16"}[kind])
     closed = forget(ticket.ticket_id)
     assert closed.state == TicketState.EXCEPTION
     assert "was kept" in closed.note
     assert f"deciduous ticket reopen {ticket.ticket_id}" in closed.note
     assert certificate_of(ticket.ticket_id)["guarantee"] == "Q"
+    (refused,) = certificate_of(ticket.ticket_id)["purge"]["refused"]
+    assert {"hold": "its legal hold", "retention": "its retention, 2099-03-01 12:00 UTC"}[kind] in refused
     assert champion_of(stream) is not None
     assert forget(ticket.ticket_id).state == TicketState.EXCEPTION  # a second delivery changes nothing
 
-    storage.s3().put_object_legal_hold(Bucket=held, Key=key, VersionId=version, LegalHold={"Status": "OFF"})
-    opening.reopen_ticket(ticket.ticket_id, "ann", "the hold was lifted")
+    unlock(kind, *where)
+    opening.reopen_ticket(ticket.ticket_id, "ann", "it was lifted")
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
     assert auditing.audit()["certificates"] == len(list(Path(certificate_path("x")).parent.glob("*.json")))
