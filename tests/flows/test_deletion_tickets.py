@@ -37,6 +37,7 @@ from tests.flows.adversary import (
     serve_all,
 )
 from tests.flows.conftest import deliver, make_stream
+from tests.flows.server import until
 
 pytestmark = pytest.mark.usefixtures("ready", "plain_steps")
 
@@ -88,9 +89,11 @@ def unlock(kind: str, bucket: str, key: str, version: str) -> None:
     where = {"Bucket": bucket, "Key": key, "VersionId": version}
     if kind == "hold":
         storage.s3().put_object_legal_hold(**where, LegalHold={"Status": "OFF"})
-    else:  # whoever set it may: in compliance mode nobody could
-        past = {"Mode": "GOVERNANCE", "RetainUntilDate": datetime.now(UTC) + timedelta(seconds=1)}
-        storage.s3().put_object_retention(**where, Retention=past, BypassGovernanceRetention=True)
+    else:  # whoever set it may shorten it, though not into the past; in compliance mode nobody could
+        end = datetime.now(UTC) + timedelta(seconds=2)
+        sooner = {"Mode": "GOVERNANCE", "RetainUntilDate": end}
+        storage.s3().put_object_retention(**where, Retention=sooner, BypassGovernanceRetention=True)
+        until(lambda: datetime.now(UTC) > end)
 
 
 def move_first_batch(stream, uri: str) -> str:
