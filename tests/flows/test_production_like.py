@@ -32,7 +32,11 @@ try:
     found = True
 except StartError:
     found = False
-pytestmark = [pytest.mark.services, pytest.mark.skipif(not found, reason="needs PostgreSQL's initdb and postgres")]
+pytestmark = [
+    pytest.mark.services,
+    pytest.mark.timeout(2400),
+    pytest.mark.skipif(not found, reason="needs PostgreSQL's initdb and postgres"),
+]
 
 
 class Home:
@@ -104,7 +108,7 @@ def stream(home, tmp_path_factory):
     home.call("deploy", path)
     run = home.prefect("deployments/name/learn/newsroom")["id"]
     started = home.prefect(f"deployments/{run}/create_flow_run", {})["id"]
-    ended = until(lambda: home.ended(started), 600)
+    ended = until(lambda: home.ended(started), 1800)  # an interpreter for each hand-over
     assert ended["state_name"] == "Completed", ended["state"]["message"]
     return path
 
