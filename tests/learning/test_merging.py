@@ -147,7 +147,7 @@ def test_lora_is_averaged_by_its_updates_unless_factors_are_asked_for() -> None:
     total = 0.5 * update(parents[0]) + 0.5 * update(parents[1])
 
     def error(operator: str, **options: str) -> float:
-        merged = merge({**recipe(operator, 2), **options}, parents)
+        merged = merge({**recipe_of(operator, [0.5, 0.5]), **options}, parents)
         return float((update(merged) - total).norm() / total.norm())
 
     assert error("svd") < 0.6 * error("linear", on="factors")
@@ -163,9 +163,9 @@ def test_lora_of_full_rank_is_merged_as_its_dense_updates(operator: str) -> None
     merged = update(merge(recipe_of(operator, [0.5, 0.5]), parents))
     if operator != "dare_ties":  # what drops follows from the bytes of all places
         torch.testing.assert_close(merged, merge(recipe(operator, 2), dense)["a"], rtol=1e-3, atol=1e-4)
-    assert not torch.allclose(
-        merged, update(merge({**recipe(operator, 2), "on": "factors"}, parents)), rtol=1e-2, atol=1e-2
-    )
+    as_peft = update(merge({**recipe_of(operator, [0.5, 0.5]), "on": "factors"}, parents))
+    assert not torch.allclose(merged, as_peft, rtol=1e-2, atol=1e-2)
+    assert torch.equal(update(merge(recipe(operator, 2), parents)), as_peft), "recipes from before there was a choice"
 
 
 def test_a_changed_constant_changes_no_replay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,22 +30,24 @@ OPERATORS: dict[str, Callable[..., AdapterWeights]] = {
 ON_UPDATES = ("linear", "ties", "dare_ties", "ema")
 """They work weight by weight: on what LoRA's factors compute together, for factors averaged alone give cross terms."""
 
-UNWRITTEN = {"dtype": "float32", "density": 0.5, "rate": 0.1}
+UNWRITTEN = {"dtype": "float32", "density": 0.5, "rate": 0.1, "on": "factors"}
 """What recipes ran with before they said so. Never to be changed: a deletion replays them."""
 
 
 def recipe_of(operator: str, shares: Sequence[float]) -> dict[str, Any]:
     """All that a merge follows from beside its parents' weights."""
-    options: dict[str, float] = {"ema": {"rate": ema.RATE}}.get(operator, {})
+    options: dict[str, Any] = {"on": "updates"} if operator in ON_UPDATES else {}
+    if operator == "ema":
+        options["rate"] = ema.RATE
     if operator in ("ties", "dare_ties"):
-        options = {"density": ties.DENSITY}
+        options["density"] = ties.DENSITY
     return {"kind": "merged", "operator": operator, "shares": list(shares), "dtype": "float32", **options}
 
 
 def merge(recipe: Mapping[str, Any], parents: Sequence[AdapterWeights]) -> AdapterWeights:
     """Run a recipe: its `operator` with its options and `shares`, on parents in the recorded order and dtype.
 
-    LoRA is merged by its updates unless the recipe says `on: factors`, as PEFT has it.
+    LoRA is merged `on: updates`, or as PEFT has it, `on: factors`, also by recipes from before there was a choice.
     Raises ValueError where the operator is unknown or the parents do not fit together.
     """
     operator, shares, told = recipe["operator"], recipe["shares"], {**UNWRITTEN, **recipe}
@@ -57,7 +59,7 @@ def merge(recipe: Mapping[str, Any], parents: Sequence[AdapterWeights]) -> Adapt
     options = {name: told[name] for name in recipe_of(operator, shares).keys() & {"density", "rate"}}
     dtype = getattr(torch, told["dtype"])
     cast = [{name: tensor.to(dtype) for name, tensor in parent.items()} for parent in parents]
-    whole = operator in ON_UPDATES and is_lora(cast[0]) and told.get("on") != "factors"
+    whole = operator in ON_UPDATES and is_lora(cast[0]) and told["on"] == "updates"
     merged = OPERATORS[operator](list(map(updates_of, cast)) if whole else cast, shares, **options)
     merged = cut_to(merged, cast[0]) if whole else merged
     return {name: tensor.contiguous() for name, tensor in merged.items()}
