@@ -32,8 +32,7 @@ def run_sema(run: Run) -> None:
         told = {"decision": "expand" if scan.expanded else "reuse", "p_value": None, "z_scores": scan.z_scores}
         run.decisions.append({**told, "adapter": [f"{block}.{number}" for block in scan.expanded]})
     run.adapters_by_layer = {str(block): len(mixture.adapters) for block, mixture in sema.mixtures.items()}
-    adapters = [adapter for mixture in sema.mixtures.values() for adapter in mixture.adapters]
-    run.trainable_parameters = sum(t.numel() for adapter in adapters for t in adapter.values())
+    run.trainable_parameters = sum(t.numel() for m in sema.mixtures.values() for t in m.to_tensors().values())
 
 
 def run_mos(run: Run) -> None:

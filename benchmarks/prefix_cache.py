@@ -1,18 +1,24 @@
 """What rounding the cached hidden states costs and saves: `python -m benchmarks.prefix_cache [--json]`.
 
 BBC news under MiniLM, five desks; per type the exact head's accuracy and one adapter's, trained and answered on the
-states as the cache gives them, with paired differences to float32.
+states as the cache gives them, with paired differences to float32. Then what removing one record costs among many.
 """
 
 import argparse
 import json
+import os
+import statistics
 import time
 from collections.abc import Sequence
+from hashlib import sha256
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from infra.settings import settings
+from tasks import disk_cache, prefix_cache
 from tasks.backbones import locate
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.backbones import Backbone, load_backbone
@@ -23,6 +29,7 @@ from tasks.learning.training import Recipe, train_slice
 from tasks.newsroom import articles
 
 CUT, ROWS = 4, 150
+RECIPES, PURGED = 2, 50
 
 
 def measure(
@@ -47,6 +54,27 @@ def measure(
     return {"dtype": dtype, "bytes_per_record": round(size), "relative_error": error, **accuracy, "right": right}
 
 
+def purge_cost(entries: int, size: int) -> dict[str, float]:
+    """Milliseconds to remove one record under two recipes among so many entries of `size` bytes."""
+    records = [sha256(str(number).encode()).hexdigest()[:32] for number in range(entries)]
+    with TemporaryDirectory(prefix="deciduous-") as home:
+        os.environ["DECIDUOUS_HOME"] = home
+        settings.cache_clear()
+        folders = [settings().home / "cache" / "bench" / f"recipe-{number}" for number in range(RECIPES)]
+        for record in records:
+            for folder in folders:
+                disk_cache.write_whole(folder / record[:2] / record, bytes(size))
+        took = []
+        for record in records[:: entries // PURGED]:
+            began = time.perf_counter()
+            gone = prefix_cache.purge("bench", [record])
+            took.append((time.perf_counter() - began) * 1e3)
+            assert gone == RECIPES
+        left = len(prefix_cache.records_of("bench"))
+        assert left == entries - len(took), left
+    return {"entries": entries, "median_ms": round(statistics.median(took), 2), "slowest_ms": round(max(took), 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
@@ -67,11 +95,12 @@ def main() -> None:
         mine = result.pop("right")
         result["answers_changed"] = {k: sum(a != b for a, b in zip(mine[k], exact[k], strict=True)) for k in mine}
     summary = {"records": len(states), "held_out": len(exact["adapter"]), "prefix_ms_per_record": round(prefix_ms, 2)}
+    purged = [purge_cost(entries, size=1024) for entries in (1_000, 20_000)]
     if arguments.json:
-        print(json.dumps({**summary, "types": results}))
+        print(json.dumps({**summary, "types": results, "purge_one_record": purged}))
         return
     print(", ".join(f"{name} {value}" for name, value in summary.items()))
-    for result in results:
+    for result in [*results, *purged]:
         print("  ".join(f"{name} {value}" for name, value in result.items()))
 
 

@@ -2,6 +2,7 @@
 
 One JSON line. Null: two random samples of one batch's rows, with other shares of its classes on either side. Power: one
 of the two seen through a planted look. Both as the pipeline decides: p <= alpha of the relabelings within classes.
+Beside it SEMA's own statistic for the look, the mean z of the reconstruction error: what is not above 0 it misses.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from benchmarks.continual_default import as_sample
 from benchmarks.continual_stream import Batch, load_stream
 from tasks.learning.adapters import default_layers
 from tasks.learning.backbones import Backbone, load_backbone
+from tasks.learning.descriptors import fit_descriptor, z_scores
 from tasks.learning.features import signatures
 from tasks.learning.shift import Sample, compare_samples
 
@@ -65,12 +67,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int) -> dict[str, object]:
     """Share of alarms without shift, its 99 % binomial interval around alpha, and the power by look and rows."""
-    clean_ND = _sample(backbone, batch.train_images)
+    clean_LND = _signatures(backbone, batch.train_images)
+    clean_ND = as_sample(clean_LND)
+    descriptor = fit_descriptor(clean_LND[:, ::2], clean_LND[:, 1::4])
     alarms = sum(_p_value(clean_ND, clean_ND, batch.train_labels, 80, trial) <= alpha for trial in range(trials))
     power: dict[str, dict[str, float]] = {}
+    z: dict[str, float] = {"none": round(float(z_scores(descriptor, clean_LND[:, 3::4]).mean()), 2)}
     for name, look in LOOKS.items():
         changed = np.clip(look(batch.train_images.astype(np.float64)), 0, 255).astype(np.uint8)
-        looked_ND = _sample(backbone, changed)
+        looked_LND = _signatures(backbone, changed)
+        looked_ND = as_sample(looked_LND)
+        z[name] = round(float(z_scores(descriptor, looked_LND[:, 3::4]).mean()), 2)
         power[name] = {
             str(rows): float(
                 np.mean(
@@ -88,12 +95,13 @@ def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int) -> dict
         "false_alarms": alarms / trials,
         "alpha_is_honoured": bool(binomtest(alarms, trials, alpha, alternative="greater").pvalue > 0.005),
         "power": power,
+        "mean_z": z,
     }
 
 
-def _sample(backbone: Backbone, images: np.ndarray) -> Tensor:
+def _signatures(backbone: Backbone, images: np.ndarray) -> Tensor:
     cut = backbone.num_blocks - default_layers(backbone.num_blocks)
-    return as_sample(signatures(backbone, backbone.encode(list(images), cut), cut))
+    return signatures(backbone, backbone.encode(list(images), cut), cut)
 
 
 def _p_value(batch_ND: Tensor, reference_ND: Tensor, labels: list[str], rows: int, trial: int) -> float:

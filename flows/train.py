@@ -26,6 +26,6 @@ def train(
 
     `waiting` is the id of a suspended run to resume at the end.
     """
-    shard = load_shard(shard_id)
+    shard = load_shard(stream, shard_id)
     trained = (refresh_adapter if kind == DecisionKind.REFRESH else train_adapter)(stream, shard, adapter_id)
     return trained.adapter_id

@@ -103,9 +103,9 @@ def compact() -> None:
 
 @cache
 def _client(config: Settings) -> MlflowClient:
-    client = MlflowClient(config.mlflow_tracking_uri, config.mlflow_tracking_uri)
     try:
-        with locked(config.home / "mlflow.lock"):  # two processes would both create the tables
+        with locked(config.home / "mlflow.lock"):  # two processes would both make the tables, already here
+            client = MlflowClient(config.mlflow_tracking_uri, config.mlflow_tracking_uri)
             client.search_experiments(max_results=1)
     except MlflowException as error:
         raise _unreachable(error) from error

@@ -295,6 +295,14 @@ def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
     return found
 
 
+def owned_digests(session: Session, digests: Iterable[str]) -> set[str]:
+    """Which of these blobs some node owns."""
+    found: set[str] = set()
+    for chunk in in_chunks(sorted(set(digests))):
+        found.update(session.scalars(select(ObjectRow.sha256).where(ObjectRow.sha256.in_(chunk))))
+    return found
+
+
 def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decision, numbers: dict[str, object]) -> None:
     session.add(
         DecisionRow(

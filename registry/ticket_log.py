@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from hashlib import sha256
 
-from sqlalchemy import select, text
+from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
 from registry.artifacts import canonical_json
 from registry.errors import TamperedLogError
-from registry.tables import Base, TicketEventRow, now
+from registry.tables import Base, TicketEventRow, TicketRow, now
 
 BEGINNING = "0" * 64
 
@@ -32,6 +32,12 @@ def append(
 def events_of(session: Session, ticket_id: str) -> list[TicketEventRow]:
     query = select(TicketEventRow).where(TicketEventRow.ticket_id == ticket_id)
     return list(session.scalars(query.order_by(TicketEventRow.event_id)))
+
+
+def newest_event(session: Session, stream: str) -> int:
+    """Number of the last entry about a ticket of the stream; 0 where it never had one."""
+    query = select(func.max(TicketEventRow.event_id)).join(TicketRow, TicketRow.ticket_id == TicketEventRow.ticket_id)
+    return session.scalar(query.where(TicketRow.stream == stream)) or 0
 
 
 def check(session: Session) -> tuple[int, str]:

@@ -12,6 +12,7 @@ from tasks.backbones import open_frozen
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import taking_in
 from tasks.identity import catalog_key
+from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.prefix_cache import encode_missing
 from tasks.reading import Reading, read_rows
@@ -24,6 +25,7 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 def open_stream(stream: Stream) -> None:
     """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog."""
     database.check_revision()
+    follow_deletions(stream.name)
     digest = open_frozen(stream).digest
     with database.transaction() as session:
         catalog.save_stream(session, stream, digest)

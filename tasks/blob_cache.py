@@ -23,6 +23,13 @@ def read_tensors(key: str, sha256: str) -> "dict[str, Tensor]":
     """The blob's tensors, from the local file where there is one; TamperedBlobError when S3's bytes are not those."""
     from safetensors.torch import load_file  # noqa: PLC0415  torch takes seconds, a rollback needs none of it
 
+    try:
+        return load_file(_fetched(key, sha256))
+    except FileNotFoundError:  # another process made room, or followed a deletion, in between
+        return load_file(_fetched(key, sha256))
+
+
+def _fetched(key: str, sha256: str) -> Path:
     path = _path(sha256)
     if not _holds(path, sha256):
         data = artifacts.get_blob(storage.s3(), settings().artifact_bucket, key, sha256)
@@ -30,7 +37,7 @@ def read_tensors(key: str, sha256: str) -> "dict[str, Tensor]":
         disk_cache.write_whole(path, data)
     else:
         os.utime(path)
-    return load_file(path)
+    return path
 
 
 def forget(keys: Iterable[str]) -> int:
@@ -42,6 +49,11 @@ def forget(keys: Iterable[str]) -> int:
         for each in path.parent.glob(f"{path.name}*"):  # also what a killed process left half written
             each.unlink(missing_ok=True)
     return gone
+
+
+def digests() -> set[str]:
+    """Digests of the blobs that have a local copy."""
+    return {path.stem for path in _root().glob("*/*.safetensors")}
 
 
 def retain(digests: Iterable[str]) -> int:

@@ -9,6 +9,7 @@ from registry import artifacts, catalog, versions
 from registry.records import VersionState
 from tasks import blobs
 from tasks.exclusion import alone, naming
+from tasks.local_copies import follow_deletions
 from tasks.manifests import keys_in, load_json
 from tasks.orphans import orphans_of, purge_run
 
@@ -46,6 +47,7 @@ def collect_garbage(stream: str) -> list[tuple[str, str]]:
 
 def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
     """Remove dead blobs, uploads that were never completed and runs in MLflow that a crash left, and say what that was.
+    This machine's caches follow the deletions that were worked elsewhere.
 
     Raises HeldError while another process works on the stream.
     """
@@ -58,6 +60,7 @@ def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
             artifacts.abort_uploads(storage.s3(), settings().artifact_bucket, uploads)
             for run_id in orphans:
                 purge_run(stream, run_id)
+            follow_deletions(stream)
     return {
         "stream": stream,
         "live_blobs": found.live,

@@ -26,6 +26,7 @@ from registry import catalog
 from registry.errors import StateError, UnknownIdError
 from registry.records import Decision, DecisionKind, Shard
 from registry.stream import Stream, WithoutWorker
+from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.policies.placement import Place, place_training
 from tasks.retries import step
@@ -40,11 +41,12 @@ WAKE_SECONDS = 60
 
 
 @step("load-shard-{shard_id}")
-def load_shard(shard_id: int) -> Shard:
+def load_shard(stream: Stream, shard_id: int) -> Shard:
     """The shard, and a limit on how often a run that keeps losing its worker is resumed.
 
     Raises SchemaError where the catalog does not fit the code of this worker."""
     database.check_revision()
+    follow_deletions(stream.name)
     if this_run.run_count > ATTEMPTS:
         raise StateError(
             f"this run lost its worker {ATTEMPTS} times; look at the worker's memory before it is run again"

@@ -29,7 +29,7 @@ def discard_batch(batch_id: str) -> Batch:
         batch = catalog.require_held(session, batch_id)
         stream = catalog.get_stream(session, batch.stream)
     with alone(batch.stream, wait_seconds=0), naming(batch.stream):
-        purge(stream, {row.record for shard in batch.shards for row in load_rows(shard)})
+        purge(stream.name, {row.record for shard in batch.shards for row in load_rows(shard)})
         with database.transaction() as session:
             catalog.discard_batch(session, batch_id)
         removed = collect_garbage(batch.stream)

@@ -11,6 +11,7 @@ from registry.tables import DecisionRow
 from tasks.adapters import erase_adapter
 from tasks.alias_moves import mirror_aliases
 from tasks.consolidation import MergeOutcome
+from tasks.local_copies import follow_deletions
 from tasks.retries import step
 
 IN_USE = (AdapterState.SERVING, AdapterState.CANDIDATE)
@@ -23,6 +24,7 @@ def interrupted_merges(stream: Stream) -> list[MergeOutcome]:
     A merged adapter beside parents that are still in use was never kept: it is erased. Raises SchemaError where the
     catalog does not fit this code."""
     database.check_revision()
+    follow_deletions(stream.name)
     with database.transaction() as session:
         used = {a.adapter_id: a for a in adapter_rows.adapters(session, stream.name, IN_USE)}
         merged = [adapter for adapter in used.values() if adapter.parent_ids]

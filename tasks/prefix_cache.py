@@ -15,7 +15,9 @@ from typing import Any
 
 from torch import Tensor
 
+from infra import database
 from infra.settings import settings
+from registry import suppression
 from registry.stream import Stream, TaskType
 from tasks import disk_cache
 from tasks.backbones import cut_of, open_frozen
@@ -75,7 +77,16 @@ def _encode_and_keep(stream: Stream, rows: Sequence[Row]) -> Iterator[Tensor]:
                 disk_cache.write_whole(_file(stream, row.record), pack(state_TD, stream.cache.dtype))
             yield state_TD
     if keep:
+        _drop_suppressed(stream, rows)
         disk_cache.trim(_root(stream.name).parent.rglob("*"), settings().state_cache_bytes)
+
+
+def _drop_suppressed(stream: Stream, rows: Sequence[Row]) -> None:
+    """A ticket may have purged these records after they were loaded and before their states were written."""
+    with database.transaction() as session:
+        targets = suppression.suppressed(session, stream.name)
+    if gone := [row.record for row in rows if row.record in targets["record"] or row.subject in targets["subject"]]:
+        purge(stream.name, gone)
 
 
 def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
@@ -92,11 +103,16 @@ def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
     return [rounded(state_TD, stream.cache.dtype) for state_TD in backbone.encode(raw, cut_of(stream, backbone))]
 
 
-def purge(stream: Stream, records: Iterable[str]) -> int:
+def records_of(stream_name: str) -> set[str]:
+    """Whose states lie here, under whatever recipe, whole or half written."""
+    return {path.name.split(".")[0] for path in _root(stream_name).glob("*/*/*")}
+
+
+def purge(stream_name: str, records: Iterable[str]) -> int:
     """Remove the states of these records under every recipe; returns how many files went."""
     gone = 0
     forget_passes()
-    for folder in _root(stream.name).glob("*"):
+    for folder in _root(stream_name).glob("*"):
         for record in records:
             for path in (folder / record[:2]).glob(f"{record}*"):  # also what a killed process left half written
                 path.unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[in
     gone = [row for row in rows if is_named(row, targets)]
     left = [row for row in rows if not is_named(row, targets)]
     keys = {*known, *(catalog_key(row.record) for row in gone)}
-    prefix_cache.purge(stream, [row.record for row in gone])
+    prefix_cache.purge(stream.name, [row.record for row in gone])
     with database.transaction() as session:
         tickets.forget_records(session, sorted(keys), {shard.shard_id: count_rows(left)})
         catalog.put_object(session, shards.store_rows(stream, shard, left))

@@ -74,7 +74,17 @@ def check_epoch(session: Session, stream: str, started: int, what: str) -> None:
 
 def tainted_shards(session: Session, stream: str) -> set[int]:
     """Shards that still hold a suppressed record."""
+    return set().union(*_suppressed_records(session, stream))
+
+
+def suppressed_keys(session: Session, stream: str) -> set[int]:
+    """Keys of the suppressed records that the catalog still holds."""
+    return {key for by_shard in _suppressed_records(session, stream) for keys in by_shard.values() for key in keys}
+
+
+def _suppressed_records(session: Session, stream: str) -> list[dict[int, list[int]]]:
     targets = suppression.suppressed(session, stream)
-    by_subject = lineage.records_of_subjects(session, sorted(map(catalog_key, targets["subject"])))
-    by_record = lineage.records_by_key(session, sorted(map(catalog_key, targets["record"])))
-    return {*by_subject, *by_record}
+    return [
+        lineage.records_of_subjects(session, sorted(map(catalog_key, targets["subject"]))),
+        lineage.records_by_key(session, sorted(map(catalog_key, targets["record"]))),
+    ]

@@ -19,6 +19,8 @@ for name in [name for name in os.environ if name.startswith(("DECIDUOUS_", "PREF
 HOME = Path(tempfile.mkdtemp(prefix="deciduous-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)  # first registered, last run: servers end before it
 os.environ["DECIDUOUS_HOME"] = str(HOME)
+# models of a test are tiny: a second thread costs more than it gives, and milliseconds a product where cores are busy
+os.environ["DECIDUOUS_THREADS"] = "1"
 prepare_prefect()
 
 

@@ -239,6 +239,32 @@ def test_compressed_and_merged_bytes_are_those_of_a_stream_without_the_records(
     assert_as_if_never_there(stream, inbox, gone, set_variable, fresh_home, learn_and_merge_plainly)
 
 
+def learn_and_merge_twice(stream) -> None:
+    """An adapter for each of three looks; two are merged, and what came of it with the third."""
+    adversary.learn(stream)
+    first, second, third = adversary.serve_all(stream)
+    adversary.merge(stream, adversary.merge(stream, first, second), third)
+
+
+@pytest.mark.services
+@pytest.mark.usefixtures("plain_steps")
+def test_a_merge_of_a_merge_is_replayed_to_the_same_bytes(backbone, inbox, set_variable, tmp_path_factory, monkeypatch):
+    monkeypatch.setattr(saga, "report_ticket", lambda *_: None)  # a page of Prefect's UI
+    monkeypatch.setitem(BATCHES, "04", ["pink", "grey"])
+    set_variable("HASH_KEY", "the same in both homes")
+    stream = make_stream("twice", backbone, inbox, shift=SURE)
+    rows = write_batches(inbox, rows=96, subjects=32)
+    learn_and_merge_twice(stream)
+    with database.transaction() as session:
+        merged = [a for a in adapters.adapters(session, stream.name) if a.parent_ids]
+    assert merged[0].adapter_id in merged[1].parent_ids
+    log, ticket_id = [last_certificate()], open_ticket(stream, rows[0], by_record=True)  # in the first batch alone
+    adversary.forget(ticket_id)
+    assert_certified(ticket_id, log)
+    fresh_home = tmp_path_factory.mktemp("fresh-home")
+    assert_as_if_never_there(stream, inbox, rows[:1], set_variable, fresh_home, learn_and_merge_twice)
+
+
 @pytest.mark.services
 @pytest.mark.timeout(3000)
 @pytest.mark.usefixtures("plain_steps")

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from infra import database
 from infra.settings import settings
 from registry.stream import AdapterOptions, CacheOptions, Stream
 from tasks import prefix_cache
@@ -25,6 +26,7 @@ def rows_of(count):
 
 @pytest.fixture
 def stream(backbone, request):  # noqa: F811
+    database.migrate()
     name = request.node.name.split("[")[0].replace("_", "-")[:60]
     fields = {"name": name, "backbone": str(backbone), "source": "x", "adapter": AdapterOptions(last_layers=2)}
     return Stream(**fields, max_tokens=16)
@@ -50,7 +52,7 @@ def test_a_warm_cache_gives_what_a_cold_one_and_no_cache_give(stream, dtype):
     for a, b, c in zip(plain, cold, warm, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(b, c)
-    prefix_cache.purge(stream, [row.record for row in rows])
+    prefix_cache.purge(stream.name, [row.record for row in rows])
 
 
 def test_entries_hold_unpadded_rows(stream):
@@ -87,7 +89,7 @@ def test_a_purge_touches_its_records_alone_however_many_there_are(stream):
         prefix_cache.encode_missing(stream, rows_of(total))
         seen.clear()
         watching[0] = True
-        gone = prefix_cache.purge(stream, [row.record for row in rows_of(3)])
+        gone = prefix_cache.purge(stream.name, [row.record for row in rows_of(3)])
         watching[0] = False
         return gone, len(seen)
 
@@ -114,4 +116,4 @@ def test_what_is_decided_about_the_states_is_said_once_with_its_reason(stream, c
     assert len(said) == 2
     assert "hidden states are not kept, cache.policy is never" in said[0]
     assert "hidden states are kept as float32, reading is faster: 1,000 MB/s of disk against a break-even" in said[1]
-    prefix_cache.purge(stream, [row.record for row in rows])
+    prefix_cache.purge(stream.name, [row.record for row in rows])
