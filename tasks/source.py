@@ -101,21 +101,24 @@ def _list_local(source: str) -> Iterator[tuple[str, str]]:
         root, files = path.resolve().parent, [path]
     else:
         root, files = path.parent, list(path.parent.glob(path.name))
+    root = root.resolve()
     for file in files:
-        if file.suffix in FORMATS and _is_object(file, root.resolve()):
-            stat = file.stat()
-            yield str(file.resolve()), f"{file.resolve()}#{stat.st_size}-{stat.st_mtime_ns}"
+        if file.suffix in FORMATS and (found := _resolved(file, root)) is not None:
+            stat = found.stat()
+            yield str(found), f"{found}#{stat.st_size}-{stat.st_mtime_ns}"
 
 
-def _is_object(file: Path, root: Path) -> bool:
+def _resolved(file: Path, root: Path) -> Path | None:
+    """The regular file that the name leads to; None where it leads out of the folder, or has no UTF-8 name."""
     try:
         str(file).encode()
-        fits = file.is_file() and file.resolve().is_relative_to(root)
-    except (UnicodeEncodeError, OSError):
-        fits = False
-    if not fits:
-        say(f"{file.name!a} is left out: no regular file of {root}, or its name is not UTF-8")
-    return fits
+        found = file.resolve()
+        if found.is_file() and found.is_relative_to(root):
+            return found
+    except (UnicodeEncodeError, OSError, RuntimeError):  # the last one is a loop of links
+        pass
+    say(f"{file.name!a} is left out: no regular file of {root}, or its name is not UTF-8")
+    return None
 
 
 def _read_local(path: Path) -> bytes:
