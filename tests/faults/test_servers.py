@@ -6,24 +6,28 @@ import threading
 import urllib.request
 import uuid
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from sqlalchemy import create_engine, event, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
+import flows.forget
 import flows.learn
 from infra import children, database, tracking
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
-from registry import aliases, catalog, models, versions
-from registry.records import BatchState
+from registry import aliases, catalog, models, ticket_log, tickets, versions
+from registry.records import BatchState, TicketState, VersionState
 from registry.versions import CHAMPION
 from tasks import queries, registration
+from tasks import tickets as opening
 from tasks.batches import finish_batch
+from tasks.certificates import verify
 from tasks.decisions import to_decision
-from tasks.opening import open_home
+from tasks.opening import certificate_path, open_home
 from tasks.promotion import promote_version
 from tests.faults.proxy import ERROR, REFUSE, before
 from tests.faults.test_store import is_retried
@@ -163,9 +167,9 @@ def test_a_slow_mlflow_is_waited_for(prepared, ends):
 
 
 @contextmanager
-def during(monkeypatch, name: str, strike):
-    """Call `strike` once, in another thread's stead, as the step of `flows.learn` begins its work."""
-    step, struck = getattr(flows.learn, name), []
+def during(monkeypatch, name: str, strike, flow=flows.learn):
+    """Call `strike` once, in another thread's stead, as the step of the flow's module begins its work."""
+    step, struck = getattr(flow, name), []
 
     def work(*args, **kwargs):
         if not struck:
@@ -174,7 +178,7 @@ def during(monkeypatch, name: str, strike):
         return step(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(flows.learn, name, work)
+        patched.setattr(flow, name, work)
         yield struck
 
 
@@ -255,4 +259,40 @@ def test_a_run_outlasts_a_restart_of_postgresql(
         "one run of learn",
         "the run completes",
         "none: one batch, one version, which serves",
+    )
+
+
+@pytest.mark.parametrize("moment", ["before", "at the first commit of"])
+@pytest.mark.parametrize("step", ["quarantine", "drop", "register_rebuilt", "purge", "close"])
+def test_a_deletion_outlasts_a_restart_of_postgresql(
+    backbone, inbox, postgres, set_variable, monkeypatch, ends, step, moment
+):
+    address, restart = postgres
+
+    def in_the_middle():
+        event.listen(database.engine(), "commit", lambda _: restart(), once=True)
+
+    set_variable("DATABASE_URL", address)
+    open_home()
+    stream = make_stream(f"forgets-{uuid.uuid4().hex[:8]}", backbone, inbox)
+    deliver(inbox, "batch-0", ["red", "blue"])
+    flows.learn.learn(stream)
+    targets = opening.resolve_targets(stream.name, ["person-3"], [])
+    ticket_id = opening.open_ticket(stream.name, targets, "test").ticket_id
+    with during(monkeypatch, step, restart if moment == "before" else in_the_middle, flows.forget) as struck:
+        assert flows.forget.forget(ticket_id).state == TicketState.COMPLETE
+    assert struck
+    content = verify(Path(certificate_path(ticket_id)).read_bytes())
+    assert (content["guarantee"], content["sweep"]["hits"]) == ("E0", 0)
+    with database.transaction() as session:
+        certificates = [signed for signed, _ in tickets.certificates(session) if signed == ticket_id]
+        champion = versions.get_version(session, stream.name, versions.alias_of(session, stream.name, CHAMPION))
+        assert (certificates, champion.state) == ([ticket_id], VersionState.READY)
+        assert ticket_log.check(session)[0] > 0
+    database.engine().dispose()
+    ends(
+        f"PostgreSQL restarts (immediate) {moment} `{step}`",
+        "one run of forget",
+        "the run completes",
+        "none: one certificate (E0, no hit of the sweep), one champion, and the log verifies",
     )
