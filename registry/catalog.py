@@ -143,9 +143,11 @@ def batch_names(session: Session, batch_ids: Iterable[str]) -> dict[str, str]:
     return found
 
 
-def last_batches(session: Session, stream: str, count: int) -> list[Batch]:
-    """The newest batches, oldest of them first."""
+def last_batches(session: Session, stream: str, count: int, *states: BatchState) -> list[Batch]:
+    """The newest batches, of these states or all, oldest of them first."""
     query = select(BatchRow).where(BatchRow.stream == stream).order_by(BatchRow.ordinal.desc()).limit(count)
+    if states:
+        query = query.where(BatchRow.state.in_(states))
     return [_to_batch(row) for row in session.scalars(query.options(selectinload(BatchRow.shards)))][::-1]
 
 
@@ -236,6 +238,14 @@ def done_shards(session: Session, stream: str) -> list[Shard]:
         .options(joinedload(ShardRow.batch))
     )
     return [_to_shard(row) for row in session.scalars(query)]
+
+
+def done_ages(session: Session, stream: str) -> dict[int, int]:
+    """Shard id -> how many batches that changed the model are newer than its own. No objects: there are many."""
+    query = select(BatchRow.ordinal, ShardRow.shard_id).join(ShardRow, ShardRow.batch_id == BatchRow.batch_id)
+    done = session.execute(query.where(BatchRow.stream == stream, BatchRow.state == BatchState.DONE)).tuples().all()
+    age = {ordinal: n for n, ordinal in enumerate(sorted({ordinal for ordinal, _ in done}, reverse=True))}
+    return {shard_id: age[ordinal] for ordinal, shard_id in done}
 
 
 def put_object(session: Session, stored: StoredObject) -> None:

@@ -74,7 +74,7 @@ def _lineage(manifest: Manifest) -> list[str]:
     if not manifest["adapters"]:
         return ["No adapter serves: the exact head answers alone."]
     with database.transaction() as session:
-        serving = [adapters.get_adapter(session, adapter["adapter_id"]) for adapter in manifest["adapters"]]
+        serving = adapters.get_adapters(session, [adapter["adapter_id"] for adapter in manifest["adapters"]])
         known = catalog.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
         stored = catalog.objects_of(session, [each.node for each in serving])
     size = {o.owner: o.size for o in stored if o.kind == "weights"}

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 
 import torch
@@ -55,9 +55,9 @@ def _decision(unused: Retirement, verdict: Verdict) -> Decision:
 def measure_routing(stream: Stream) -> list[Routing]:
     """How often each serving adapter took part in answers to the window's held-out rows and to callers since."""
     with database.transaction() as session:
-        done = [b for b in catalog.batches(session, stream.name) if b.state == BatchState.DONE]
+        ages = catalog.done_ages(session, stream.name)
         known = adapter_rows.adapters(session, stream.name, KNOWN)
-        window = done[-stream.consolidation.window :]
+        window = catalog.last_batches(session, stream.name, stream.consolidation.window, BatchState.DONE)
         since = catalog.received_at(session, window[0].batch_id) if window else None
     serving = [adapter for adapter in known if adapter.state == AdapterState.SERVING]
     if since is None or not serving:
@@ -71,17 +71,16 @@ def measure_routing(stream: Stream) -> list[Routing]:
             held_out_visits=visits[adapter.adapter_id],
             answered_rows=asked[adapter.group],
             answered_visits=answered[adapter.adapter_id],
-            age=_age(adapter, done),
+            age=_age(adapter, ages),
         )
         for adapter in serving
     ]
 
 
-def _age(adapter: Adapter, done: list[Batch]) -> int:
-    """Batches since the newest one that shaped or joined the adapter."""
-    own = {*adapter.shard_ids, *adapter.serves}
-    newest = max((n for n, batch in enumerate(done) if own & {s.shard_id for s in batch.shards}), default=-1)
-    return len(done) - 1 - newest
+def _age(adapter: Adapter, ages: Mapping[int, int]) -> int:
+    """Batches since the newest one that shaped or joined the adapter; all of them where none did."""
+    own = [ages[shard_id] for shard_id in (*adapter.shard_ids, *adapter.serves) if shard_id in ages]
+    return min(own, default=max(ages.values(), default=-1) + 1)
 
 
 def _held_out_visits(known: Collection[Adapter], window: list[Batch]) -> tuple[Counter[str], Counter[str]]:

@@ -88,7 +88,7 @@ def _without_zeros(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         bits = torch.from_numpy(np.packbits(kept.numpy()))
         if name != LAYOUT and bits.numel() + values.numel() * tensor.itemsize < tensor.numel() * tensor.itemsize:
             left[name], left[name + KEPT], shapes[name] = values, bits, list(tensor.shape)
-    return {**left, SHAPES: _text(json.dumps(shapes, separators=(",", ":")))}
+    return {**left, SHAPES: _text(json.dumps(shapes, sort_keys=True, separators=(",", ":")))}
 
 
 def _with_zeros(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,7 @@ def version_clears_gates(
     rows = sum(champion[b][1] for b in shared)
     drop = sum((champion[b][0] - candidate[b][0]) * champion[b][1] for b in shared) / max(rows, 1)
     lost = sum(max(0.0, champion[b][0] - candidate[b][0]) for b in shared) / len(shared)
-    compared = f"accuracy {-drop:+.3f} (gate -{accuracy_drop:g}), forgetting {lost:.3f} (gate {forgetting:g})"
+    compared = f"accuracy {0.0 - drop:+.3f} (gate -{accuracy_drop:g}), forgetting {lost:.3f} (gate {forgetting:g})"
     passed = drop <= accuracy_drop + ROUNDING and lost <= forgetting + ROUNDING
     return Verdict(passed, f"{compared} over {rows} held-out rows of {len(shared)} batches")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from registry.artifacts import encode_tensors
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.backbones import Backbone
-from tasks.learning.compression import compress, decompress
+from tasks.learning.compression import PRECISIONS, compress, decompress
 from tasks.learning.merging import merge
 from tasks.learning.pruning import head_gradients, magnitude, prune, snip
 from tasks.learning.training import Recipe, train_slice
@@ -35,6 +35,18 @@ def test_what_was_pruned_comes_back_as_zero_and_all_else_as_without_pruning(rank
                 assert tensor[gone].abs().max() <= tensor[~gone].abs().min()
         else:
             assert torch.equal(left[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("precision", "pruned"), [(p, z) for p in PRECISIONS for z in (False, True) if (p, z) != ("1bit", True)]
+)
+def test_a_blob_does_not_depend_on_the_order_of_names(precision, pruned):
+    """What is read from storage comes in another order than what was trained; a deletion compares the bytes."""
+    weights = parent(3, 4)
+    left = prune(weights, magnitude(weights), 0.4)
+    other = dict(reversed(left.items()))
+    assert list(other) != list(left)
+    assert encode_tensors(compress(other, precision, pruned)) == encode_tensors(compress(left, precision, pruned))
 
 
 def test_pruned_adapters_are_smaller_as_blobs():
