@@ -120,6 +120,7 @@ def patient_raylet(raylet: str, file: Path) -> str:
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_ray_nodes_train_the_same_bytes(backbone, inbox, set_variable, monkeypatch, tmp_path_factory):
     pytest.importorskip("prefect_ray")
+    import ray  # noqa: F401, PLC0415  whole, before a part of it: else its parts do not find each other
     from ray._private import services  # noqa: PLC0415  an extra
     from ray.cluster_utils import Cluster  # noqa: PLC0415
 
