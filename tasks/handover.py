@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect import Flow, get_client
 from prefect.client.orchestration import SyncPrefectClient
@@ -115,8 +115,9 @@ def wait_for_training(stream: Stream, runs: Sequence[UUID]) -> None:
         return
     deadline = timedelta(minutes=stream.tasks.wait_minutes)
     send_heartbeats()
-    # a person may resume it too early: then it suspends again, under another key
-    suspend_flow_run(timeout=int(deadline.total_seconds()), key=f"training-{this_run.run_count}")
+    # a run does not suspend again under a key that it was resumed from: it may have been resumed too early, or this is
+    # another batch's training; Prefect does not count a resumed run as another one
+    suspend_flow_run(timeout=int(deadline.total_seconds()), key=f"training-{uuid4().hex}")
 
 
 def wake_waiting(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001

@@ -147,7 +147,8 @@ def test_workers_do_the_main_job_and_leave_versions_behind_the_login_and_artifac
         run["work_pool_name"] for run in home.prefect("flow_runs/filter", {"flows": {"name": {"any_": ["train"]}}})
     }
     assert trained == "gpu"
-    assert home.ask("status")[0]["batches"] == 3
+    (status,) = home.ask("status")
+    assert (status["batches"], status["unfinished"], status["versions"]) == (3, [], 3)
     config = home.settings
     login = f"deciduous:{config.mlflow_password.get_secret_value()}"
     api = f"{config.mlflow_tracking_uri}/api/2.0/mlflow"

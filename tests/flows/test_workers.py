@@ -96,18 +96,20 @@ def test_learn_suspends_while_a_gpu_worker_trains_and_the_bytes_are_the_same(
     backbone, inbox, logs, set_variable, tmp_path_factory
 ):
     stream = make_stream("handed", backbone, inbox)
-    deliver(inbox, "01", ["red", "blue"])
+    deliver(inbox, "01", ["red", "blue"], rows=120)
+    deliver(inbox, "02", ["green", "gold"], rows=120)
     start(stream)
     with worker("cpu", logs / "cpu"), worker("gpu", logs / "gpu"):
         done = until(lambda: run_in("learn", "handed", "Completed", "Failed"), LONG)
     assert done.state_name == "Completed", (logs / "cpu").read_text()[-3000:]
     with get_client(sync_client=True) as client:
         states = [state.name for state in client.read_flow_run_states(done.id)]
-    assert "Suspended" in states
+    assert states.count("Suspended") == 2, "once for each batch that is handed over"
     trained = run_in("train", "handed", "Completed")
     assert trained.parameters["waiting"] == str(done.id)
-    assert queries.status("handed")[0]["champion"] == 1
-    assert run_in("learn-batch", "handed", "Completed").name == "handed: 01: expand"
+    (status,) = queries.status("handed")
+    assert (status["champion"], status["unfinished"]) == (2, [])
+    assert run_in("learn-batch", "handed", "Completed").name == "handed: 02: expand"
 
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, "handed")]
