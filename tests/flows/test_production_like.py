@@ -52,10 +52,10 @@ class Home:
             [*CLI, *map(str, arguments)], env=self.environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-        return done.stdout
+        return done.stderr if code else done.stdout
 
-    def ask(self, *arguments, code=0):
-        return json.loads(self.call(*arguments, "--json", code=code))
+    def ask(self, *arguments):
+        return json.loads(self.call(*arguments, "--json"))
 
     @property
     def settings(self):
