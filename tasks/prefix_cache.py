@@ -2,7 +2,7 @@
 
 A file holds unpadded rows; its name is the record's keyed hash under a folder named by what the states depend on.
 States are those of the record alone (the backbone encodes batch-invariantly), so a deletion removes files and stales
-none.
+none: its epoch is no part of a name, and other machines follow by what the catalog still holds (`local_copies`).
 """
 
 import os
