@@ -74,9 +74,12 @@ def take_in(stream: Stream, batch: Batch, finished: list[str]) -> bool:
     return True
 
 
-@flow(name="learn-batch", flow_run_name="{stream.name}: {batch.name}")
+@flow(name="learn-batch", flow_run_name="{stream.name}: {batch.name}", persist_result=False)
 def learn_batch(stream: Stream, batch: Batch) -> Outcome:
-    """One batch, from its rows to a model version; every step is idempotent, so a killed run can be repeated."""
+    """One batch, from its rows to a model version; every step is idempotent, so a killed run can be repeated.
+
+    No outcome is kept: a resumed run would be given the one from before the training that it waited for.
+    """
     encode_batch(stream, batch)
     decisions = [decide(stream, batch, shard, measure_shift(stream, shard)) for shard in batch.shards]
     name_run(f"{stream.name}: {batch.name}: {' + '.join(dict.fromkeys(d.kind.value for d in decisions))}")
