@@ -9,7 +9,6 @@ from registry import artifacts, catalog, versions
 from registry.records import VersionState
 from tasks import blobs
 from tasks.exclusion import alone, naming
-from tasks.local_copies import follow_deletions
 from tasks.manifests import keys_in, load_json
 from tasks.orphans import orphans_of, purge_run
 
@@ -60,7 +59,7 @@ def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
             artifacts.abort_uploads(storage.s3(), settings().artifact_bucket, uploads)
             for run_id in orphans:
                 purge_run(stream, run_id)
-            follow_deletions(stream)
+            _follow_deletions(stream)
     return {
         "stream": stream,
         "live_blobs": found.live,
@@ -70,6 +69,12 @@ def clean_up(stream: str, dry_run: bool) -> dict[str, Any]:
         "unfinished_uploads": len(uploads),
         "orphan_runs": len(orphans),
     }
+
+
+def _follow_deletions(stream: str) -> None:
+    from tasks.local_copies import follow_deletions  # noqa: PLC0415  torch takes seconds, a rollback needs none of it
+
+    follow_deletions(stream)
 
 
 def _unfinished(stream: str) -> list[artifacts.Upload]:
