@@ -234,11 +234,9 @@ def postgres():
         yield f"{superuser}/restarted", restart
 
 
-@pytest.mark.parametrize("moment", ["before", "at the first commit of"])
-@pytest.mark.parametrize("step", ["encode_batch", "register_batch", "finish_batch"])
-def test_a_run_outlasts_a_restart_of_postgresql(
-    backbone, inbox, postgres, set_variable, monkeypatch, ends, step, moment
-):
+@pytest.fixture
+def restarting(postgres, backbone, inbox, set_variable, moment):
+    """A stream with one delivery on a catalog in PostgreSQL, and what restarts that server: at once, or in a commit."""
     address, restart = postgres
 
     def in_the_middle():
@@ -246,14 +244,21 @@ def test_a_run_outlasts_a_restart_of_postgresql(
 
     set_variable("DATABASE_URL", address)
     open_home()
-    stream = make_stream(f"restarted-{uuid.uuid4().hex[:8]}", backbone, inbox)
     deliver(inbox, "batch-0", ["red", "blue"])
-    with during(monkeypatch, step, restart if moment == "before" else in_the_middle) as struck:
+    stream = make_stream(f"restarted-{uuid.uuid4().hex[:8]}", backbone, inbox)
+    yield stream, restart if moment == "before" else in_the_middle
+    database.engine().dispose()
+
+
+@pytest.mark.parametrize("moment", ["before", "at the first commit of"])
+@pytest.mark.parametrize("step", ["encode_batch", "register_batch", "finish_batch"])
+def test_a_run_outlasts_a_restart_of_postgresql(restarting, monkeypatch, ends, step, moment):
+    stream, strike = restarting
+    with during(monkeypatch, step, strike) as struck:
         assert len(flows.learn.learn(stream)) == 1
     assert struck
     (found,) = queries.status(stream.name)
     assert (found["champion"], found["versions"], found["unfinished"]) == (1, 1, [])
-    database.engine().dispose()
     ends(
         f"PostgreSQL restarts (immediate) {moment} `{step}`",
         "one run of learn",
@@ -264,22 +269,12 @@ def test_a_run_outlasts_a_restart_of_postgresql(
 
 @pytest.mark.parametrize("moment", ["before", "at the first commit of"])
 @pytest.mark.parametrize("step", ["quarantine", "drop", "register_rebuilt", "purge", "close"])
-def test_a_deletion_outlasts_a_restart_of_postgresql(
-    backbone, inbox, postgres, set_variable, monkeypatch, ends, step, moment
-):
-    address, restart = postgres
-
-    def in_the_middle():
-        event.listen(database.engine(), "commit", lambda _: restart(), once=True)
-
-    set_variable("DATABASE_URL", address)
-    open_home()
-    stream = make_stream(f"forgets-{uuid.uuid4().hex[:8]}", backbone, inbox)
-    deliver(inbox, "batch-0", ["red", "blue"])
+def test_a_deletion_outlasts_a_restart_of_postgresql(restarting, monkeypatch, ends, step, moment):
+    stream, strike = restarting
     flows.learn.learn(stream)
     targets = opening.resolve_targets(stream.name, ["person-3"], [])
     ticket_id = opening.open_ticket(stream.name, targets, "test").ticket_id
-    with during(monkeypatch, step, restart if moment == "before" else in_the_middle, flows.forget) as struck:
+    with during(monkeypatch, step, strike, flows.forget) as struck:
         assert flows.forget.forget(ticket_id).state == TicketState.COMPLETE
     assert struck
     content = verify(Path(certificate_path(ticket_id)).read_bytes())
@@ -289,7 +284,6 @@ def test_a_deletion_outlasts_a_restart_of_postgresql(
         champion = versions.get_version(session, stream.name, versions.alias_of(session, stream.name, CHAMPION))
         assert (certificates, champion.state) == ([ticket_id], VersionState.READY)
         assert ticket_log.check(session)[0] > 0
-    database.engine().dispose()
     ends(
         f"PostgreSQL restarts (immediate) {moment} `{step}`",
         "one run of forget",
