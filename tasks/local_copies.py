@@ -30,7 +30,7 @@ def follow_deletions(stream: str) -> int:
     gone = prefix_cache.purge(stream, records) + blob_cache.retain(clean)
     disk_cache.write_whole(looked, newest.encode())
     if gone:
-        say(f"{stream}: {gone} cached files of this machine went, after deletions that were worked elsewhere")
+        say(f"{stream}: {gone} cached files of this machine went: since the last deletion nothing holds them")
     return gone
 
 
