@@ -1,4 +1,5 @@
-"""MLflow's calls for aliases, by plain HTTP where a server answers: importing its client takes longer than the move."""
+"""MLflow's calls for aliases, by plain HTTP where a server answers and by its tables where none does: importing its
+client takes longer than the move."""
 
 import json
 import urllib.request
@@ -9,9 +10,10 @@ from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.parse import urlencode
 
-from infra.errors import InfraError, UnreachableError
+from infra.errors import InfraError, RefusedError, UnreachableError
 from infra.services import find_service
 from infra.settings import settings
+from infra.stored_aliases import StoredAliases, has_tables
 
 
 class AliasClient(Protocol):
@@ -24,23 +26,17 @@ class AliasClient(Protocol):
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None: ...
 
 
-class RefusedError(InfraError):
-    """MLflow answered, with an error; `error_code` is MLflow's."""
-
-    def __init__(self, address: str, error_code: str, message: str) -> None:
-        super().__init__(f"MLflow at {address} refused: {error_code}: {message}")
-        self.error_code = error_code
-
-
 def open_client() -> AliasClient:
-    """By HTTP to the settings' server, or to the one that `deciduous up` started; else MLflow's own client, on its
-    database."""
+    """By HTTP to the settings' server, or to the one that `deciduous up` started; else by the tables of MLflow's
+    database, or by its own client where those are not there yet, or not as this code knows them."""
     address = settings().mlflow_tracking_uri
     if address.startswith(("http:", "https:")):
         return ServedAliases(address.rstrip("/"))
     served = find_service(settings().home, "mlflow")
     if served is not None:
         return ServedAliases(served.url)
+    if has_tables(address):
+        return StoredAliases(address)
     from infra import tracking  # noqa: PLC0415  MLflow takes seconds
 
     client: AliasClient = tracking.prepare_tracking()
@@ -98,7 +94,9 @@ class ServedAliases:
             said = json.load(error)
         except ValueError:
             said = {}  # a login that is missing is refused in plain text
-        return RefusedError(self.address, said.get("error_code", str(error.code)), said.get("message", error.reason))
+        return RefusedError(
+            f"MLflow at {self.address}", said.get("error_code", str(error.code)), said.get("message", error.reason)
+        )
 
     @cached_property
     def _headers(self) -> dict[str, str]:

@@ -12,6 +12,14 @@ class UnreachableError(InfraError, ConnectionError):
         super().__init__(f"{what} at {address} does not answer: {remedy}")
 
 
+class RefusedError(InfraError):
+    """A server answered, with an error; `error_code` is the server's name for it."""
+
+    def __init__(self, who: str, error_code: str, message: str) -> None:
+        super().__init__(f"{who} refused: {error_code}: {message}")
+        self.error_code = error_code
+
+
 class HeldError(InfraError):
     """Another process holds a lock. Trying again helps once it is done."""
 

@@ -1,5 +1,5 @@
-"""Move an alias, with history, through the release gate. Neither Prefect nor torch is imported for it, nor MLflow where
-a server answers: whoever rolls back at night waits for none of them."""
+"""Move an alias, with history, through the release gate. Neither Prefect nor torch is imported for it, nor MLflow:
+whoever rolls back at night waits for none of them."""
 
 from collections.abc import Sequence
 from getpass import getuser

@@ -12,20 +12,21 @@ from mlflow.entities import Dataset, DatasetInput
 from sqlalchemy import create_engine, text
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from infra import alias_client, children, database, stack, tracking
+from infra import alias_client, children, database, stack, stored_aliases, tracking
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
+from infra.settings import settings
 from registry import aliases, model_purge, models
 from registry.artifacts import list_versions
 from registry.catalog import batches, save_stream
-from registry.errors import UnknownIdError
 from registry.row_sweep import sweep_rows
 from registry.versions import find_by_cause
 from registry.versions import versions as known_versions
 from tests.flows.conftest import deliver, make_stream
 from tests.infra import sharing, test_locks
 from tests.infra.postgres import cluster, find_binaries
+from tests.infra.test_tracking import moves_agree
 from tests.registry import test_migrations
 
 BINARIES = find_binaries()
@@ -134,33 +135,13 @@ def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
     assert aliases.find_alias(client, marker, "champion") is None
 
 
-def test_aliases_move_without_the_client_of_mlflow(server, tmp_path):
-    """What a rollback asks of the server, and what its own client then sees."""
+def test_aliases_move_without_the_client_of_mlflow(server):
+    """What a rollback asks of the server, or of its tables, and what its own client then sees."""
     assert server is not None
     client, served = tracking.prepare_tracking(), alias_client.open_client()
     assert isinstance(served, alias_client.ServedAliases)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "manifest.json").write_text("{}")
-    run_id = models.log_run(client, tracking.experiment(client, "by-http"), "r", model_folder=tmp_path / "model")
-    for suffix in ("", "/manifest.json"):
-        models.register_version(client, "by-http", run_id, models.model_source(run_id) + suffix)
-    assert aliases.find_alias(served, "by-http", "champion") is None
-    assert aliases.find_alias(served, "no-such-model", "champion") is None
-    for version in (1, 2, 1):
-        aliases.set_alias(served, "by-http", "champion", version)
-        assert aliases.find_alias(served, "by-http", "champion") == version
-        assert aliases.find_alias(client, "by-http", "champion") == version
-    aliases.move_alias(served, "by-http", "champion", 2, "since today by Ann: it's better, 5 % of it")
-    assert client.get_model_version("by-http", "2").tags["deciduous.champion"].endswith("5 % of it")
-    aliases.move_alias(served, "by-http", "champion", 1, "since today by Bob")
-    assert client.get_model_version("by-http", "1").tags == {"deciduous.champion": "since today by Bob"}
-    assert client.get_model_version("by-http", "2").tags == {}
-    with pytest.raises(UnknownIdError, match="by-http version 7"):
-        aliases.set_alias(served, "by-http", "champion", 7)
-    for _ in range(2):
-        aliases.move_alias(served, "by-http", "champion", None, "")
-    assert aliases.find_alias(client, "by-http", "champion") is None
-    assert client.get_model_version("by-http", "1").tags == {}
+    moves_agree(client, served, "by-http")
+    moves_agree(client, stored_aliases.StoredAliases(settings().mlflow_database_url), "by-tables")
     (port,) = free_ports(1)
     with pytest.raises(UnreachableError, match="DECIDUOUS_MLFLOW_TRACKING_URI"):
         aliases.find_alias(alias_client.ServedAliases(f"http://127.0.0.1:{port}"), "by-http", "champion")

@@ -1,11 +1,14 @@
-"""Who opens MLflow's database first makes its tables, alone."""
+"""Who opens MLflow's database first makes its tables, alone; aliases move in them as its client moves them."""
 
 import fcntl
 
 import pytest
 
-from infra import tracking
+from infra import alias_client, tracking
 from infra.settings import settings
+from infra.stored_aliases import StoredAliases
+from registry import aliases
+from registry.errors import UnknownIdError
 
 
 def test_a_client_is_made_while_no_other_process_makes_one(tmp_path, monkeypatch, set_variable):
@@ -25,3 +28,43 @@ def test_a_client_is_made_while_no_other_process_makes_one(tmp_path, monkeypatch
     monkeypatch.setattr(tracking, "MlflowClient", Client)
     tracking._client.__wrapped__(settings())
     assert told == ["made", "asked"]
+
+
+def moves_agree(client, other, model):
+    """What the other moves, MLflow's client sees, and the other way round."""
+    client.create_registered_model(model)
+    for _ in range(2):
+        client.create_model_version(model, "s3://deciduous/mlflow")
+    assert aliases.find_alias(other, model, "champion") is None
+    assert aliases.find_alias(other, "no-such-model", "champion") is None
+    for version in (1, 2, 1):
+        aliases.set_alias(other, model, "champion", version)
+        assert aliases.find_alias(other, model, "champion") == version
+        assert aliases.find_alias(client, model, "champion") == version
+    aliases.move_alias(other, model, "champion", 2, "since today by Ann: it's better, 5 % of it")
+    assert client.get_model_version(model, "2").tags["deciduous.champion"].endswith("5 % of it")
+    aliases.move_alias(other, model, "champion", 1, "since today by Bob")
+    assert client.get_model_version(model, "1").tags == {"deciduous.champion": "since today by Bob"}
+    assert client.get_model_version(model, "1").aliases == ["champion"]
+    assert client.get_model_version(model, "2").tags == {}
+    aliases.move_alias(client, model, "champion", 2, "by the client")
+    assert aliases.find_alias(other, model, "champion") == 2
+    with pytest.raises(UnknownIdError, match=f"{model} version 7"):
+        aliases.set_alias(other, model, "champion", 7)
+    for _ in range(2):
+        aliases.move_alias(other, model, "champion", None, "")
+    assert aliases.find_alias(client, model, "champion") is None
+    assert client.get_model_version(model, "1").tags == client.get_model_version(model, "2").tags == {}
+
+
+def test_aliases_move_in_the_tables_as_the_client_moves_them(tmp_path, set_variable):
+    set_variable("HOME", tmp_path)
+    client, stored = tracking.prepare_tracking(), alias_client.open_client()
+    assert isinstance(stored, StoredAliases)
+    moves_agree(client, stored, "by-tables")
+
+
+def test_the_client_makes_tables_that_are_not_there(tmp_path, set_variable):
+    """A restored catalog may come before its MLflow."""
+    set_variable("HOME", tmp_path)
+    assert aliases.find_alias(alias_client.open_client(), "mail", "champion") is None
