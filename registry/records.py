@@ -198,6 +198,12 @@ class Decision:
     alternatives: dict[str, float | None] = field(default_factory=dict)
     """What was measured for the roads not taken: held-out accuracy by name."""
 
+    def closest(self) -> list[str]:
+        """The adapters that were compared, by the mean of their deviations over the layers, the least first."""
+        names = sorted({name for of_layer in self.z_scores.values() for name in of_layer})
+        deviations = {name: sum(abs(of_layer.get(name, 0.0)) for of_layer in self.z_scores.values()) for name in names}
+        return sorted(names, key=lambda name: deviations[name])
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:

@@ -124,14 +124,9 @@ def _alternatives(decision: Decision) -> Iterator[str]:
 
 def _scores(decision: Decision) -> Iterator[str]:
     """z-scores, a row per adapter, the closest first: mean deviation from what it has seen, layer by layer."""
-    layers = list(decision.z_scores)
-    means = {
-        adapter: sum(abs(row.get(adapter, 0.0)) for row in decision.z_scores.values()) / len(layers)
-        for adapter in sorted({name for row in decision.z_scores.values() for name in row})
-    }
-    if not means:
+    layers, closest = list(decision.z_scores), decision.closest()
+    if not closest:
         return
-    closest = sorted(means, key=lambda adapter: means[adapter])
     yield f"| z-score against | {' | '.join(f'layer {layer}' for layer in layers)} |"
     yield f"| --- |{' ---: |' * len(layers)}"
     for adapter in closest[:SHOWN]:

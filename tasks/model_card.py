@@ -17,7 +17,7 @@ from tasks.forms import named
 from tasks.manifests import Manifest
 
 DRAWN = 12
-"""Batches in a figure: a stream grows for years, what a person can read does not."""
+"""Batches, or adapters, in a figure: a stream grows for years, what a person can read does not."""
 
 
 def describe_version(
@@ -158,11 +158,17 @@ def draw_figures(
     newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in shown]
     labels = list({shard.batch_id: shard.batch_name for shard in shards if shard.batch_id in shown}.values())
     figures = {"accuracy_matrix.png": draw_accuracy([*matrix, newest], labels if len(labels) > len(names) else names)}
-    z_scores = next((d.z_scores for d in decisions if d.z_scores), None)
-    if z_scores:
-        figures["shift.png"] = draw_shift(z_scores)
+    compared = next((decision for decision in decisions if decision.z_scores), None)
+    if compared is not None:
+        figures["shift.png"] = draw_shift(nearest_looks(compared))
     figures["adapters.png"] = draw_growth(*growth(stream.name))
     return figures
+
+
+def nearest_looks(decision: Decision) -> dict[str, dict[str, float]]:
+    """Layer -> adapter -> z-score, of the adapters that the batch deviates from least."""
+    shown = decision.closest()[:DRAWN]
+    return {layer: {name: row[name] for name in shown if name in row} for layer, row in decision.z_scores.items()}
 
 
 def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:

@@ -1,7 +1,8 @@
 from dataclasses import replace
 
-from registry.records import Shard
-from tasks.model_card import DRAWN, data_sets
+from registry.figures import draw_shift
+from registry.records import Decision, DecisionKind, Shard
+from tasks.model_card import DRAWN, data_sets, nearest_looks
 
 
 def rests_on(count: int, **of_first: int) -> tuple[dict, list[Shard]]:
@@ -25,3 +26,13 @@ def test_another_earlier_shard_is_another_data_set():
     after = data_sets(manifest, shards)
     assert before[0].digest != after[0].digest
     assert before[1:] == after[1:]
+
+
+def test_a_figure_does_not_grow_with_the_adapters():
+    """The nearest are drawn: a thousand of them side by side would be an image of a gigabyte that nobody can read."""
+    many = {f"mail-a{n}": float(1000 - n) for n in range(1000)}
+    decision = Decision(DecisionKind.EXPAND, "mail-a1000", "shifted", z_scores={"2": many, "3": {"mail-a7": 0.5}})
+    shown = nearest_looks(decision)
+    assert list(shown["2"]) == [f"mail-a{n}" for n in range(999, 999 - DRAWN, -1)]
+    assert shown["3"] == {}
+    assert max(draw_shift(shown).get_size_inches()) < 15
