@@ -15,6 +15,7 @@ from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict, predict_batch
+from infra.orchestration import open_api
 from infra.workers import PoolType
 from registry.errors import SourceError, StateError
 from registry.records import Request, Ticket
@@ -30,6 +31,7 @@ Record = dict[str, Any]
 
 def run_stream(stream: Stream, limit: int | None) -> Record:
     opening.open_home()
+    open_api()
     finished = learn(stream, limit)
     return {"finished_batches": len(finished), **queries.status(stream.name)[0]}
 
@@ -164,15 +166,15 @@ def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"
 
 
-def rejudge(batch_id: str) -> str:
+def rejudge(named: str) -> str:
     opening.open_home()
-    batch = reopen_batch.fn(batch_id)
+    batch = reopen_batch.fn(opening.batch_id_of(named))
     return f"the next run of {batch.stream!r} decides on {batch.name} again"
 
 
-def discard(batch_id: str) -> str:
+def discard(named: str) -> str:
     opening.open_home()
-    batch = discard_batch.fn(batch_id)
+    batch = discard_batch.fn(opening.batch_id_of(named))
     return f"discarded {batch.name}: its {batch.rows} records may come again in another object"
 
 

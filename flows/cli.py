@@ -252,14 +252,14 @@ def reinstate(adapter: Annotated[str, typer.Argument()], reason: Reason = "by ha
 
 
 @app.command()
-def rejudge(batch: Annotated[str, typer.Argument(help="Id of a held batch.")]) -> None:
-    """Let the next run decide on a held batch again. Example: deciduous rejudge 3f1c92ab77d0"""
+def rejudge(batch: Annotated[str, typer.Argument(help="Id or name of a held batch.")]) -> None:
+    """Let the next run decide on a held batch again. Example: deciduous rejudge 2026-11"""
     with acting() as actions:
         console.console.print(actions.rejudge(batch))
 
 
 @app.command()
-def discard(batch: Annotated[str, typer.Argument(help="Id of a held batch.")]) -> None:
+def discard(batch: Annotated[str, typer.Argument(help="Id or name of a held batch.")]) -> None:
     """Forget a held batch, so that its records may come again. Example: deciduous discard 3f1c92ab77d0"""
     with acting() as actions:
         console.console.print(actions.discard(batch))

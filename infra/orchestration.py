@@ -6,13 +6,14 @@ import sys
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib.metadata import version
 from threading import Thread
 from typing import Any
 
 from infra.environment import prefect_environment
 from infra.errors import UnreachableError
-from infra.files import make_folder
+from infra.files import locked, make_folder
 from infra.services import find_service
 from infra.settings import settings
 from infra.workers import PoolType, job_template
@@ -44,15 +45,28 @@ def api_address() -> str | None:
 
 def warm_api() -> Thread:
     """Let Prefect's API start while the caller opens the rest of the home: the first flow would wait 12 s for it."""
-    from prefect.client.orchestration import get_client  # noqa: PLC0415  after prepare_prefect
-
-    def greet() -> None:
-        with get_client(sync_client=True) as client:
-            client.api_healthcheck()
-
-    thread = Thread(target=greet, name="prefect-api", daemon=True)
+    thread = Thread(target=open_api, name="prefect-api", daemon=True)
     thread.start()
     return thread
+
+
+def open_api() -> None:
+    """Where Prefect's API is a child of this process: start it, the first one of a home while no other does.
+
+    It makes its tables when it starts, and two that make them at once fail each other."""
+    if api_address() is not None:
+        return
+    made = settings().home / "prefect" / f"tables-{version(PREFECT)}"
+    with nullcontext() if made.exists() else locked(settings().home / "prefect.lock"):
+        _greet()
+    made.touch()
+
+
+def _greet() -> None:
+    from prefect.client.orchestration import get_client  # noqa: PLC0415  after prepare_prefect
+
+    with get_client(sync_client=True) as client:
+        client.api_healthcheck()
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
 
 from registry.errors import StateError, UnknownIdError
@@ -119,6 +119,21 @@ def get_batch(session: Session, batch_id: str) -> Batch:
     if row is None:
         raise UnknownIdError("batch", batch_id)
     return _to_batch(row)
+
+
+def batch_id_of(session: Session, named: str) -> str:
+    """The id of the batch that has this id, or this name where no other has it. Raises UnknownIdError, or StateError
+    where several have the name."""
+    query = select(BatchRow).where(or_(BatchRow.batch_id == named, BatchRow.name == named)).order_by(BatchRow.batch_id)
+    found = session.scalars(query).all()
+    if any(row.batch_id == named for row in found):
+        return named
+    if not found:
+        raise UnknownIdError("batch", named)
+    if len(found) > 1:
+        ids = ", ".join(f"{row.batch_id} ({row.stream})" for row in found)
+        raise StateError(f"{len(found)} batches are named {named!r}; say which by its id: {ids}")
+    return found[0].batch_id
 
 
 def batches(session: Session, stream: str, *states: BatchState) -> list[Batch]:

@@ -33,5 +33,10 @@ def known_tags(stream: str) -> set[str]:
         return catalog.known_deliveries(session, stream)[1]
 
 
+def batch_id_of(named: str) -> str:
+    with database.transaction() as session:
+        return catalog.batch_id_of(session, named)
+
+
 def certificate_path(ticket_id: str) -> str:
     return str(settings().home / "certificates" / f"{ticket_id}.json")

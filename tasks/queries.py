@@ -108,7 +108,8 @@ _LISTINGS: dict[str, Callable[[Session, str], list[Answer]]] = {
 
 
 def describe(id_: str) -> Answer:
-    """Everything about one batch, adapter, ticket or version ('STREAM/7'). Raises UnknownIdError."""
+    """Everything about one batch, adapter, ticket or version ('STREAM/7'). Raises UnknownIdError, or StateError for a
+    name that several batches have."""
     with database.transaction() as session:
         for look in (_describe_version, _describe_adapter, _describe_batch, _describe_ticket):
             try:
@@ -143,13 +144,13 @@ def _describe_adapter(session: Session, id_: str) -> Answer:
 
 
 def _describe_batch(session: Session, id_: str) -> Answer:
-    batch = catalog.get_batch(session, id_)
+    batch = catalog.get_batch(session, catalog.batch_id_of(session, id_))
     found = [catalog.find_decision(session, shard.shard_id) for shard in batch.shards]
     decided = [row for row in found if row is not None]
     return {
         "kind": "batch",
         **asdict(batch),
-        "quarantine": catalog.quarantine_counts(session, id_),
+        "quarantine": catalog.quarantine_counts(session, batch.batch_id),
         "decisions": [
             {"kind": d.kind, "adapter_id": d.adapter_id, "reason": d.reason, **d.numbers} for d in decided if d
         ],

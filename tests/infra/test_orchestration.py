@@ -1,9 +1,14 @@
 """Flows that follow each other wait for no heartbeat, and leave their records."""
 
+import fcntl
+
 import pytest
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+
+from infra import orchestration
+from infra.settings import settings
 
 
 @task
@@ -23,3 +28,25 @@ def test_flows_run_on_the_session_api_without_heartbeat_and_are_recorded():
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(flow_filter=FlowFilter(name=FlowFilterName(any_=[five_tasks.name])))
     assert [run.state_name for run in runs] == ["Completed"] * 3
+
+
+def test_the_first_api_of_a_home_starts_while_no_other_does(tmp_path, monkeypatch, set_variable):
+    """It makes its tables when it starts."""
+    set_variable("HOME", tmp_path)
+    monkeypatch.setattr(orchestration, "api_address", lambda: None)
+    (tmp_path / "prefect").mkdir()
+    alone = []
+
+    def greet():
+        with (settings().home / "prefect.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                alone.append(True)
+            else:
+                alone.append(False)
+
+    monkeypatch.setattr(orchestration, "_greet", greet)
+    for _ in range(2):
+        orchestration.open_api()
+    assert alone == [True, False]

@@ -3,6 +3,7 @@ import pytest
 from registry import catalog
 from registry.errors import StateError, UnknownIdError
 from registry.records import BatchState, StoredObject
+from registry.tables import BatchRow
 from tests.registry.conftest import STREAM, add_batch
 
 
@@ -10,6 +11,20 @@ def test_batches_are_numbered_in_the_order_they_came(session):
     assert [add_batch(session, name).ordinal for name in ("a", "b", "c")] == [0, 1, 2]
     assert catalog.known_deliveries(session, "mail")[0] == {"sha-a", "sha-b", "sha-c"}
     assert catalog.quarantine_counts(session, "a") == {"missing id": 2}
+
+
+def test_a_batch_is_found_by_its_name_where_one_batch_alone_has_it(session):
+    add_batch(session, "a")
+    add_batch(session, "b")
+    assert catalog.batch_id_of(session, "b") == "b"
+    first = session.get(BatchRow, "a")
+    first.name = "november"
+    assert catalog.batch_id_of(session, "november") == "a"
+    session.get(BatchRow, "b").name = "november"
+    with pytest.raises(StateError, match=r"2 batches are named 'november'.*a \(mail\), b \(mail\)"):
+        catalog.batch_id_of(session, "november")
+    with pytest.raises(UnknownIdError, match="no batch 'march'"):
+        catalog.batch_id_of(session, "march")
 
 
 def test_only_finished_batches_serve(session):
