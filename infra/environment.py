@@ -5,12 +5,12 @@ import os
 from base64 import urlsafe_b64encode
 from hashlib import sha256
 
-from infra import storage
+from infra import allocator, storage
 from infra.settings import settings
 
 
 def prefect_environment() -> dict[str, str]:
-    """Variables that Prefect reads, for an API in this process or for a server."""
+    """Variables that Prefect reads, for an API in this process or for a server, and its runs' C library."""
     return {
         "PREFECT_HOME": str(settings().home / "prefect"),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # the default of 20 s is tight on a busy machine
@@ -19,6 +19,7 @@ def prefect_environment() -> dict[str, str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
         "DO_NOT_TRACK": "1",
+        allocator.VARIABLE: str(allocator.LARGE),
         **_console(),
         "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
         # one transaction for each event collides on SQLite with the next flow's first call, and the client then waits

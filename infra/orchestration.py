@@ -11,6 +11,7 @@ from importlib.metadata import version
 from threading import Thread
 from typing import Any
 
+from infra.allocator import return_large_blocks
 from infra.environment import prefect_environment
 from infra.errors import UnreachableError
 from infra.files import locked, make_folder
@@ -34,6 +35,7 @@ def prepare_prefect() -> None:
     if missing and PREFECT in sys.modules:
         raise RuntimeError(f"Prefect was imported before prepare_prefect() could set {', '.join(sorted(missing))}")
     os.environ.update(missing)
+    return_large_blocks()
     make_folder(settings().home / "prefect")
 
 
