@@ -12,8 +12,9 @@ HEAD = """# What breaks, and what is lost
 Written by `make test-faults`; each line is a test of `tests/faults` that passed. A fault ends in a retry that succeeds,
 or in one error that says what, which and what to do; nothing is half-visible. "Retryable": the test asks the rule by
 which a step is repeated after 1, 5 and 25 seconds (`tasks/retries.py`); it does not wait for that. "Data lost": what
-was read back. `CRASHES=all make test-faults` kills before every effect of every scenario instead of a sample (over an hour);
-`CRASH_SEED=1` (2, ...) takes another sample. The page is written only where PostgreSQL's binaries are, from all tests.
+was read back. `CRASHES=all make test-faults` kills before every effect of every scenario instead of a sample (over an
+hour); `CRASH_SEED=1` (2, ...) takes another sample. The page is written only where PostgreSQL's binaries are, from all
+tests.
 
 | fault | tried | outcome | data lost |
 | --- | --- | --- | --- |
