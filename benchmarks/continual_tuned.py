@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from benchmarks.continual_stream import Run
 from tasks.learning.adapters import AdapterSpec
-from tasks.learning.features import features
+from tasks.learning.features import features, late_view
 from tasks.learning.training import Recipe, TrainState, train_slice
 
 
@@ -45,7 +45,7 @@ def _evaluate(run: Run, state: TrainState, number: int) -> None:
 
 
 def _labels(run: Run, state: TrainState, rows: Sequence[Tensor]) -> list[str]:
-    features_NF = features(run.backbone, rows, run.cut, state.adapter)
+    features_NF = late_view(features(run.backbone, rows, run.cut, state.adapter))
     logits_NC = functional.linear(features_NF, state.head["weight"], state.head["bias"])
     return [state.labels[i] for i in logits_NC.argmax(1).tolist()]
 

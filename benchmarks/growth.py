@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--blocks", type=int, default=2, help="of MiniLM's six, the first")
     parser.add_argument("--last-layers", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--random-features", type=int, default=256, help="of the heads; the product has 1024")
+    parser.add_argument(
+        "--random-features", type=int, default=256, help="of each view of the heads; the product has 512"
+    )
     parser.add_argument("--only", choices=("kept", "never"), help="one of the two runs")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--compare-merges", action="store_true")

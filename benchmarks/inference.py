@@ -39,8 +39,8 @@ from tasks.learning.adapters import AdapterSpec, AdapterWeights, default_layers,
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.composition import AdapterEntry, Composed, ServingModel, predict
 from tasks.learning.descriptors import fit_descriptor, side_by_side
-from tasks.learning.features import num_states, run_suffix
-from tasks.learning.heads import RANDOM_FEATURES, ClassStatistics, Head, add_up, class_statistics
+from tasks.learning.features import num_features, run_suffix
+from tasks.learning.heads import RANDOM_FEATURES, VIEWS, ClassStatistics, Head, add_up, class_statistics
 from tasks.prediction import CHUNK
 
 Row = dict[str, Any]
@@ -91,7 +91,7 @@ def new_entries(backbone: Backbone, num: int, last: int) -> list[AdapterEntry]:
     labels = [f"class-{n % CLASSES}" for n in range(2 * OWN)]
 
     def statistics() -> tuple[ClassStatistics]:
-        return (class_statistics(torch.randn(2 * OWN, WIDTH * num_states(last)), labels),)
+        return (class_statistics(torch.randn(2 * OWN, num_features(WIDTH, last)), labels),)
 
     return [
         AdapterEntry(f"a{k:03}", "all", random_adapter(backbone, k, last),
@@ -103,7 +103,7 @@ def new_entries(backbone: Backbone, num: int, last: int) -> list[AdapterEntry]:
 def new_setting(backbone: Backbone, entries: Sequence[AdapterEntry], last: int, records: int) -> Setting:
     """Heads are random and solved beforehand: solving is paid once per adapter and caller, not per answer."""
     num, cut = len(entries), LAYERS - last
-    heads = [_head(WIDTH * num_states(last)) for _ in range(1 + 2 * num)]
+    heads = [_head(num_features(WIDTH, last)) for _ in range(1 + 2 * num)]
     model = ServingModel(cut, AdapterSpec(rank=RANK, last_layers=last), {}, tuple(entries))
     composed = Composed(
         cut, heads[0].labels, heads[0], tuple(entries), model.bank,
@@ -122,7 +122,7 @@ def random_adapter(backbone: Backbone, seed: int, last: int) -> AdapterWeights:
 
 def _head(features: int) -> Head:
     labels = tuple(f"class-{c}" for c in range(CLASSES))
-    return Head(labels, torch.randn(CLASSES, features + RANDOM_FEATURES) / 50, torch.zeros(CLASSES))
+    return Head(labels, torch.randn(CLASSES, features + VIEWS * RANDOM_FEATURES) / 50, torch.zeros(CLASSES))
 
 
 def answer(setting: Setting) -> Tensor:

@@ -146,13 +146,18 @@ def alembic_config() -> "Config":
     return config
 
 
-def failed(error: OperationalError) -> InfraError:
-    """What to raise when the catalog failed: names the address without its password, the cause and the remedy."""
-    url = make_url(settings().database_url)
+def failed(
+    error: OperationalError,
+    what: str = "the catalog",
+    address: str | None = None,
+    variable: str = "DECIDUOUS_DATABASE_URL",
+) -> InfraError:
+    """What to raise when a database failed: names the address without its password, the cause and the remedy."""
+    url = make_url(address or settings().database_url)
     if _is_unwritable(error):
-        return UnwritableError("the catalog", str(url.database), str(error.orig))
-    address = url.render_as_string(hide_password=True)
-    return UnreachableError("the catalog", address, f"{error.orig}; check DECIDUOUS_DATABASE_URL with deciduous doctor")
+        return UnwritableError(what, str(url.database), str(error.orig))
+    hidden = url.render_as_string(hide_password=True)
+    return UnreachableError(what, hidden, f"{error.orig}; check {variable} with deciduous doctor")
 
 
 def _is_unwritable(error: OperationalError) -> bool:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, inspect, make_url, text
+from sqlalchemy.exc import OperationalError
 
 from infra import database
 from infra.errors import RefusedError
@@ -31,7 +32,10 @@ def has_tables(url: str) -> bool:
 
 @dataclass(frozen=True)
 class StoredAliases:
-    """Aliases in the database at a SQLAlchemy address; each call is a transaction."""
+    """Aliases in the database at a SQLAlchemy address; each call is a transaction.
+
+    Raises UnreachableError where it does not answer or is locked for too long, UnwritableError where its disk refuses.
+    """
 
     url: str
 
@@ -83,5 +87,8 @@ class StoredAliases:
 
 @contextmanager
 def _connected(url: str) -> Iterator[Connection]:
-    with database.open_engine(url, pooled=False).begin() as connection:
-        yield connection
+    try:
+        with database.open_engine(url, pooled=False).begin() as connection:
+            yield connection
+    except OperationalError as error:
+        raise database.failed(error, "MLflow's database", url, "DECIDUOUS_MLFLOW_TRACKING_URI") from error

@@ -50,7 +50,7 @@ def require_backbone(session: Session, stream: Stream, digest: str) -> None:
     if recorded != digest:
         raise StateError(
             f"stream {stream.name!r} was trained on backbone digest {recorded}, {stream.backbone!r} now has {digest}; "
-            "restore that backbone or start a stream under a new name"
+            "restore that backbone, or the version of deciduous that trained it, or start a stream under a new name"
         )
 
 

@@ -10,7 +10,7 @@ from registry.records import Shard
 from registry.stream import Stream
 from tasks.backbones import adapter_spec, cut_of, open_backbone
 from tasks.identity import seed_of
-from tasks.learning.features import features
+from tasks.learning.features import features, late_view
 from tasks.learning.training import TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import states_of
@@ -52,7 +52,7 @@ def _train(stream: Stream, rows: Sequence[Row], start: TrainState | None) -> Tra
 
 
 def _accuracy(stream: Stream, state: TrainState, rows: Sequence[Row]) -> float:
-    logits_NC = functional.linear(_features(stream, rows, state), state.head["weight"], state.head["bias"])
+    logits_NC = functional.linear(late_view(_features(stream, rows, state)), state.head["weight"], state.head["bias"])
     return _share_right(logits_NC, state.labels, rows)
 
 

@@ -142,8 +142,11 @@ class Backbone:
         return hidden_BTD
 
     def pool(self, hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
-        """(B, D): the class token of an image, the mean of a text's tokens."""
-        return hidden_BTD[:, 0] if self.modality == "image" else mean_tokens(hidden_BTD, lengths_B)
+        """(B, 2, D): an image's class token and the mean of its other tokens; of a text twice the mean of all."""
+        if self.modality == "image":
+            return torch.stack([hidden_BTD[:, 0], hidden_BTD[:, 1:].mean(1)], 1)
+        mean_BD = mean_tokens(hidden_BTD, lengths_B)
+        return torch.stack([mean_BD, mean_BD], 1)
 
     def halves(self, number: int, count: int) -> Block:
         """Block `number` for `kernels.candidate_eval`, its adapters at "mlp": cut where they join; `count` rows are
@@ -209,8 +212,9 @@ class Backbone:
     def _digest(self, source: str) -> str:
         config: Any = self.model.config
         named = {k: v for k, v in config.to_dict().items() if k not in {"_name_or_path", "transformers_version"}}
-        # "frozen_linear": states kept from before it differ in their last bits, as on another kind of processor
-        form = [self.max_tokens if self.tokenizer else 0, self.rows, "frozen_linear"]
+        # "frozen_linear": states kept from before it differ in their last bits, as on another kind of processor;
+        # "two views": heads from before them have other features
+        form = [self.max_tokens if self.tokenizer else 0, self.rows, "frozen_linear", "two views"]
         about = [named, repr(self.preprocessing), source, *form]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
         for name, weight in sorted(self.model.state_dict().items()):

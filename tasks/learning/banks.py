@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.bank import Bank, clear_slot, grown, new_bank, read_slot, write_slot
 from tasks.learning.adapters import AdapterWeights, is_mixture
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import Start, num_states, run_from, run_pairs
+from tasks.learning.features import Start, num_features, run_from, run_pairs
 
 Place = tuple[int, int]  # (rank, slot)
 
@@ -64,7 +64,7 @@ class AdapterBank:
     ) -> Tensor:
         """(P, F): head features of (record, adapter id) pairs: a pass for the adapters of one rank, one per mixture."""
         places = {i: self._places[adapter_id] for i, (_, adapter_id) in enumerate(pairs) if adapter_id in self._places}
-        features_PF = torch.empty(len(pairs), backbone.width * num_states(backbone.num_blocks - cut))
+        features_PF = torch.empty(len(pairs), num_features(backbone.width, backbone.num_blocks - cut))
         for rank in sorted({rank for rank, _ in places.values()}):
             mine = [i for i, place in places.items() if place[0] == rank]
             at_slots = [(pairs[i][0], places[i][1]) for i in mine]

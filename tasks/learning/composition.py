@@ -35,6 +35,9 @@ Pairs = Sequence[tuple[int, str]]
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
 
+OWN = 0.3
+"""The share of an adapter's own head in its answer, the rest being that exact head's; chosen on training rows."""
+
 TEMPERATURE, LEAST_ODDS = 0.1, 0.1
 """Of the log density per coordinate when adapters share an answer, and the odds below which one is not visited."""
 
@@ -269,8 +272,8 @@ def visiting_shares(descriptors: DescriptorBank, signatures_LND: Tensor, familia
 
 
 def combine(near_NC: Tensor, own_NC: Tensor, labels: Sequence[str], own_labels: Sequence[str]) -> Tensor:
-    """The mean of both heads' scores; where the adapter never met a class, the exact head's score stands for both."""
+    """Both heads' scores by their shares; where the adapter never met a class, the exact head's score stands alone."""
     columns = [labels.index(label) for label in own_labels]
     both_NC = near_NC.clone()
-    both_NC[:, columns] = own_NC
-    return (near_NC + both_NC) / 2
+    both_NC[:, columns] = torch.lerp(near_NC[:, columns], own_NC, OWN)
+    return both_NC

@@ -1,7 +1,7 @@
-"""What heads, descriptors and retrieval see: pooled states of the last blocks, the same bytes in any company.
+"""What heads, descriptors and retrieval see: pooled states of the suffix, the same bytes in any company.
 
-Shapes: N records, P pairs of a record and an adapter, B rows, T tokens, D width, L suffix blocks, F = S D head features
-of S <= 4 states.
+Shapes: N records, P pairs of a record and an adapter, B rows, T tokens, D width, L suffix blocks, V = 2 views,
+F = V S D head features of S <= 4 states in each view.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +17,32 @@ from kernels.grouped_lora import route_records
 from tasks.learning.adapters import AdapterWeights, deltas_of, places_of
 from tasks.learning.attach import Joint
 from tasks.learning.backbones import Backbone, Delta, mean_tokens
+from tasks.learning.heads import VIEWS
 
 MAX_STATES = 4
 
 
 def num_states(layers: int) -> int:
-    """How many pooled states a head sees when the suffix has this many blocks."""
+    """How many pooled states each view has when the suffix has this many blocks."""
     return min(MAX_STATES, layers + 1)
+
+
+def num_features(width: int, layers: int) -> int:
+    """F: how many features a head sees when the suffix has this many blocks."""
+    return VIEWS * num_states(layers) * width
+
+
+def late_view(features_NF: Tensor) -> Tensor:
+    """(N, S D): what the last blocks say, as the published heads see it."""
+    return features_NF.chunk(VIEWS, 1)[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What the passes of all adapters over one record share: the pooled state entering the cut (D,), and the joint of
+    """What the passes of all adapters over one record share: the pooled state entering the cut (V, D), and the joint of
     the first suffix block (T, D)."""
 
-    entering_D: Tensor
+    entering_VD: Tensor
     joint: Joint
 
 
@@ -55,13 +66,14 @@ def run_suffix(
 ) -> SuffixPass:
     """Head features and signatures of every record, float32 on the CPU, from one pass over the suffix.
 
-    Features are the pooled states leaving the last four blocks (the one entering the cut stands in for a missing
-    one), each normalised over its width. `deltas` stand in for an adapter; `stop` ends the pass early.
+    Features are two views, every state normalised over its width: what the backbone pools of the last four states (the
+    one entering the cut among them where the suffix is short), then the token means of the first four, the entering one
+    included. `deltas` stand in for an adapter; `stop` ends the pass early.
     Signatures are the token means of the residual before each MLP, normalised over their width.
     """
     stop = backbone.num_blocks if stop is None else stop
     layers = stop - cut
-    features_NSD = torch.empty(len(states), num_states(layers), backbone.width)
+    features_NF = torch.empty(len(states), num_features(backbone.width, layers))
     signatures_LND = torch.empty(layers, len(states), backbone.width)
     starts: list[Start | None] = [None] * len(states) if keep_starts else []
     deltas = deltas_of(adapter, backbone.device) if deltas is None else deltas
@@ -70,11 +82,11 @@ def run_suffix(
         seen = _Seen(backbone, lengths_B, [backbone.pool(hidden_BTD, lengths_B)])
         with torch.inference_mode():
             backbone.run_blocks(hidden_BTD, lengths_B, cut, stop, deltas, seen.keep, len(chosen))
-            features_NSD[chosen] = seen.features(len(chosen))
+            features_NF[chosen] = seen.features(len(chosen))
             signatures_LND[:, chosen] = seen.signatures(len(chosen))
             for row, i in enumerate(chosen if keep_starts else ()):
                 starts[i] = seen.start(row, len(states[i]))
-    return SuffixPass(features_NSD.flatten(1), signatures_LND, [start for start in starts if start is not None])
+    return SuffixPass(features_NF, signatures_LND, [start for start in starts if start is not None])
 
 
 def run_pairs(
@@ -89,42 +101,50 @@ def run_pairs(
     bank = {name: stack.to(backbone.device) for name, stack in bank.items()}
     adapters = [places_of(bank, block) for block in suffix]
     scale_K = torch.ones(len(next(iter(bank.values()))), device=backbone.device)
-    features_PSD = torch.empty(len(pairs), num_states(len(suffix)), backbone.width)
+    features_PF = torch.empty(len(pairs), num_features(backbone.width, len(suffix)))
     for chosen, padded in backbone.minibatches([len(starts[record].joint.residual) for record, _ in pairs]):
         mine = [starts[pairs[i][0]] for i in chosen]
         slots = [pairs[i][1] for i in chosen] + [-1] * (backbone.rows - len(chosen))
         residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in mine], padded, backbone.rows)
         stem_BTD, _ = backbone.pad([start.joint.stem for start in mine], padded, backbone.rows)
-        entering_BD = torch.zeros(backbone.rows, backbone.width)
-        entering_BD[: len(mine)] = torch.stack([start.entering_D for start in mine])
+        entering_BVD = torch.zeros(backbone.rows, VIEWS, backbone.width)
+        entering_BVD[: len(mine)] = torch.stack([start.entering_VD for start in mine])
         blocks = [backbone.halves(block, len(chosen)) for block in suffix]
         route = route_records(torch.tensor(slots, device=backbone.device), scale_K)
         mask_BT = backbone.mask(residual_BTD, lengths_B)
         with torch.inference_mode():
             states = candidate_eval(Joint(residual_BTD, stem_BTD), blocks, adapters, route, mask_BT)
-            pooled = [entering_BD.to(backbone.device), *(backbone.pool(state_BTD, lengths_B) for state_BTD in states)]
-            features_PSD[chosen] = _Seen(backbone, lengths_B, pooled).features(len(chosen))
-    return features_PSD.flatten(1)
+            pooled = [entering_BVD.to(backbone.device), *(backbone.pool(state_BTD, lengths_B) for state_BTD in states)]
+            features_PF[chosen] = _Seen(backbone, lengths_B, pooled).features(len(chosen))
+    return features_PF
 
 
 def run_from(backbone: Backbone, starts: Sequence[Start], cut: int, adapter: AdapterWeights) -> Tensor:
     """(N, F): head features of records under one adapter or mixture, from where a frozen pass left their starts."""
-    features_NSD = torch.empty(len(starts), num_states(backbone.num_blocks - cut), backbone.width)
+    features_NF = torch.empty(len(starts), num_features(backbone.width, backbone.num_blocks - cut))
     deltas = deltas_of(adapter, backbone.device)
     for chosen, padded in backbone.minibatches([len(start.joint.residual) for start in starts]):
         mine = [starts[i] for i in chosen]
         residual_BTD, lengths_B = backbone.pad([start.joint.residual for start in mine], padded, backbone.rows)
         stem_BTD, _ = backbone.pad([start.joint.stem for start in mine], padded, backbone.rows)
-        entering_BD = torch.zeros(backbone.rows, backbone.width)
-        entering_BD[: len(mine)] = torch.stack([start.entering_D for start in mine])
+        entering_BVD = torch.zeros(backbone.rows, VIEWS, backbone.width)
+        entering_BVD[: len(mine)] = torch.stack([start.entering_VD for start in mine])
         with torch.inference_mode():
             added_BTD = deltas[cut](residual_BTD, backbone.mask(residual_BTD, lengths_B))
             hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), added_BTD)
-            pooled = [entering_BD.to(backbone.device), backbone.pool(hidden_BTD, lengths_B)]
+            pooled = [entering_BVD.to(backbone.device), backbone.pool(hidden_BTD, lengths_B)]
             seen = _Seen(backbone, lengths_B, pooled)
             backbone.run_blocks(hidden_BTD, lengths_B, cut + 1, backbone.num_blocks, deltas, seen.keep, len(chosen))
-            features_NSD[chosen] = seen.features(len(chosen))
-    return features_NSD.flatten(1)
+            features_NF[chosen] = seen.features(len(chosen))
+    return features_NF
+
+
+def _views(pooled: Sequence[Tensor]) -> Tensor:
+    """(B, F) of the (B, V, D) pooled states of a suffix, the one entering it first."""
+    count = num_states(len(pooled) - 1)
+    late_BSD = torch.stack([state_BVD[:, 0] for state_BVD in pooled[-count:]], 1)
+    early_BSD = torch.stack([state_BVD[:, 1] for state_BVD in pooled[:count]], 1)
+    return functional.layer_norm(torch.cat([late_BSD, early_BSD], 1), late_BSD.shape[-1:]).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -141,8 +161,7 @@ class _Seen:
         self.joints.append(joint)
 
     def features(self, count: int) -> Tensor:
-        pooled_BSD = torch.stack(self.pooled, 1)[:count, -MAX_STATES:]
-        return functional.layer_norm(pooled_BSD, (self.backbone.width,)).cpu()
+        return _views(self.pooled)[:count].cpu()
 
     def signatures(self, count: int) -> Tensor:
         means_LBD = torch.stack([mean_tokens(joint.residual, self.lengths_B) for joint in self.joints])
@@ -169,8 +188,8 @@ def training_features(backbone: Backbone, states: Sequence[Tensor], cut: int, de
     Padding depends on the minibatch here, so these bytes do depend on a record's company.
     """
     hidden_BTD, lengths_B = backbone.pad(states, max(len(state) for state in states), len(states))
-    entering_BD = backbone.pool(hidden_BTD, lengths_B)
-    return _differentiable(backbone, hidden_BTD, lengths_B, [entering_BD], cut, deltas)
+    entering_BVD = backbone.pool(hidden_BTD, lengths_B)
+    return _differentiable(backbone, hidden_BTD, lengths_B, [entering_BVD], cut, deltas)
 
 
 def training_features_from(
@@ -183,8 +202,8 @@ def training_features_from(
     stem_BTD, _ = backbone.pad([start.joint.stem for start in starts], longest, len(starts))
     added_BTD = deltas[cut](residual_BTD, backbone.mask(residual_BTD, lengths_B))
     hidden_BTD = backbone.attach_points[cut].finish(Joint(residual_BTD, stem_BTD), added_BTD)
-    entering_BD = torch.stack([start.entering_D for start in starts]).to(backbone.device)
-    pooled = [entering_BD, backbone.pool(hidden_BTD, lengths_B)]
+    entering_BVD = torch.stack([start.entering_VD for start in starts]).to(backbone.device)
+    pooled = [entering_BVD, backbone.pool(hidden_BTD, lengths_B)]
     return _differentiable(backbone, hidden_BTD, lengths_B, pooled, cut + 1, deltas)
 
 
@@ -200,4 +219,4 @@ def _differentiable(
         pooled.append(backbone.pool(output_BTD, lengths_B))
 
     backbone.run_blocks(hidden_BTD, lengths_B, first, backbone.num_blocks, deltas, keep)
-    return functional.layer_norm(torch.stack(pooled[-MAX_STATES:], 1), (backbone.width,)).flatten(1)
+    return _views(pooled)

@@ -1,8 +1,11 @@
 """The exact head: ridge regression solved from class statistics that add up over shards.
 
-Shapes: N records, F features, E = F + random features, C classes. Published source of the random features: RanPAC
-(arXiv 2307.02251). Sums are taken in the order of the statistics' digests, so the head's bytes do not depend on the
-order in which shards arrived.
+Features are two views side by side, late and early blocks. Each has a ridge of its own, and the head is their mean: it
+tells more classes apart than one ridge over both, for a quarter of the products (docs/decisions/0100).
+
+Shapes: N records, F features, V = 2 views, W = F / V + random features of a view, E = V W, C classes. Published source
+of the random features: RanPAC (arXiv 2307.02251). Sums are taken in the order of the statistics' digests, so the head's
+bytes do not depend on the order in which shards arrived.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +18,8 @@ from torch.nn.functional import pad
 
 from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, text_to_tensor
 
-RANDOM_FEATURES = 1024
+VIEWS = 2
+RANDOM_FEATURES = 512  # of each view
 ROWS = 16  # of every scoring product
 RIDGE = 0.2  # in units of the mean eigenvalue; chosen on training rows (docs/decisions/0100)
 
@@ -24,24 +28,24 @@ RIDGE = 0.2  # in units of the mean eigenvalue; chosen on training rows (docs/de
 class ClassStatistics:
     """What a shard contributes to a head: counts and sums per class, and its second moments.
 
-    Second moments are the Gram matrix (E, E) in float64, or, where the shard has fewer rows than E, its rows and their
-    class numbers, which determine the same matrix exactly and cost less.
+    Second moments are the Gram matrix of each view (V, W, W) in float64, or, where the shard has fewer rows than W, its
+    rows, which determine the same matrices exactly and cost less.
     """
 
     labels: tuple[str, ...]
     counts_C: Tensor
     sums_CE: Tensor
-    gram_EE: Tensor | None = None
+    gram_VWW: Tensor | None = None
     rows_NF: Tensor | None = None
 
     def to_tensors(self) -> dict[str, Tensor]:
-        moments = {"gram_EE": self.gram_EE, "rows_NF": self.rows_NF}
+        moments = {"gram_VWW": self.gram_VWW, "rows_NF": self.rows_NF}
         kept = {name: tensor.contiguous() for name, tensor in moments.items() if tensor is not None}
         return {"labels": text_to_tensor(self.labels), "counts_C": self.counts_C, "sums_CE": self.sums_CE, **kept}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
-        moments = (tensors.get("gram_EE"), tensors.get("rows_NF"))
+        moments = (tensors.get("gram_VWW"), tensors.get("rows_NF"))
         return cls(tensor_to_labels(tensors["labels"]), tensors["counts_C"], tensors["sums_CE"], *moments)
 
 
@@ -55,10 +59,12 @@ class Head:
 
 
 def expand(features_NF: Tensor) -> Tensor:
-    """(N, E): the features and fixed random ReLU features of them, the same for every shard and stream."""
+    """(N, E): each view's features and fixed random ReLU features of them, the same for every shard and stream."""
     if RANDOM_FEATURES == 0:
         return features_NF
-    return torch.cat([features_NF, (features_NF @ _projection(features_NF.shape[1])).relu()], 1)
+    views = features_NF.chunk(VIEWS, 1)
+    both = [(view_NF, (view_NF @ _projection(view_NF.shape[1])).relu()) for view_NF in views]
+    return torch.cat([part for view in both for part in view], 1)
 
 
 @lru_cache(maxsize=4)
@@ -75,9 +81,9 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
     members_CN = torch.tensor([[label == name for label in labels] for name in names], dtype=torch.float64)
     members_CN = members_CN.reshape(len(names), len(labels))  # also where no row has a label
     sums_CE, counts_C = members_CN @ rows_NE, members_CN.sum(1)
-    if len(labels) < rows_NE.shape[1]:
+    if len(labels) < rows_NE.shape[1] // VIEWS:
         return ClassStatistics(names, counts_C, sums_CE, rows_NF=features_NF.clone())
-    return ClassStatistics(names, counts_C, sums_CE, gram_EE=rows_NE.mT @ rows_NE)
+    return ClassStatistics(names, counts_C, sums_CE, gram_VWW=_gram_of(rows_NE))
 
 
 def solve_head(
@@ -85,8 +91,8 @@ def solve_head(
 ) -> Head:
     """The ridge head of all shards together, with an intercept; labels are the sorted union.
 
-    It equals ridge on the rows of all shards at once, each row counted `weights` of its shard times (once where
-    absent). `ridge` is in units of the mean eigenvalue of the covariance.
+    It equals the mean of the views' ridges on the rows of all shards at once, each row counted `weights` of its shard
+    times (once where absent). `ridge` is in units of the mean eigenvalue of a view's covariance.
     """
     return solve_sums(add_up(statistics, weights), ridge)
 
@@ -98,7 +104,7 @@ class Sums:
     labels: tuple[str, ...]
     counts_C: Tensor
     sums_CE: Tensor
-    gram_EE: Tensor
+    gram_VWW: Tensor
 
     def blended(self, own: "Sums", share: float) -> "Sums":
         """`share` of these sums, and the rest of what `own` of them amounts to: own rows in full, the others less."""
@@ -106,7 +112,7 @@ class Sums:
         counts_C, sums_CE = share * self.counts_C, share * self.sums_CE
         counts_C[places] += (1 - share) * own.counts_C
         sums_CE[places] += (1 - share) * own.sums_CE
-        return Sums(self.labels, counts_C, sums_CE, torch.add(share * self.gram_EE, own.gram_EE, alpha=1 - share))
+        return Sums(self.labels, counts_C, sums_CE, torch.add(share * self.gram_VWW, own.gram_VWW, alpha=1 - share))
 
 
 def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | None = None) -> Sums:
@@ -118,33 +124,42 @@ def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | Non
     labels = tuple(sorted({label for each, _ in ordered for label in each.labels}))
     counts_C = torch.zeros(len(labels), dtype=torch.float64)
     sums_CE = torch.zeros(len(labels), statistics[0].sums_CE.shape[1], dtype=torch.float64)
-    gram_EE = torch.zeros(sums_CE.shape[1], sums_CE.shape[1], dtype=torch.float64)
+    width = sums_CE.shape[1] // VIEWS
+    gram_VWW = torch.zeros(VIEWS, width, width, dtype=torch.float64)
     for each, weight in ordered:
         places = [labels.index(label) for label in each.labels]
         counts_C[places] += weight * each.counts_C
         sums_CE[places] += weight * each.sums_CE
-        gram_EE.add_(_gram(each), alpha=weight)
-    return Sums(labels, counts_C, sums_CE, gram_EE)
+        gram_VWW.add_(_gram(each), alpha=weight)
+    return Sums(labels, counts_C, sums_CE, gram_VWW)
 
 
 def solve_sums(sums: Sums, ridge: float | None = None) -> Head:
     """The ridge head of sums; `ridge` as in `solve_head`."""
     total = sums.counts_C.sum()
-    mean_E = sums.sums_CE.sum(0) / total
-    centred_EE = sums.gram_EE - total * torch.outer(mean_E, mean_E)
-    penalty = (RIDGE if ridge is None else ridge) * centred_EE.diagonal().mean().clamp_min(1e-12)
-    centred_EE.diagonal().add_(penalty)
-    right_EC = (sums.sums_CE - sums.counts_C[:, None] * mean_E).mT
-    weight_CE = torch.cholesky_solve(right_EC, torch.linalg.cholesky(centred_EE)).mT
-    return Head(sums.labels, weight_CE.float(), (sums.counts_C / total - weight_CE @ mean_E).float())
+    mean_VW = (sums.sums_CE.sum(0) / total).unflatten(0, (VIEWS, -1))
+    centred_VWW = sums.gram_VWW - total * mean_VW[:, :, None] * mean_VW[:, None]
+    variances_VW = centred_VWW.diagonal(dim1=1, dim2=2)
+    penalty_V = (RIDGE if ridge is None else ridge) * variances_VW.mean(1).clamp_min(1e-12)
+    variances_VW.add_(penalty_V[:, None])
+    sums_VCW = sums.sums_CE.unflatten(1, (VIEWS, -1)).transpose(0, 1)
+    right_VWC = (sums_VCW - sums.counts_C[:, None] * mean_VW[:, None]).mT
+    weight_VWC = torch.cholesky_solve(right_VWC, torch.linalg.cholesky(centred_VWW))
+    weight_CE = (weight_VWC.flatten(0, 1).mT / VIEWS).contiguous()  # another layout has other last bits by row
+    bias_C = sums.counts_C / total - weight_CE @ mean_VW.flatten()
+    return Head(sums.labels, weight_CE.float(), bias_C.float())
 
 
 def _gram(statistics: ClassStatistics) -> Tensor:
-    if statistics.gram_EE is not None:
-        return statistics.gram_EE
+    if statistics.gram_VWW is not None:
+        return statistics.gram_VWW
     assert statistics.rows_NF is not None
-    rows_NE = expand(statistics.rows_NF).double()
-    return rows_NE.mT @ rows_NE
+    return _gram_of(expand(statistics.rows_NF).double())
+
+
+def _gram_of(rows_NE: Tensor) -> Tensor:
+    """(V, W, W): nothing of one view meets another."""
+    return torch.stack([view_NW.mT @ view_NW for view_NW in rows_NE.chunk(VIEWS, 1)])
 
 
 def head_scores(head: Head, features_NF: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from kernels.ema import ema
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, deltas_of, new_adapter
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import features, num_states, training_features
+from tasks.learning.features import features, late_view, num_states, training_features
 from tasks.learning.heads import ClassStatistics, Head, class_statistics, head_scores, solve_head
 from tasks.learning.loops import Descent, descend
 from tasks.learning.tensors import require_finite
@@ -97,8 +97,8 @@ def learn_batch(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: 
     moments = {}
     for name in sorted(set(labels)):
         rows = [i for i, label in enumerate(labels) if label == name]
-        moments[name] = moments_of(own_NF[rows])
-        mos.prototypes[name] = first_NF[rows].mean(0)
+        moments[name] = moments_of(late_view(own_NF[rows]))
+        mos.prototypes[name] = late_view(first_NF[rows]).mean(0)
         mos.batch_of[name] = len(mos.adapters) - 1
     mos.moments.append(moments)
 
@@ -116,7 +116,8 @@ def _train(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: Seque
     means = [each.mean_F for moments in mos.moments for each in moments.values()]
 
     def loss_of(rows: list[int]) -> Tensor:
-        features_BF = training_features(backbone, [states[i] for i in rows], mos.cut, deltas_of(fold_scale(weights)))
+        chosen, deltas = [states[i] for i in rows], deltas_of(fold_scale(weights))
+        features_BF = late_view(training_features(backbone, chosen, mos.cut, deltas))
         loss = functional.cross_entropy(functional.linear(features_BF, *head), targets_N[rows])
         return loss + options.orthogonality * instance_loss(features_BF, means)
 
@@ -191,7 +192,7 @@ def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -
     """Self-refined retrieval: start at the nearest prototype's adapter, follow the head's own answer to its adapter,
     at most four times; then add the prototype branch. An adapter runs only on the records that visit it."""
     first_NF = features(backbone, states, mos.cut, mos.adapters[0])
-    cosine_NC = _cosines(mos, head.labels, first_NF)
+    cosine_NC = _cosines(mos, head.labels, late_view(first_NF))
     batch_of_C = torch.tensor([mos.batch_of[name] for name in head.labels])
     scores_ANC = torch.zeros(len(mos.adapters), *cosine_NC.shape)
     visited_AN = torch.zeros(scores_ANC.shape[:2], dtype=torch.bool)

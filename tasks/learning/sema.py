@@ -16,7 +16,7 @@ from torch.nn import functional
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, new_adapter
 from tasks.learning.backbones import Backbone, Delta
 from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
-from tasks.learning.features import num_states, run_suffix, training_features
+from tasks.learning.features import late_view, num_states, run_suffix, training_features
 from tasks.learning.heads import ClassStatistics, Head, class_statistics, head_scores, solve_head
 from tasks.learning.loops import Descent, descend
 from tasks.learning.router import Mixture, first_mixture
@@ -173,7 +173,7 @@ def answer_sema(sema: Sema, head: Head, suffix_states: Sequence[Tensor]) -> list
     if sema.options.published_head:
         names = sorted(sema.head)
         weight_CF, bias_C = (torch.stack([sema.head[name][i] for name in names]) for i in (0, 1))
-        return [names[i] for i in functional.linear(features_NF, weight_CF, bias_C).argmax(1).tolist()]
+        return [names[i] for i in functional.linear(late_view(features_NF), weight_CF, bias_C).argmax(1).tolist()]
     return [head.labels[i] for i in head_scores(head, features_NF).argmax(1).tolist()]
 
 
@@ -251,7 +251,7 @@ def _train(
 
     def loss_of(rows: list[int]) -> Tensor:
         chosen = [states[i] for i in rows]
-        features_BF = training_features(sema.backbone, chosen, cut, _deltas(mixtures()))
+        features_BF = late_view(training_features(sema.backbone, chosen, cut, _deltas(mixtures())))
         return functional.cross_entropy(functional.linear(features_BF[:, -width:], weight_CF, bias_C), targets_N[rows])
 
     descend([(trained, 1.0), ([weight_CF, bias_C], 1.0)], loss_of, len(states), sema.options.descent, seed)

@@ -22,7 +22,7 @@ from tasks.learning.adapters import (
     truncate,
 )
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import Start, num_states, training_features, training_features_from
+from tasks.learning.features import Start, late_view, num_states, training_features, training_features_from
 from tasks.learning.tensors import require_finite, tensor_to_labels, text_to_tensor
 
 
@@ -190,7 +190,7 @@ def _logits(
     weights: Mapping[str, Tensor],
     rank: int | None = None,
 ) -> Tensor:
-    """(B, C): the training head on the features that the serving head sees, under the first `rank` units."""
+    """(B, C): the training head on the late view of what the serving head sees, under the first `rank` units."""
     adapter = {name.removeprefix("adapter/"): t for name, t in weights.items() if name.startswith("adapter/")}
     adapter = adapter if rank is None else truncate(adapter, rank)
     half = backbone.device.type == "cuda"
@@ -202,7 +202,7 @@ def _logits(
             if starts
             else training_features(backbone, states, cut, deltas)
         )
-        return functional.linear(features_BF, weights["head/weight"], weights["head/bias"])
+        return functional.linear(late_view(features_BF), weights["head/weight"], weights["head/bias"])
 
 
 def make_optimizer(weights: Mapping[str, Tensor], recipe: Recipe) -> torch.optim.Optimizer:

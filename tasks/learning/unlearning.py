@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, adapter_blocks, deltas_of
 from tasks.learning.backbones import Backbone
-from tasks.learning.features import training_features
+from tasks.learning.features import late_view, training_features
 from tasks.learning.tensors import require_finite
 from tasks.learning.training import Recipe, TrainState, train_slice
 
@@ -111,7 +111,7 @@ def _product(weights: Mapping[str, Tensor], block: int) -> Tensor:
 def _logits(backbone: Backbone, state: TrainState, weights: Mapping[str, Tensor], rows: Rows, cut: int) -> Tensor:
     features_BF = training_features(backbone, rows.states, cut, deltas_of(dict(weights), backbone.device))
     head = {name: t.to(features_BF.device) for name, t in state.head.items()}
-    return functional.linear(features_BF, head["weight"], head["bias"])
+    return functional.linear(late_view(features_BF), head["weight"], head["bias"])
 
 
 def _nll(backbone: Backbone, state: TrainState, weights: Mapping[str, Tensor], rows: Rows, cut: int) -> Tensor:

@@ -5,6 +5,7 @@ import fcntl
 import pytest
 
 from infra import alias_client, tracking
+from infra.errors import UnreachableError, UnwritableError
 from infra.settings import settings
 from infra.stored_aliases import StoredAliases
 from registry import aliases
@@ -68,3 +69,13 @@ def test_the_client_makes_tables_that_are_not_there(tmp_path, set_variable):
     """A restored catalog may come before its MLflow."""
     set_variable("HOME", tmp_path)
     assert aliases.find_alias(alias_client.open_client(), "mail", "champion") is None
+
+
+def test_a_database_that_fails_is_named_with_what_to_do(tmp_path):
+    tables = StoredAliases(f"sqlite:///{tmp_path}")  # a folder where the file should be
+    with pytest.raises(UnwritableError, match=f"MLflow's database in {tmp_path} cannot be written"):
+        tables.set_registered_model_alias("mail", "champion", "1")
+    gone = StoredAliases("postgresql+psycopg://who:secret@127.0.0.1:9/mlflow")
+    with pytest.raises(UnreachableError, match="check DECIDUOUS_MLFLOW_TRACKING_URI") as caught:
+        aliases.find_alias(gone, "mail", "champion")
+    assert "secret" not in str(caught.value)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import layer_norm
 from transformers import ConvNextConfig, ConvNextModel
 
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.backbones import Backbone, load_backbone
-from tasks.learning.features import features, signatures
+from tasks.learning.features import features, late_view, signatures
 from tasks.learning.images import to_pixels
 from tests.learning.conftest import TEXT, pictures, sentences
 
@@ -62,6 +63,18 @@ def test_encoding_in_two_parts_is_encoding_at_once(vit: Backbone) -> None:
     with torch.inference_mode():
         onward_BTD = vit.run_blocks(hidden_BTD, lengths_B, 1, 3)
     assert all(torch.equal(a, b) for a, b in zip(vit.encode(records, 3), onward_BTD, strict=False))
+
+
+@pytest.mark.parametrize(("name", "cut"), [("bert", 0), ("vit", 0), ("vit", 3)])
+def test_features_are_late_class_tokens_beside_early_token_means(folders: dict[str, Path], name: str, cut: int) -> None:
+    backbone, record = load_backbone(str(folders[name])), inputs_of(name)[0]
+    states = [backbone.encode([record], block)[0] for block in range(cut, backbone.num_blocks + 1)]
+    late = [state_TD.mean(0) if name == "bert" else state_TD[0] for state_TD in states[-4:]]
+    early = [state_TD.mean(0) if name == "bert" else state_TD[1:].mean(0) for state_TD in states[:4]]
+    expected_SD = layer_norm(torch.stack([*late, *early]), (backbone.width,))
+    found_NF = features(backbone, backbone.encode([record], cut), cut)
+    torch.testing.assert_close(found_NF[0], expected_SD.flatten())
+    assert torch.equal(late_view(found_NF), found_NF[:, : len(late) * backbone.width])
 
 
 def test_work_counts_rows_times_blocks(folders: dict[str, Path]) -> None:

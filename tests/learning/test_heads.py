@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.learning import heads
-from tasks.learning.heads import ClassStatistics, class_statistics, expand, head_scores, solve_head
+from tasks.learning.heads import VIEWS, ClassStatistics, class_statistics, expand, head_scores, solve_head
 from tasks.learning.tensors import NonFiniteError
 
 
@@ -24,18 +24,18 @@ def shard(count: int, classes: str, seed: int) -> tuple[torch.Tensor, list[str]]
 SHARDS = [shard(8, "ab", 1), shard(40, "cab", 2), shard(12, "d", 3), shard(17, "be", 4)]
 
 
-def test_the_head_equals_ridge_on_all_rows_at_once() -> None:
+def test_the_head_equals_the_mean_of_the_views_ridges_on_all_rows_at_once() -> None:
     head = solve_head([class_statistics(*each) for each in SHARDS], ridge=0.1)
-    rows_NE = expand(torch.cat([features for features, _ in SHARDS])).double()
+    features_NF = torch.cat([features for features, _ in SHARDS])
     labels = [label for _, names in SHARDS for label in names]
     targets_NC = torch.tensor([[label == name for name in "abcde"] for label in labels], dtype=torch.float64)
-    centred_NE, centred_NC = rows_NE - rows_NE.mean(0), targets_NC - targets_NC.mean(0)
-    covariance_EE = centred_NE.T @ centred_NE
-    penalty_EE = 0.1 * covariance_EE.diagonal().mean() * torch.eye(16)
-    weight_EC = torch.linalg.solve(covariance_EE + penalty_EE, centred_NE.T @ centred_NC)
-    scores_NC = centred_NE @ weight_EC + targets_NC.mean(0)
-    ours_NC = head_scores(head, torch.cat([features for features, _ in SHARDS]))
-    torch.testing.assert_close(ours_NC.double(), scores_NC, atol=1e-5, rtol=1e-4)
+    scores_NC = targets_NC.mean(0).expand(len(labels), -1).clone()
+    for rows_NW in expand(features_NF).double().chunk(VIEWS, 1):
+        centred_NW, centred_NC = rows_NW - rows_NW.mean(0), targets_NC - targets_NC.mean(0)
+        covariance_WW = centred_NW.T @ centred_NW
+        penalty_WW = 0.1 * covariance_WW.diagonal().mean() * torch.eye(13)
+        scores_NC += centred_NW @ torch.linalg.solve(covariance_WW + penalty_WW, centred_NW.T @ centred_NC) / VIEWS
+    torch.testing.assert_close(head_scores(head, features_NF).double(), scores_NC, atol=1e-5, rtol=1e-4)
 
 
 @settings(max_examples=15, deadline=None)
@@ -50,10 +50,10 @@ def test_the_order_of_arrival_changes_no_bit(order: list[int]) -> None:
 
 def test_few_rows_are_kept_as_rows_and_many_as_their_gram_matrix() -> None:
     few, many = class_statistics(*SHARDS[0]), class_statistics(*SHARDS[1])
-    assert few.gram_EE is None
+    assert few.gram_VWW is None
     assert few.rows_NF is not None
     assert many.rows_NF is None
-    assert many.gram_EE is not None
+    assert many.gram_VWW is not None
 
 
 def test_a_shard_without_a_record_is_a_shard_that_never_had_it() -> None:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from tasks.learning.adapters import AdapterSpec, deltas_of, nested_ranks, new_adapter, truncate
 from tasks.learning.backbones import Backbone, load_backbone
-from tasks.learning.features import features, run_suffix, training_features, training_features_from
+from tasks.learning.features import features, late_view, run_suffix, training_features, training_features_from
 from tasks.learning.stored_states import pack, unpack
 from tasks.learning.tensors import NonFiniteError
 from tasks.learning.training import Recipe, TrainState, train_slice
@@ -59,12 +59,9 @@ def test_a_nested_training_serves_every_smaller_rank(vit: Backbone, states: list
     def losses(nested: bool) -> list[float]:
         state = train_slice(vit, states, LABELS, 2, SPEC, replace(recipe, nested=nested), 1)
         targets = torch.tensor([state.labels.index(label) for label in LABELS])
-        return [
-            float(
-                cross_entropy(linear(features(vit, states, 2, cut), state.head["weight"], state.head["bias"]), targets)
-            )
-            for cut in (truncate(state.adapter, rank) for rank in nested_ranks(SPEC.rank)[:-1])
-        ]
+        smaller = (truncate(state.adapter, rank) for rank in nested_ranks(SPEC.rank)[:-1])
+        seen = (late_view(features(vit, states, 2, weights)) for weights in smaller)
+        return [float(cross_entropy(linear(x, state.head["weight"], state.head["bias"]), targets)) for x in seen]
 
     assert nested_ranks(SPEC.rank) == [1, 2, 4]
     assert all(mine < theirs for mine, theirs in zip(losses(nested=True), losses(nested=False), strict=True))
@@ -123,9 +120,8 @@ def test_gradients_from_cached_states_are_those_of_the_whole_pass_to_the_bit(
 
     def gradients(states: list[torch.Tensor], cut: int) -> list[torch.Tensor]:
         live = {n: t.clone().requires_grad_() for n, t in weights.items()}
-        loss = cross_entropy(
-            training_features(backbone, states, cut, deltas_of(live))[:, -backbone.width :], torch.arange(8)
-        )
+        late_BF = late_view(training_features(backbone, states, cut, deltas_of(live)))
+        loss = cross_entropy(late_BF[:, -backbone.width :], torch.arange(8))
         return list(torch.autograd.grad(loss, list(live.values())))
 
     whole, from_cache = gradients(embedded, 0), gradients(cached, 2)
