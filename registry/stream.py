@@ -178,8 +178,12 @@ class Approvals(_Section):
 
 
 class Gates(_Section):
-    accuracy_drop: float = Field(0.01, ge=0, le=1, description="largest loss on all held-out rows against the champion")
-    forgetting: float = Field(0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion")
+    accuracy_drop: float = Field(
+        0.01, ge=0, le=1, description="largest loss on all held-out rows against the champion; one row passes"
+    )
+    forgetting: float = Field(
+        0.02, ge=0, le=1, description="largest mean loss on earlier batches against the champion; one row passes"
+    )
     merge_drop: float = Field(0.02, ge=0, le=1, description="largest loss on any parent's held-out rows after a merge")
     refresh_drop: float = Field(0.05, ge=0, le=1, description="shortfall of a reused adapter that makes it train again")
     form_drop: float = Field(

@@ -16,7 +16,10 @@ def test_an_adapter_must_beat_the_exact_head(mine, exact, rows, passed):
         pytest.param({"a": (0.5, 10)}, {}, True, id="no champion"),
         pytest.param({"a": (0.9, 100)}, {"a": (0.9, 100)}, True, id="equal"),
         pytest.param({"a": (0.88, 100)}, {"a": (0.9, 100)}, False, id="accuracy drop"),
-        pytest.param({"a": (1.0, 100), "b": (0.8, 10)}, {"a": (0.9, 100), "b": (0.9, 10)}, False, id="forgets b"),
+        pytest.param({"a": (1.0, 100), "b": (0.7, 10)}, {"a": (0.9, 100), "b": (0.9, 10)}, False, id="forgets b"),
+        pytest.param({"a": (0.8, 10)}, {"a": (0.9, 10)}, True, id="one row of ten"),
+        pytest.param({"a": (0.7, 10)}, {"a": (0.9, 10)}, False, id="two rows of ten"),
+        pytest.param({"a": (0.9, 100), "b": (0.8, 10)}, {"a": (0.9, 100), "b": (0.9, 10)}, True, id="one row of b"),
         pytest.param({"a": (0.9, 100), "new": (0.1, 100)}, {"a": (0.9, 100)}, True, id="new batches are not compared"),
     ],
 )
