@@ -1,7 +1,7 @@
 """The exact head: ridge regression solved from class statistics that add up over shards.
 
-Features are two views side by side, late and early blocks. Each has a ridge of its own, and the head is their mean: it
-tells more classes apart than one ridge over both, for a quarter of the products (docs/decisions/0100).
+Features are two views side by side, late and early blocks. Each has a ridge of its own, and the head is their mean: as
+good as one ridge over both, for a quarter of the products (docs/decisions/0101).
 
 Shapes: N records, F features, V = 2 views, W = F / V + random features of a view, E = V W, C classes. Published source
 of the random features: RanPAC (arXiv 2307.02251). Sums are taken in the order of the statistics' digests, so the head's
