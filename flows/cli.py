@@ -2,6 +2,7 @@
 
 # ruff: noqa: PLC0415
 
+import gc
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -340,6 +341,7 @@ app.add_typer(ticketing.app, name="ticket")
 
 def main() -> None:
     """Run the app; an error of ours becomes one message and exit code 1."""
+    gc.set_threshold(10_000)  # the libraries' many lasting objects would be gone through again and again
     from infra.errors import InfraError
     from registry.errors import PipelineError
 

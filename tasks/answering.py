@@ -69,7 +69,7 @@ class Watch:
             self._go_on(number, error)
             return
         if settings().follow == "champion":
-            blob_cache.retain(digests_in(manifest))
+            blob_cache.retain(digests_in(manifest), blob_cache.WEIGHTS)  # nothing of the version before
 
     def _go_on(self, number: int, error: Exception) -> None:
         """Stay with the version before, if that may still answer; the next look tries the new one again."""

@@ -1,4 +1,5 @@
-"""A version's manifest: which blobs serve together. No tensor is read here, so a rollback need not wait for torch."""
+"""A version's manifest: which blobs serve together. Neither a tensor nor, where this machine has read the manifest
+before, the S3 is asked for here: a rollback need not wait for torch or boto3."""
 
 import json
 from collections.abc import Collection, Iterator
@@ -8,7 +9,7 @@ from infra import database
 from registry import versions
 from registry.errors import StateError
 from registry.records import VersionState
-from tasks import blobs
+from tasks import blob_cache
 
 Manifest = dict[str, Any]
 
@@ -24,8 +25,8 @@ def load_manifest(stream: str, version: int) -> Manifest:
 
 
 def load_json(key: str, sha256: str) -> Manifest:
-    """A manifest from its blob, checked against its digest."""
-    manifest: Manifest = json.loads(blobs.read(key, sha256))
+    """A manifest from its blob or the local copy, checked against its digest."""
+    manifest: Manifest = json.loads(blob_cache.read_manifest(key, sha256))
     return manifest
 
 

@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from flows import cli
 from flows.learn import learn
 from flows.predict import predict, predict_batch
-from infra import database, tracking
+from infra import database, storage, tracking
 from infra.settings import settings
 from registry import adapters, versions
 from registry.errors import MissingObjectError, StateError
@@ -147,6 +148,17 @@ def test_every_answer_comes_from_one_version_while_the_champion_moves(stream, se
         finally:
             done.set()
         assert sum(each.result() for each in asking) > 0  # asked before a move, answered after it
+
+
+def test_a_rollback_asks_no_s3_on_a_machine_that_knew_both_champions(stream, monkeypatch, capsys):
+    for version in (1, 2):
+        move_alias(stream.name, CHAMPION, version, "a test", "to begin with")
+    monkeypatch.setattr(storage, "s3", None)  # whoever calls it fails
+    cli.rollback(stream.name)
+    assert "version 1 again" in " ".join(capsys.readouterr().out.split())
+    blob_cache.retain([], blob_cache.MANIFEST)
+    with pytest.raises(TypeError):
+        cli.rollback(stream.name)
 
 
 @contextmanager

@@ -1,14 +1,15 @@
 """Tensors come from the local disk once they were read, and leave it with the blob."""
 
+import json
 import os
 
 import pytest
 import torch
 
 from infra.settings import settings
-from registry.artifacts import put_tensors
-from registry.errors import MissingObjectError
-from tasks import blob_cache, blobs
+from registry.artifacts import put_json, put_tensors
+from registry.errors import MissingObjectError, StorageUnavailableError
+from tasks import blob_cache, blobs, disk_cache
 from tasks.learning.banks import AdapterBank
 from tests.kernels.test_grouped_lora import CountOps
 
@@ -62,6 +63,35 @@ def test_loading_the_last_adapter_costs_what_the_first_did(stored, gets):
     assert all(torch.equal(bank.read(f"a{n}")["blocks.3.up.weight"], torch.ones(8, 4) * n) for n in (0, 31, 63))
     doubled = {1, 2, 4, 8, 16, 32}
     assert len({cost for number, cost in enumerate(costs) if number not in doubled | {0}}) == 1
+
+
+def test_a_manifest_is_kept_read_again_after_damage_and_purged(s3, stored, gets):
+    blob = put_json(s3, settings().artifact_bucket, "cache", {"cut": 3})
+    read = lambda: json.loads(blob_cache.read_manifest(blob.key, blob.sha256))  # noqa: E731
+    assert read() == read() == {"cut": 3}
+    assert len(gets) == 1
+    (path,) = files()
+    path.write_bytes(b'{"cut":4}')
+    assert read() == {"cut": 3}
+    assert len(gets) == 2
+    (weights,) = stored(7)
+    blob_cache.read_tensors(*weights)
+    blob_cache.retain([], blob_cache.WEIGHTS)
+    assert files() == [path]
+    assert blob_cache.forget([blob.key]) == 1
+    assert files() == []
+
+
+@pytest.mark.usefixtures("stored")
+def test_a_disk_that_takes_no_copy_keeps_nobody_from_reading_a_manifest(s3, monkeypatch):
+    blob = put_json(s3, settings().artifact_bucket, "cache", {"cut": 3})
+
+    def refuse(*_):
+        raise StorageUnavailableError("full")
+
+    monkeypatch.setattr(disk_cache, "write_whole", refuse)
+    assert json.loads(blob_cache.read_manifest(blob.key, blob.sha256)) == {"cut": 3}
+    assert files() == []
 
 
 def test_a_damaged_copy_is_fetched_again(stored, gets):
