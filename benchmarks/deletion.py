@@ -70,7 +70,7 @@ def measure(home: Path, shards: int, tickets: int, groups: int) -> dict[str, Any
 def train_everything(name: str) -> int:
     """Block evaluations of fitting every shard and adapter anew: the cached prefix is used, no checkpoint is."""
     from infra import database  # noqa: PLC0415
-    from registry import adapters, catalog  # noqa: PLC0415
+    from registry import adapters, ownership  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
     from tasks.adapters import fit_trained  # noqa: PLC0415
     from tasks.rebuilding import block_evaluations  # noqa: PLC0415
@@ -79,9 +79,9 @@ def train_everything(name: str) -> int:
     stream = opening.stream_of(name)
     with database.transaction() as session:
         trained = [a for a in adapters.adapters(session, name) if a.shard_ids and not a.parent_ids]
-        for stored in catalog.objects_of(session, [adapter.node for adapter in trained]):
+        for stored in ownership.objects_of(session, [adapter.node for adapter in trained]):
             if stored.kind.startswith("checkpoint:"):
-                catalog.drop_object(session, stored.owner, stored.kind)
+                ownership.drop_object(session, stored.owner, stored.kind)
     before = block_evaluations(stream)
     for shard in opening.served_shards(name):
         fit_shard(stream, shard)
@@ -98,7 +98,8 @@ def synthetic_stream(home: Path, batches: int, groups: int) -> Any:
     """Every batch draws on letters of its own, so that each of its groups asks for an adapter."""
     from infra import storage  # noqa: PLC0415
     from infra.settings import settings  # noqa: PLC0415
-    from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream  # noqa: PLC0415
+    from registry.sections import AdapterOptions, Columns, Gates, ShiftOptions  # noqa: PLC0415
+    from registry.stream import Stream  # noqa: PLC0415
 
     rng = np.random.default_rng(0)
     for batch in range(batches):

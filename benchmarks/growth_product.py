@@ -13,9 +13,10 @@ from transformers import AutoModel, AutoTokenizer
 from flows.consolidate import ATTEMPTS
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, decision_log, ownership
 from registry.records import Adapter, AdapterState, DecisionKind
-from registry.stream import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions, Stream
+from registry.sections import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions
+from registry.stream import Stream
 from tasks import batches, blobs, consolidation, decisions, likeness, retirement, shift
 from tasks.adapters import judge_adapter, refresh_adapter, rows_and_states, store_statistics, train_adapter
 from tasks.assembly import current_manifest, load_model
@@ -110,13 +111,13 @@ def num_serving(stream: Stream) -> int:
 def bytes_serving(stream: Stream) -> int:
     """What the weights of the serving adapters take in the store."""
     with database.transaction() as session:
-        found = catalog.objects_of(session, [adapter.node for adapter in serving(stream)])
+        found = ownership.objects_of(session, [adapter.node for adapter in serving(stream)])
     return sum(each.size for each in found if each.kind == "weights")
 
 
 def counted_decisions(stream: Stream) -> dict[str, int]:
     with database.transaction() as session:
-        return dict(Counter(row.kind for row in catalog.decisions(session, stream.name)))
+        return dict(Counter(row.kind for row in decision_log.decisions(session, stream.name)))
 
 
 def open_questions(stream: Stream, rows: Sequence[dict[str, str]]) -> Asked:

@@ -136,7 +136,8 @@ def _deliver(folder: Path, number: int, department: str, facts: Sequence[Fact]) 
 
 
 def _stream(folder: Path, backbone: str, options: Options) -> Any:
-    from registry.stream import AdapterOptions, Columns, Completion, Consolidation, ShiftOptions, Stream  # noqa: PLC0415
+    from registry.sections import AdapterOptions, Columns, Completion, Consolidation, ShiftOptions  # noqa: PLC0415
+    from registry.stream import Stream  # noqa: PLC0415
 
     return Stream(
         name=STREAM,

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from infra.settings import settings
-from registry import adapters, catalog, totals, versions
+from registry import adapters, catalog, decision_log, ownership, totals, versions
 from registry.records import (
     Adapter,
     AdapterState,
@@ -34,7 +34,8 @@ from registry.records import (
     StoredObject,
     VersionState,
 )
-from registry.stream import Columns, Stream
+from registry.sections import Columns
+from registry.stream import Stream
 from registry.tables import now
 from registry.versions import CHAMPION
 from tasks import queries
@@ -116,8 +117,8 @@ def _add_batch(session: Session, number: int, owners: Sequence[int]) -> Batch:
     )
     decision = Decision(DecisionKind.EXPAND, None, "for this benchmark", 0.001)
     numbers = {"p_value": 0.001, "z_scores": {}, "alternatives": {}, "evidence": []}
-    catalog.add_decision(session, batch, shard, decision, numbers)
-    catalog.put_objects(session, [_stored(shard.node, kind) for kind in ("rows", "statistics", "reference")])
+    decision_log.add_decision(session, batch, shard, decision, numbers)
+    ownership.put_objects(session, [_stored(shard.node, kind) for kind in ("rows", "statistics", "reference")])
     catalog.set_batch_state(session, batch.batch_id, BatchState.DONE)
     return batch
 
@@ -131,7 +132,7 @@ def _add_adapter(session: Session, shard_ids: Sequence[int], born: int) -> None:
     adapter = Adapter(adapter_id, STREAM, "default", state, (shard_id,), (), serves, {"kind": "trained"}, 0.9, "why")
     adapters.put_adapter(session, adapter)
     kinds = ("weights", "descriptor", *(f"statistics:{shard}" for shard in serves))
-    catalog.put_objects(session, [_stored(adapter.node, kind) for kind in kinds])
+    ownership.put_objects(session, [_stored(adapter.node, kind) for kind in kinds])
 
 
 def _add_version(session: Session, batch: Batch) -> None:
@@ -192,13 +193,13 @@ def _manifest() -> object:
         shards = catalog.done_shards(session, STREAM)
         serving = adapters.adapters(session, STREAM, [AdapterState.SERVING])
         nodes = [shard.node for shard in shards] + [adapter.node for adapter in serving]
-        return catalog.objects_of(session, nodes)
+        return ownership.objects_of(session, nodes)
 
 
 def _merge() -> object:
     in_use = (AdapterState.SERVING, AdapterState.CANDIDATE)
     with database.transaction() as session:
-        return adapters.adapters(session, STREAM, in_use), catalog.decisions(session, STREAM)
+        return adapters.adapters(session, STREAM, in_use), decision_log.decisions(session, STREAM)
 
 
 def _times(ask: Callable[[], object], asked: int) -> dict[str, float]:

@@ -96,7 +96,8 @@ def in_turn(old: int, young: int) -> list[str]:
 
 def main(name: str, batches: int, inbox: Path, young: int) -> None:
     from flows.learn import learn  # noqa: PLC0415
-    from registry.stream import Consolidation, Stream  # noqa: PLC0415
+    from registry.sections import Consolidation  # noqa: PLC0415
+    from registry.stream import Stream  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
 
     kept = Consolidation(max_adapters=None)  # a merge is learning, which is stubbed

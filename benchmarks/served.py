@@ -28,7 +28,8 @@ from infra.settings import settings
 from registry import artifacts, catalog
 from registry.adapters import put_adapter
 from registry.records import Adapter, AdapterState, Shard, StoredObject
-from registry.stream import AdapterOptions, Stream
+from registry.sections import AdapterOptions
+from registry.stream import Stream
 from tasks import blobs
 from tasks.assembly import build_manifest, load_model
 from tasks.backbones import open_backbone

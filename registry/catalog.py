@@ -1,19 +1,19 @@
-"""Streams, batches, shards, records and objects. Every function takes the caller's session; none commits."""
+"""Streams, batches, shards and records. Every function takes the caller's session; none commits."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
 
+from registry import ownership
 from registry.errors import StateError, UnknownIdError
-from registry.records import Batch, BatchState, Decision, DecisionKind, Delivery, Shard, StoredObject
+from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
 from registry.tables import (
     BatchRow,
     DecisionRow,
     DeliveryRow,
-    ObjectRow,
     QuarantineRow,
     RecordRow,
     ShardRow,
@@ -184,7 +184,7 @@ def discard_batch(session: Session, batch_id: str) -> None:
     batch = require_held(session, batch_id)
     session.execute(delete(RecordRow).where(RecordRow.shard_id.in_([shard.shard_id for shard in batch.shards])))
     for owner in (batch.node, *(shard.node for shard in batch.shards)):
-        drop_objects(session, owner)
+        ownership.drop_objects(session, owner)
     set_batch_state(session, batch_id, BatchState.DISCARDED, "discarded by hand")
 
 
@@ -263,100 +263,6 @@ def done_ages(session: Session, stream: str) -> dict[int, int]:
     return {shard_id: age[ordinal] for ordinal, shard_id in done}
 
 
-def put_object(session: Session, stored: StoredObject) -> None:
-    session.merge(
-        ObjectRow(owner=stored.owner, kind=stored.kind, key=stored.key, sha256=stored.sha256, size=stored.size)
-    )
-
-
-def put_objects(session: Session, stored: Iterable[StoredObject]) -> None:
-    for each in stored:
-        put_object(session, each)
-
-
-def find_object(session: Session, owner: str, kind: str) -> StoredObject | None:
-    row = session.get(ObjectRow, (owner, kind))
-    return None if row is None else _to_object(row)
-
-
-def get_object(session: Session, owner: str, kind: str) -> StoredObject:
-    found = find_object(session, owner, kind)
-    if found is None:
-        raise UnknownIdError(f"{kind} object of", owner)
-    return found
-
-
-def objects_of(session: Session, owners: Iterable[str]) -> list[StoredObject]:
-    """Ordered by owner and kind."""
-    columns = select(ObjectRow.key, ObjectRow.sha256, ObjectRow.size, ObjectRow.kind, ObjectRow.owner)
-    found: list[StoredObject] = []
-    for chunk in in_chunks(sorted(set(owners))):
-        query = columns.where(ObjectRow.owner.in_(chunk)).order_by(ObjectRow.owner, ObjectRow.kind)
-        found += [StoredObject(*row) for row in session.execute(query).tuples()]
-    return found
-
-
-def drop_object(session: Session, owner: str, kind: str) -> None:
-    row = session.get(ObjectRow, (owner, kind))
-    if row is not None:
-        session.delete(row)
-        session.flush()
-
-
-def drop_objects(session: Session, owner: str) -> None:
-    session.execute(delete(ObjectRow).where(ObjectRow.owner == owner))
-
-
-def all_keys(session: Session, prefix: str) -> set[str]:
-    """Every key under a prefix that some node owns."""
-    return set(session.scalars(select(ObjectRow.key).where(ObjectRow.key.startswith(prefix, autoescape=True))))
-
-
-def owned_keys(session: Session, keys: Iterable[str]) -> set[str]:
-    """Which of these keys some node still owns."""
-    found: set[str] = set()
-    for chunk in in_chunks(sorted(set(keys))):
-        found.update(session.scalars(select(ObjectRow.key).where(ObjectRow.key.in_(chunk))))
-    return found
-
-
-def owned_digests(session: Session, digests: Iterable[str]) -> set[str]:
-    """Which of these blobs some node owns."""
-    found: set[str] = set()
-    for chunk in in_chunks(sorted(set(digests))):
-        found.update(session.scalars(select(ObjectRow.sha256).where(ObjectRow.sha256.in_(chunk))))
-    return found
-
-
-def add_decision(session: Session, batch: Batch, shard: Shard, decision: Decision, numbers: dict[str, object]) -> None:
-    session.add(
-        DecisionRow(
-            stream=batch.stream,
-            batch_id=batch.batch_id,
-            shard_id=shard.shard_id,
-            kind=decision.kind,
-            adapter_id=decision.adapter_id,
-            reason=decision.reason,
-            numbers=numbers,
-        )
-    )
-
-
-def complete_decision(session: Session, shard_id: int, reason: str, numbers: Mapping[str, object]) -> None:
-    """Add to a decision what was found while it was carried out."""
-    row = session.scalars(select(DecisionRow).where(DecisionRow.shard_id == shard_id)).one()
-    row.reason, row.numbers = reason, {**row.numbers, **numbers}
-    session.flush()
-
-
-def add_consolidation(session: Session, stream: str, decision: Decision, numbers: dict[str, object]) -> None:
-    """A decision about adapters that no single batch asked for."""
-    row = DecisionRow(stream=stream, kind=decision.kind, adapter_id=decision.adapter_id, reason=decision.reason)
-    row.numbers = {**numbers, "p_value": None, "z_scores": {}, "alternatives": decision.alternatives}
-    session.add(row)
-    session.flush()
-
-
 def received_at(session: Session, batch_id: str) -> datetime:
     row = session.get(BatchRow, batch_id)
     if row is None:
@@ -364,29 +270,8 @@ def received_at(session: Session, batch_id: str) -> datetime:
     return row.received_at
 
 
-def decisions(session: Session, stream: str) -> list[DecisionRow]:
-    return list(
-        session.scalars(select(DecisionRow).where(DecisionRow.stream == stream).order_by(DecisionRow.decision_id))
-    )
-
-
-def expansions(session: Session, stream: str) -> list[int]:
-    """Ordinals of the batches that asked for a new adapter, ascending; twice where two of its groups did."""
-    query = select(BatchRow.ordinal).join(DecisionRow, DecisionRow.batch_id == BatchRow.batch_id)
-    query = query.where(DecisionRow.stream == stream, DecisionRow.kind == DecisionKind.EXPAND)
-    return list(session.scalars(query.order_by(BatchRow.ordinal)))
-
-
-def find_decision(session: Session, shard_id: int) -> DecisionRow | None:
-    return session.scalar(select(DecisionRow).where(DecisionRow.shard_id == shard_id))
-
-
 def _to_shard(row: ShardRow) -> Shard:
     return Shard(row.shard_id, row.batch_id, row.batch.name, row.group, row.rows, row.held_out, row.labelled)
-
-
-def _to_object(row: ObjectRow) -> StoredObject:
-    return StoredObject(row.key, row.sha256, row.size, row.kind, row.owner)
 
 
 def _to_batch(row: BatchRow) -> Batch:

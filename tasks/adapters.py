@@ -8,9 +8,10 @@ import torch
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, ownership
 from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict
-from registry.stream import Composition, Stream
+from registry.sections import Composition
+from registry.stream import Stream
 from tasks import blobs, mixing
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import check_adapter, require_backbone
@@ -70,7 +71,7 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     stored = store_statistics(stream, joined, [shard], load_weights(adapter))
     with database.transaction() as session:
         check_epoch(session, stream.name, epoch, f"joining {shard.batch_name} to {adapter_id}")
-        catalog.put_objects(session, stored)
+        ownership.put_objects(session, stored)
         adapter_rows.put_adapter(session, joined)
     return joined
 
@@ -118,7 +119,7 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
     with database.transaction() as session:
         if epoch is not None:
             check_epoch(session, stream.name, epoch, f"fitting {adapter.adapter_id}")
-        catalog.put_objects(session, stored)
+        ownership.put_objects(session, stored)
         adapter_rows.put_adapter(session, adapter)
     return adapter
 
@@ -166,8 +167,8 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
 def erase_adapter(adapter: Adapter, reason: str) -> list[str]:
     """Forget everything an adapter holds; only its id, state and reason stay. Returns its blobs' keys."""
     with database.transaction() as session:
-        keys = [stored.key for stored in catalog.objects_of(session, [adapter.node])]
-        catalog.drop_objects(session, adapter.node)
+        keys = [stored.key for stored in ownership.objects_of(session, [adapter.node])]
+        ownership.drop_objects(session, adapter.node)
         moved = adapter_rows.move_adapter(session, adapter.adapter_id, AdapterState.ERASED, reason)
         adapter_rows.put_adapter(
             session, replace(moved, shard_ids=(), parent_ids=(), serves=(), recipe={}, accuracy=None)

@@ -21,7 +21,8 @@ from infra import database
 from registry import approvals, catalog
 from registry.errors import StateError
 from registry.records import Gate, Request, Verdict
-from registry.stream import OnTimeout, Stream
+from registry.sections import OnTimeout
+from registry.stream import Stream
 from registry.tables import now
 from tasks.deploying import is_deployed
 from tasks.events import GATE_REFUSED, announce

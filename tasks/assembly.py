@@ -8,9 +8,10 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, ownership
 from registry.records import Adapter, AdapterState, Shard, StoredObject
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks import blob_cache
 from tasks.backbones import adapter_spec, check_adapter, cut_of, open_frozen
 from tasks.language import load_language_model
@@ -49,7 +50,7 @@ def current_manifest(
         candidates = adapter_rows.adapters(session, stream.name, [AdapterState.CANDIDATE])
         waiting = [candidate for candidate in candidates if candidate.adapter_id not in named]
         nodes = [shard.node for shard in shards] + [adapter.node for adapter in (*adapters, *waiting)]
-        objects = catalog.objects_of(session, nodes)
+        objects = ownership.objects_of(session, nodes)
         epoch = catalog.stream_epoch(session, stream.name) if epoch is None else epoch
     return build_manifest(stream, epoch, shards, adapters, waiting, objects)
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from infra import database, keys
-from registry import catalog, ticket_log, tickets
+from registry import ownership, ticket_log, tickets
 from registry.errors import CertificateError
 from tasks import blobs
 from tasks.certificates import verify_chain
@@ -15,7 +15,7 @@ def audit() -> dict[str, Any]:
         entries, head = ticket_log.check(session)
         logged = tickets.certificates(session)
         owners = sorted({f"ticket:{ticket_id}" for ticket_id, _ in logged})
-        stored = {each.sha256: each for each in catalog.objects_of(session, owners)}
+        stored = {each.sha256: each for each in ownership.objects_of(session, owners)}
     missing = [ticket_id for ticket_id, sha256 in logged if sha256 not in stored]
     if missing:
         raise CertificateError(f"the store has no certificate of {', '.join(missing)}, which the log names")

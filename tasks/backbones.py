@@ -12,7 +12,8 @@ from infra import database
 from infra.settings import settings
 from registry import catalog
 from registry.errors import StateError, UnsupportedBackboneError
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, check_finite, check_weights, default_layers
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone

@@ -3,7 +3,7 @@
 from hashlib import sha256
 
 from infra import database
-from registry import catalog, suppression
+from registry import catalog, ownership, suppression
 from registry.errors import SourceError, StaleEpochError
 from registry.records import Batch, BatchState, Delivery, Shard
 from registry.stream import Stream
@@ -104,8 +104,8 @@ def _enter(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> 
         batch = catalog.add_batch(session, _batch(stream, delivery, reading, parts, epoch), delivery, reading.reasons)
         for shard in batch.shards:
             catalog.add_records(session, [_record(row, shard) for row in parts[shard.group]])
-            catalog.put_object(session, store_rows(stream, shard, parts[shard.group]))
-        catalog.put_object(session, store_quarantine(stream, batch, reading.quarantined))
+            ownership.put_object(session, store_rows(stream, shard, parts[shard.group]))
+        ownership.put_object(session, store_quarantine(stream, batch, reading.quarantined))
     bad = f", {batch.quarantined} quarantined ({_reasons(reading)})" if batch.quarantined else ""
     dropped = f", {batch.suppressed} suppressed" if batch.suppressed else ""
     say(f"{batch.name}: {batch.rows} rows read{bad}{dropped}")

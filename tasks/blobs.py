@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog
+from registry import artifacts, ownership
 from registry.records import StoredObject
 from tasks import blob_cache
 
@@ -43,7 +43,7 @@ def store_tensors(prefix: str, owner: str, kind: str, tensors: Tensors) -> Store
 def save_bytes(prefix: str, owner: str, kind: str, data: bytes) -> StoredObject:
     stored = store(prefix, owner, kind, data)
     with database.transaction() as session:
-        catalog.put_object(session, stored)
+        ownership.put_object(session, stored)
     return stored
 
 
@@ -57,17 +57,17 @@ def json_bytes(content: Any) -> bytes:
 
 def find(owner: str, kind: str) -> StoredObject | None:
     with database.transaction() as session:
-        return catalog.find_object(session, owner, kind)
+        return ownership.find_object(session, owner, kind)
 
 
 def of_owner(owner: str) -> list[StoredObject]:
     with database.transaction() as session:
-        return catalog.objects_of(session, [owner])
+        return ownership.objects_of(session, [owner])
 
 
 def get(owner: str, kind: str) -> StoredObject:
     with database.transaction() as session:
-        return catalog.get_object(session, owner, kind)
+        return ownership.get_object(session, owner, kind)
 
 
 def read(key: str, sha256: str) -> bytes:
@@ -93,7 +93,7 @@ def purge_unowned(keys: Iterable[str]) -> list[tuple[str, str]]:
     """Remove every version of those keys that no node owns any more; returns (key, version) pairs."""
     wanted = set(keys)
     with database.transaction() as session:
-        free = sorted(wanted - catalog.owned_keys(session, wanted))
+        free = sorted(wanted - ownership.owned_keys(session, wanted))
     return purge(free)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from infra import database, keys
 from infra.files import remove_partial, remove_private, write_private
 from infra.settings import settings
-from registry import catalog, ticket_log, tickets
+from registry import ownership, ticket_log, tickets
 from registry.records import StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
@@ -73,7 +73,7 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
 def enter_certificate(session: Session, ticket_id: str, stored: StoredObject, previous: str) -> None:
     """Name a certificate in the catalog and append it to the log: the newest by its kind, and each by its digest, for
     the chain needs those before a reopening too."""
-    catalog.put_objects(session, [stored, replace(stored, kind=f"certificate:{stored.sha256[:16]}")])
+    ownership.put_objects(session, [stored, replace(stored, kind=f"certificate:{stored.sha256[:16]}")])
     tickets.add_certificate(session, ticket_id, stored.sha256, previous, stored.key)
 
 
@@ -165,7 +165,7 @@ def was_reopened_since(session: Session, ticket: Ticket, step_name: str) -> bool
 def _before_and_after(session: Session, resolved: Detail) -> list[dict[str, str | None]]:
     changed = []
     for old in resolved["before"]:
-        new = catalog.find_object(session, old["owner"], old["kind"])
+        new = ownership.find_object(session, old["owner"], old["kind"])
         now_sha = None if new is None else new.sha256
         if now_sha != old["sha256"]:
             changed.append({"artifact": f"{old['owner']}/{old['kind']}", "before": old["sha256"], "after": now_sha})

@@ -19,7 +19,8 @@ from registry import catalog, suppression, tickets
 from registry.artifacts import encode_tensors
 from registry.errors import MissingObjectError
 from registry.records import Adapter, Shard, Ticket
-from registry.stream import Composition, Stream, TaskType
+from registry.sections import Composition, TaskType
+from registry.stream import Stream
 from tasks import blobs, mixing
 from tasks.adapters import load_in_order
 from tasks.backbones import open_language

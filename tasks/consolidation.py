@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage
+from registry import catalog, decision_log, lineage
 from registry.errors import StateError
 from registry.records import (
     LABEL_SEPARATOR,
@@ -22,7 +22,8 @@ from registry.records import (
     Verdict,
     labels_of,
 )
-from registry.stream import WHOLE, Composition, Stream
+from registry.sections import Composition
+from registry.stream import WHOLE, Stream
 from tasks.adapters import erase_adapter, fit_closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
@@ -188,4 +189,4 @@ def _note(session: Session, merged: Adapter, verdict: Verdict, figures: Mapping[
     kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
     decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=dict(figures))
     numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
-    catalog.add_consolidation(session, merged.stream, decision, numbers)
+    decision_log.add_consolidation(session, merged.stream, decision, numbers)

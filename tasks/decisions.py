@@ -6,7 +6,7 @@ from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import decision_log
 from registry.records import Batch, Decision, DecisionKind, MixtureScan, Shard, ShiftEvidence
 from registry.stream import Stream
 from registry.tables import DecisionRow
@@ -23,7 +23,7 @@ MARKS = {DecisionKind.EXPAND: "+", DecisionKind.REUSE: "=", DecisionKind.REFRESH
 def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvidence] | MixtureScan) -> Decision:
     """Reuse, refresh, expand or hold, with the reason; decided once per shard, also when a run is repeated."""
     with database.transaction() as session:
-        known = catalog.find_decision(session, shard.shard_id)
+        known = decision_log.find_decision(session, shard.shard_id)
         if known is not None:
             return to_decision(known)
     rule = ShiftRule(stream.shift.alpha, stream.shift.min_rows, stream.gates.refresh_drop)
@@ -39,7 +39,7 @@ def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvide
     with database.transaction() as session:
         if decision.kind == DecisionKind.EXPAND and decision.adapter_id is None:
             decision = replace(decision, adapter_id=adapter_rows.new_adapter_id(session, stream.name))
-        catalog.add_decision(session, batch, shard, decision, _numbers(decision, evidence))
+        decision_log.add_decision(session, batch, shard, decision, _numbers(decision, evidence))
     say(f"  {MARKS[decision.kind]} {decision.kind.value}: {decision.reason}")
     return decision
 
@@ -59,7 +59,7 @@ def _completed(stream: Stream, shard: Shard, decision: Decision) -> Decision:
         reason = decision.reason.partition("; trained: ")[0] + f"; trained: {told}"
         completed = replace(decision, reason=reason, z_scores=grown.z_scores)
         numbers = {"z_scores": grown.z_scores, "grown": list(grown.blocks), "least": grown.least}
-        catalog.complete_decision(session, shard.shard_id, reason, numbers)
+        decision_log.complete_decision(session, shard.shard_id, reason, numbers)
     say(f"  {decision.adapter_id}: {told}")
     return completed
 

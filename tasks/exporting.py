@@ -7,7 +7,7 @@ from registry import adapters as adapter_rows
 from registry import catalog, lineage
 from registry.errors import StateError, SuppressedRecordError
 from registry.records import AdapterState
-from registry.stream import TaskType
+from registry.sections import TaskType
 from tasks import blobs
 from tasks.backbones import adapter_spec, open_language
 from tasks.learning.language.lora import save_peft_folder

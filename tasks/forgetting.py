@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage, suppression, tickets, versions
+from registry import catalog, lineage, ownership, suppression, tickets, versions
 from registry.errors import StateError
 from registry.records import AdapterState, Ticket, TicketState
 from registry.stream import Stream
@@ -84,7 +84,7 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
             batch_ids = sorted({shard.batch_id for shard in touched} | refused)
             owners = [f"adapter:{repair.adapter_id}" for repair in plan.repairs]
             owners += [shard.node for shard in touched] + [f"batch:{batch_id}" for batch_id in batch_ids]
-            objects = catalog.objects_of(session, owners)
+            objects = ownership.objects_of(session, owners)
             actions = {repair.adapter_id: repair.action for repair in plan.repairs}
             digests = [stored.sha256 for stored in objects if is_shaped(stored, actions, leaving)]
             suppression.condemn(session, stream.name, together[0].ticket_id, digests)

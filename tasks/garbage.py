@@ -5,7 +5,7 @@ from typing import Any
 
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog, versions
+from registry import artifacts, ownership, versions
 from registry.records import VersionState
 from tasks import blobs
 from tasks.exclusion import alone, naming
@@ -29,7 +29,7 @@ def find_garbage(stream: str) -> Garbage:
     with database.transaction() as session:
         ready = versions.versions(session, stream, VersionState.READY)
         manifests = [(v.manifest_key, versions.manifest_digest(session, stream, v.version)) for v in ready]
-        owned = catalog.all_keys(session, blobs.stream_prefix(stream))
+        owned = ownership.all_keys(session, blobs.stream_prefix(stream))
     named = [owned, {key for key, _ in manifests}, *(keys_in(load_json(*manifest)) for manifest in manifests)]
     live = set().union(*named)
     stored = artifacts.list_versions(storage.s3(), bucket, blobs.stream_prefix(stream))

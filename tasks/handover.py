@@ -25,7 +25,8 @@ from registry import adapters as adapter_rows
 from registry import catalog
 from registry.errors import StateError, UnknownIdError
 from registry.records import Decision, DecisionKind, Shard
-from registry.stream import Stream, WithoutWorker
+from registry.sections import WithoutWorker
+from registry.stream import Stream
 from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.policies.placement import Place, place_training

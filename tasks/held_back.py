@@ -19,7 +19,8 @@ from infra.settings import settings
 from registry import catalog
 from registry.artifacts import encode_tensors
 from registry.records import Shard
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks.identity import catalog_key
 from tasks.learning.tensors import tensor_to_labels, text_to_tensor
 from tasks.prefix_cache import states_of

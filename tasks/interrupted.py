@@ -4,7 +4,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, versions
+from registry import catalog, decision_log, versions
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.stream import Stream
 from registry.tables import DecisionRow
@@ -30,7 +30,7 @@ def interrupted_merges(stream: Stream) -> list[MergeOutcome]:
         merged = [adapter for adapter in used.values() if adapter.parent_ids]
         undecided = [adapter for adapter in merged if used.keys() & set(adapter.parent_ids)]
         kept = [each for each in merged if each not in undecided and not _was_promoted(session, each)]
-        decisions = catalog.decisions(session, stream.name) if kept else []
+        decisions = decision_log.decisions(session, stream.name) if kept else []
         told = {d.adapter_id: d for d in decisions if d.kind == DecisionKind.MERGE}
         epoch = catalog.stream_epoch(session, stream.name)
         found = [_outcome(adapter, told[adapter.adapter_id], epoch) for adapter in kept if adapter.adapter_id in told]

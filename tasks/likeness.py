@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage
+from registry import catalog, decision_log, lineage
 from registry.records import Adapter, AdapterState, DecisionKind, labels_of
 from registry.stream import Stream
 from registry.tables import DecisionRow
@@ -51,7 +51,7 @@ def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[P
             if excess is None or a.adapter_id in excess.serving
         ]
         depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
-        refused = [] if excess is None else _refused(catalog.decisions(session, stream.name))
+        refused = [] if excess is None else _refused(decision_log.decisions(session, stream.name))
     pairs = mergeable_pairs(known, depth, stream.merge_across, refused)
     if not pairs:
         return []

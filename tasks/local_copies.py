@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from infra.settings import settings
-from registry import catalog, suppression, ticket_log
+from registry import catalog, ownership, suppression, ticket_log
 from tasks import blob_cache, disk_cache, prefix_cache
 from tasks.identity import catalog_key
 from tasks.narration import say
@@ -42,4 +42,4 @@ def _without_place(session: Session, stream: str, records: Collection[str]) -> l
 
 
 def _with_place(session: Session, stream: str, digests: Collection[str]) -> set[str]:
-    return catalog.owned_digests(session, digests) - suppression.condemned(session, stream, digests)
+    return ownership.owned_digests(session, digests) - suppression.condemned(session, stream, digests)

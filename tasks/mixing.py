@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from infra import database
-from registry import catalog
+from registry import ownership
 from registry.errors import BadWeightsError
 from registry.records import Adapter, MixtureScan, Shard
 from registry.stream import Stream
@@ -214,7 +214,7 @@ def _keep(stream: Stream, adapter: Adapter, kind: str, weights: AdapterWeights, 
     with database.transaction() as session:
         if epoch is not None:
             check_epoch(session, stream.name, epoch, f"growing {adapter.adapter_id}")
-        catalog.put_object(session, stored)
+        ownership.put_object(session, stored)
 
 
 def _told(adapter_id: str, found: Scan) -> MixtureScan:

@@ -7,7 +7,7 @@ from hashlib import sha256
 from matplotlib.figure import Figure
 
 from infra import database
-from registry import adapters, catalog, models, versions
+from registry import adapters, catalog, decision_log, models, ownership, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Adapter, Decision, Shard
 from registry.stream import Stream
@@ -76,7 +76,7 @@ def _lineage(manifest: Manifest) -> list[str]:
     with database.transaction() as session:
         serving = adapters.get_adapters(session, [adapter["adapter_id"] for adapter in manifest["adapters"]])
         known = catalog.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
-        stored = catalog.objects_of(session, [each.node for each in serving])
+        stored = ownership.objects_of(session, [each.node for each in serving])
     size = {o.owner: o.size for o in stored if o.kind == "weights"}
     names = {shard.shard_id: shard.batch_name for shard in known}
     lines = ["| serving adapter | group | trained on | merged from | serves | weights |", f"|{' --- |' * 6}"]
@@ -102,7 +102,7 @@ def _form(adapter: Adapter) -> str:
 def adapter_bytes(manifest: Manifest) -> int:
     """What the weights of the serving adapters take in the store."""
     with database.transaction() as session:
-        stored = catalog.objects_of(session, [f"adapter:{adapter['adapter_id']}" for adapter in manifest["adapters"]])
+        stored = ownership.objects_of(session, [f"adapter:{adapter['adapter_id']}" for adapter in manifest["adapters"]])
     return sum(each.size for each in stored if each.kind == "weights")
 
 
@@ -175,7 +175,7 @@ def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:
     """How many adapters were born until each batch, and the batches' names: flat where batches are reused."""
     with database.transaction() as session:
         batches = catalog.last_batches(session, stream, DRAWN)
-        born = catalog.expansions(session, stream)
+        born = decision_log.expansions(session, stream)
     return {"adapters": [bisect_right(born, batch.ordinal) for batch in batches]}, [batch.name for batch in batches]
 
 

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.settings import settings
 from registry.errors import SourceError
-from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
+from registry.sections import AdapterOptions, Columns, Gates, ShiftOptions
+from registry.stream import Stream
 from tasks.narration import say
 from tasks.retries import step
 

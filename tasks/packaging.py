@@ -15,7 +15,8 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from PIL import Image
 
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks import blobs
 from tasks.manifests import Manifest
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from infra import database
 from infra.settings import settings
 from registry import suppression
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks import disk_cache
 from tasks.backbones import cut_of, open_frozen
 from tasks.learning.images import open_image

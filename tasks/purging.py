@@ -7,7 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, model_purge, tickets, versions
+from registry import artifacts, catalog, model_purge, ownership, tickets, versions
 from registry.errors import PurgeError, UnknownIdError
 from registry.records import Batch, BatchState, Delivery, Ticket, VersionState
 from registry.stream import Stream
@@ -78,7 +78,7 @@ def _erase_version(stream: Stream, version: int) -> tuple[int, int]:
     """Remove a version from MLflow, then from the catalog, which keeps its number and state."""
     rows, objects = _purge_version(stream, version)
     with database.transaction() as session:
-        catalog.drop_objects(session, f"version:{stream.name}:{version}")
+        ownership.drop_objects(session, f"version:{stream.name}:{version}")
         versions.set_state(session, stream.name, version, VersionState.ERASED)
     return rows, objects
 

@@ -14,7 +14,8 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks.answering import Line, Watch, registered_as
 from tasks.entitlement import Entitlements
 from tasks.prediction_log import note_prediction

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import adapters, catalog, lineage, tickets, versions
+from registry import adapters, catalog, decision_log, lineage, ownership, tickets, versions
 from registry.errors import UnknownIdError
 from registry.records import BatchState
 
@@ -82,7 +82,7 @@ def _decisions(session: Session, name: str) -> list[Answer]:
             "adapter_id": d.adapter_id,
             "reason": d.reason,
         }
-        for d in catalog.decisions(session, name)
+        for d in decision_log.decisions(session, name)
     ]
 
 
@@ -139,13 +139,13 @@ def _describe_adapter(session: Session, id_: str) -> Answer:
             f"{s.batch_name} ({s.group}, {s.rows} rows)" for s in catalog.shards(session, adapter.shard_ids)
         ],
         "merged_into": lineage.children(session, id_),
-        "objects": [asdict(stored) for stored in catalog.objects_of(session, [adapter.node])],
+        "objects": [asdict(stored) for stored in ownership.objects_of(session, [adapter.node])],
     }
 
 
 def _describe_batch(session: Session, id_: str) -> Answer:
     batch = catalog.get_batch(session, catalog.batch_id_of(session, id_))
-    found = [catalog.find_decision(session, shard.shard_id) for shard in batch.shards]
+    found = [decision_log.find_decision(session, shard.shard_id) for shard in batch.shards]
     decided = [row for row in found if row is not None]
     return {
         "kind": "batch",

@@ -11,7 +11,8 @@ from typing import Any
 from infra.settings import settings
 from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks.formats import RawRow, missing_columns, raw_rows
 from tasks.identity import hasher, is_held_out, order_key, slice_of
 from tasks.learning.images import ImageError, open_image

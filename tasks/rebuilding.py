@@ -6,7 +6,7 @@ from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, tickets
+from registry import catalog, ownership, tickets
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import mixing, prefix_cache, shards
@@ -96,10 +96,10 @@ def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[in
     prefix_cache.purge(stream.name, [row.record for row in gone])
     with database.transaction() as session:
         tickets.forget_records(session, sorted(keys), {shard.shard_id: count_rows(left)})
-        catalog.put_object(session, shards.store_rows(stream, shard, left))
+        ownership.put_object(session, shards.store_rows(stream, shard, left))
         if not trainable(left):
-            catalog.drop_object(session, shard.node, "statistics")
-            catalog.drop_object(session, shard.node, "reference")
+            ownership.drop_object(session, shard.node, "statistics")
+            ownership.drop_object(session, shard.node, "reference")
     if trainable(left):
         shards.fit_shard(stream, shard)
 
@@ -111,7 +111,7 @@ def drop_quarantined(stream: Stream, batch_id: str, targets: Targets) -> None:
     listed = shards.load_quarantine(batch)
     left = [row for row in listed if not shards.is_refused(row, targets)]
     with database.transaction() as session:
-        catalog.put_object(session, shards.store_quarantine(stream, batch, left))
+        ownership.put_object(session, shards.store_quarantine(stream, batch, left))
 
 
 def is_named(row: Row, targets: Targets) -> bool:
@@ -139,7 +139,7 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
         refit = [shard for shard in load_in_order(adapter.serves) if shard.shard_id in touched]
         stored = store_statistics(stream, adapter, refit, weights)
         with database.transaction() as session:
-            catalog.put_objects(session, stored)
+            ownership.put_objects(session, stored)
             adapter_rows.put_adapter(session, adapter)
     return repair.action
 
@@ -168,7 +168,7 @@ def _without_empty_shards(adapter: Adapter) -> Adapter:
     full = {shard.shard_id for shard in load_in_order((*adapter.shard_ids, *adapter.serves)) if shard.labelled}
     with database.transaction() as session:
         for shard_id in {*adapter.serves} - full:
-            catalog.drop_object(session, adapter.node, f"statistics:{shard_id}")
+            ownership.drop_object(session, adapter.node, f"statistics:{shard_id}")
     trained, served = (tuple(s for s in ids if s in full) for ids in (adapter.shard_ids, adapter.serves))
     return replace(adapter, shard_ids=trained, serves=served)
 
@@ -201,6 +201,6 @@ def _drop_stale_checkpoints(stream: Stream, adapter: Adapter) -> None:
         else {f"checkpoint:{stage.digest}" for stage in stages_of(stream, own)}
     )
     with database.transaction() as session:
-        for stored in catalog.objects_of(session, [adapter.node]):
+        for stored in ownership.objects_of(session, [adapter.node]):
             if stored.kind.startswith("checkpoint:") and stored.kind not in current:
-                catalog.drop_object(session, adapter.node, stored.kind)
+                ownership.drop_object(session, adapter.node, stored.kind)

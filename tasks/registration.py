@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from infra import database, tracking
-from registry import catalog, models, versions
+from registry import catalog, models, ownership, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
 from registry.versions import CHAMPION, STAND_IN
@@ -138,7 +138,7 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
         check_release(session, manifest, f"version {number}")
         versions.add_version(session, version, stored.sha256, change.cause)
         versions.add_accuracies(session, stream.name, number, _by_batch(shards, scores))
-        catalog.put_object(session, stored)
+        ownership.put_object(session, stored)
     accuracy = "not measured" if version.accuracy is None else f"held-out accuracy {version.accuracy:.3f}"
     say(f"  version {number} of {stream.name} registered, {accuracy}")
     return version

@@ -10,7 +10,7 @@ import torch
 from infra import database
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import catalog, decision_log
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
 from registry.stream import WHOLE, Stream
@@ -42,7 +42,7 @@ def retire_unused(stream: Stream) -> list[str]:
             if verdict.passed:
                 adapter_rows.move_adapter(session, unused.adapter_id, AdapterState.RETIRED, unused.reason)
                 retired.append(unused.adapter_id)
-            catalog.add_consolidation(session, stream.name, _decision(unused, verdict), {"window": rule.window})
+            decision_log.add_consolidation(session, stream.name, _decision(unused, verdict), {"window": rule.window})
         say(f"  {unused.adapter_id} {'retired' if verdict.passed else 'stays'}: {unused.reason}; {verdict.reason}")
     return retired
 

@@ -7,7 +7,8 @@ from typing import Any
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from registry.errors import StateError
-from registry.stream import Runner, Stream
+from registry.sections import Runner
+from registry.stream import Stream
 
 CLASSES = {Runner.DASK: ("prefect_dask", "DaskTaskRunner"), Runner.RAY: ("prefect_ray", "RayTaskRunner")}
 

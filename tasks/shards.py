@@ -8,7 +8,8 @@ from torch import Tensor
 
 from registry import artifacts
 from registry.records import Batch, Shard, StoredObject
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks import blobs
 from tasks.backbones import cut_of, open_backbone
 from tasks.learning.adapters import AdapterWeights

@@ -8,7 +8,8 @@ from torch import Tensor
 from infra import database
 from registry import adapters as adapter_rows
 from registry.records import Adapter, AdapterState, MixtureScan, Shard, ShiftEvidence
-from registry.stream import Composition, Stream
+from registry.sections import Composition
+from registry.stream import Stream
 from tasks import blobs, mixing
 from tasks.backbones import cut_of, open_frozen
 from tasks.identity import seed_of

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infra import database
-from registry import adapters, catalog, versions
+from registry import adapters, catalog, decision_log, versions
 from registry.records import AdapterState, BatchState
 from registry.versions import CHAMPION
 from tasks.decisions import to_decision
@@ -20,7 +20,7 @@ def summarise(stream: str, seconds_by_batch: dict[str, float]) -> Summary:
     """Batches with their decisions, adapters by state, the accuracy matrix, the registry."""
     with database.transaction() as session:
         batches = catalog.batches(session, stream)
-        decided = {d.shard_id: to_decision(d) for d in catalog.decisions(session, stream) if d.shard_id}
+        decided = {d.shard_id: to_decision(d) for d in decision_log.decisions(session, stream) if d.shard_id}
         every = adapters.adapters(session, stream)
         champion = versions.alias_of(session, stream, CHAMPION)
         number = versions.count_versions(session, stream)

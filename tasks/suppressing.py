@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from registry.records import Adapter, Ticket
-from registry.stream import Stream, TaskType
+from registry.sections import TaskType
+from registry.stream import Stream
 from tasks import blobs
 from tasks.adapters import fit_closed_forms, load_in_order
 from tasks.backbones import adapter_spec, cut_of, open_backbone, open_language

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, models, row_sweep, versions
+from registry import artifacts, catalog, models, ownership, row_sweep, versions
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
@@ -100,7 +100,7 @@ def _kept_blobs(stream: Stream, resolved: Detail) -> set[str]:
     """Keys of blobs that the deletion replaced and nothing owns any more, but the store still holds."""
     before = {stored["key"] for stored in resolved["before"]}
     with database.transaction() as session:
-        dead = before - catalog.owned_keys(session, before)
+        dead = before - ownership.owned_keys(session, before)
     listed = artifacts.list_versions(storage.s3(), settings().artifact_bucket, blobs.stream_prefix(stream.name))
     return dead & {version.key for version in listed}
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import catalog, lineage, suppression, tickets, versions
+from registry import catalog, lineage, ownership, suppression, tickets, versions
 from registry.records import Gate, StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
@@ -200,11 +200,11 @@ def is_shaped(stored: StoredObject, actions: Mapping[str, str], shard_ids: Colle
 def _condemn_attempt(session: Session, ticket: Ticket, noted: Mapping[str, Detail]) -> None:
     resolved, actions = noted["resolve"], noted["rebuild"]["actions"]
     owners = [f"adapter:{adapter_id}" for adapter_id in actions]
-    found = catalog.objects_of(session, [*owners, *(f"shard:{shard_id}" for shard_id in resolved["shards"])])
+    found = ownership.objects_of(session, [*owners, *(f"shard:{shard_id}" for shard_id in resolved["shards"])])
     served = [stored.sha256 for stored in found if is_shaped(stored, actions, resolved["shards"])]
     suppression.condemn(session, ticket.stream, ticket.lead or ticket.ticket_id, served)
     for stored in found:
         if stored.kind.startswith("checkpoint:"):
-            catalog.drop_object(session, stored.owner, stored.kind)
+            ownership.drop_object(session, stored.owner, stored.kind)
     made = versions.registered_since(session, ticket.stream, resolved["batches"])
     withdraw_versions(session, ticket.stream, made, f"ticket {ticket.ticket_id} is worked again")

@@ -8,10 +8,11 @@ from itertools import groupby
 
 from infra import database
 from infra.settings import settings
-from registry import catalog
+from registry import ownership
 from registry.errors import BadWeightsError
 from registry.records import Shard
-from registry.stream import Composition, Stream, TaskType
+from registry.sections import Composition, TaskType
+from registry.stream import Stream
 from tasks import blobs
 from tasks.backbones import adapter_spec, cut_of, locate, open_backbone, open_language
 from tasks.devices import CPU, device_name, require_gpus, require_repeatable, training_device
@@ -116,7 +117,7 @@ def train(
             with database.transaction() as session:
                 if epoch is not None:
                     check_epoch(session, stream.name, epoch, f"training {owner}")
-                catalog.put_object(session, stored)
+                ownership.put_object(session, stored)
     assert state is not None, f"{owner} has no row to train on"
     return state
 

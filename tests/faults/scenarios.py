@@ -18,10 +18,23 @@ from sqlalchemy.orm import Session
 
 from infra import database, keys, storage, tracking
 from infra.settings import settings
-from registry import adapters, aliases, artifacts, catalog, models, suppression, ticket_log, tickets, versions
+from registry import (
+    adapters,
+    aliases,
+    artifacts,
+    catalog,
+    decision_log,
+    models,
+    ownership,
+    suppression,
+    ticket_log,
+    tickets,
+    versions,
+)
 from registry.errors import StateError
 from registry.records import AdapterState, VersionState
-from registry.stream import Columns, Consolidation, ShiftOptions, Stream
+from registry.sections import Columns, Consolidation, ShiftOptions
+from registry.stream import Stream
 from registry.tables import VersionRow
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
 from tasks import blobs
@@ -168,7 +181,7 @@ def left_behind() -> dict[str, Any]:
         extra = {row.run_id for row in rows if row.cause.startswith(versions.STAND_IN)}
         causes = {row.version: row.cause for row in rows if row.run_id not in extra}
         ready = [row.version for row in rows if row.version in causes and row.state == VersionState.READY]
-        named = catalog.all_keys(session, blobs.stream_prefix(NAME))
+        named = ownership.all_keys(session, blobs.stream_prefix(NAME))
         found = _of_catalog(session, causes)
         alive = [a.adapter_id for a in adapters.adapters(session, NAME) if a.state != AdapterState.ERASED]
     stored = artifacts.list_versions(storage.s3(), settings().artifact_bucket, blobs.stream_prefix(NAME))
@@ -189,7 +202,7 @@ def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
         "batches": catalog.batches(session, NAME),
         "adapters": [a for a in every if a.state != AdapterState.ERASED],
         "erased": [a.adapter_id for a in every if a.state == AdapterState.ERASED and a.reason != UNFINISHED],
-        "decisions": [(d.kind, d.adapter_id, d.reason, d.numbers) for d in catalog.decisions(session, NAME)],
+        "decisions": [(d.kind, d.adapter_id, d.reason, d.numbers) for d in decision_log.decisions(session, NAME)],
         "versions": [
             (causes[v.version], v.state, v.epoch, v.accuracy, v.reason)
             for v in versions.versions(session, NAME)
@@ -201,7 +214,7 @@ def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
         "matrix": {cause: versions.accuracies(session, NAME, number) for number, cause in causes.items()},
         "suppressed": suppression.suppressed(session, NAME),
         "deliveries": sorted(map(sorted, catalog.known_deliveries(session, NAME))),
-        "objects": [(o.owner, o.kind, o.sha256) for o in catalog.objects_of(session, owners)],
+        "objects": [(o.owner, o.kind, o.sha256) for o in ownership.objects_of(session, owners)],
         "tickets": [(t.state, t.note, t.records) for t in worked],
         "steps": [sorted(row.step for row in tickets.steps_of(session, t.ticket_id)) for t in worked],
         "log": [[e.kind for e in ticket_log.events_of(session, t.ticket_id)] for t in worked],

@@ -17,7 +17,7 @@ from flows.deployments import deploy, undeploy
 from infra import database
 from registry import catalog
 from registry.records import BatchState
-from registry.stream import TaskOptions
+from registry.sections import TaskOptions
 from tasks import queries, tickets
 from tasks.deploying import deployment_id
 from tasks.garbage import clean_up

@@ -19,7 +19,7 @@ from infra import children, database, tracking
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
-from registry import aliases, catalog, models, ticket_log, tickets, versions
+from registry import aliases, catalog, decision_log, models, ticket_log, tickets, versions
 from registry.records import BatchState, TicketState, VersionState
 from registry.versions import CHAMPION
 from tasks import queries, registration
@@ -89,7 +89,7 @@ def interrupt(*_):
 def register(stream, batch):
     """The end of `flows.learn.learn_batch`, each step asked once: who repeats it is Prefect."""
     with database.transaction() as session:
-        made = [to_decision(catalog.find_decision(session, shard.shard_id)) for shard in batch.shards]
+        made = [to_decision(decision_log.find_decision(session, shard.shard_id)) for shard in batch.shards]
     version = registration.register_batch.fn(stream, batch, made)
     promote_version.fn(stream, version)
     finish_batch.fn(batch)
@@ -135,7 +135,7 @@ def test_a_registration_without_mlflow_is_one_error_and_then_completed(prepared,
 def test_a_promotion_without_mlflow_is_mirrored_by_the_next(prepared, ends):
     proxy, stream, batch = prepared
     with database.transaction() as session:
-        made = [to_decision(catalog.find_decision(session, shard.shard_id)) for shard in batch.shards]
+        made = [to_decision(decision_log.find_decision(session, shard.shard_id)) for shard in batch.shards]
     version = registration.register_batch.fn(stream, batch, made)
     proxy.leave()
     with pytest.raises(UnreachableError, match="MLflow") as caught:

@@ -8,8 +8,8 @@ from prefect.deployments import run_deployment
 
 from infra import database
 from infra.workers import PoolType
-from registry import adapters, catalog
-from registry.stream import TaskOptions
+from registry import adapters, catalog, ownership
+from registry.sections import TaskOptions
 from tasks import queries
 from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
 from tasks.opening import open_home
@@ -50,7 +50,7 @@ def digests_of(stream) -> dict[str, str]:
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, stream.name)]
         owners += [s.node for s in catalog.done_shards(session, stream.name)]
-        found = catalog.objects_of(session, owners)
+        found = ownership.objects_of(session, owners)
     # as `learned_digests`; shards are numbered through all streams of a home
     return sorted(o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint"))
 

@@ -13,7 +13,8 @@ from sqlalchemy import update
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from infra import database
-from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream
+from registry.sections import AdapterOptions, Columns, Gates, ShiftOptions
+from registry.stream import Stream
 from registry.tables import AccuracyRow
 from tasks.opening import open_home
 from tests.flows.server import prefect_server, using

@@ -17,7 +17,7 @@ from infra import database
 from infra.orchestration import call_api
 from registry import adapters, approvals
 from registry.records import AdapterState, TicketState
-from registry.stream import Approvals, Gates
+from registry.sections import Approvals, Gates
 from tasks import queries, tickets
 from tasks.approvals import settle_overdue
 from tasks.triggers import HEARTBEAT

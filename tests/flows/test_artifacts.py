@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import Artifact
 
 from flows.learn import learn
 from infra import storage
-from registry.stream import AdapterOptions
+from registry.sections import AdapterOptions
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")

@@ -11,10 +11,10 @@ import torch
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import catalog, versions
+from registry import catalog, ownership, versions
 from registry.adapters import adapters
 from registry.errors import BadWeightsError, StateError, TamperedBlobError, UnsupportedBackboneError
-from registry.stream import AdapterOptions
+from registry.sections import AdapterOptions
 from registry.versions import CHAMPION
 from tasks import backbones, blob_cache, blobs
 from tasks.adapters import fit_closed_forms, train_adapter
@@ -83,7 +83,7 @@ def learned(ready, backbone, tmp_path_factory):  # noqa: ARG001
     learn(stream)
     with database.transaction() as session:
         (adapter,) = adapters(session, stream.name)
-        stored = catalog.get_object(session, adapter.node, "weights")
+        stored = ownership.get_object(session, adapter.node, "weights")
         champion = versions.alias_of(session, stream.name, CHAMPION)
     return stream, adapter, stored, load_manifest(stream.name, champion)
 
@@ -91,7 +91,7 @@ def learned(ready, backbone, tmp_path_factory):  # noqa: ARG001
 def serving(manifest, adapter, stored):
     """The manifest with the adapter's weights where `stored` lies."""
     with database.transaction() as session:
-        named = {kind: catalog.get_object(session, adapter.node, kind) for kind in ("descriptor",)}
+        named = {kind: ownership.get_object(session, adapter.node, kind) for kind in ("descriptor",)}
     entry = {
         "adapter_id": adapter.adapter_id,
         "group": adapter.group,

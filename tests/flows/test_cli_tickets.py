@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flows.learn import learn
-from registry.stream import Approval
+from registry.sections import Approval
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.test_cli import call
 

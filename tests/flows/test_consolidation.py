@@ -11,10 +11,10 @@ from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database
 from infra.settings import settings
-from registry import adapters, catalog, tables
+from registry import adapters, catalog, decision_log, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind
-from registry.stream import AdapterOptions, Consolidation, Gates, ShiftOptions
+from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
 from registry.tables import now
 from tasks import consolidation, forms, queries, retirement
 from tasks.interrupted import interrupted_merges
@@ -49,7 +49,7 @@ def decisions(stream) -> list[dict]:
 
 def numbers(stream, kind) -> list[dict]:
     with database.transaction() as session:
-        return [d.numbers for d in catalog.decisions(session, stream.name) if d.kind == kind]
+        return [d.numbers for d in decision_log.decisions(session, stream.name) if d.kind == kind]
 
 
 def test_over_budget_the_closest_merge_and_the_merged_one_still_knows_both_looks(backbone, inbox):

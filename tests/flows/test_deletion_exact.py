@@ -11,9 +11,9 @@ from flows import forget as saga
 from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database
-from registry import adapters, catalog, tickets, versions
+from registry import adapters, catalog, decision_log, ownership, tickets, versions
 from registry.records import AdapterState, TicketState, VersionState
-from registry.stream import AdapterOptions, Consolidation, Gates, ShiftOptions
+from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
 from registry.versions import CHAMPION
 from tasks import tickets as opening
 from tasks.certificates import digest, verify
@@ -75,13 +75,13 @@ def artifacts_of(stream) -> dict[str, str]:
         names = {shard.node: shard.batch_name for shard in shards}
         names |= {a.node: a.adapter_id for a in adapters.adapters(session, stream.name)}
         kinds = {f"statistics:{shard.shard_id}": f"statistics:{shard.batch_name}" for shard in shards}
-        found = catalog.objects_of(session, names)
+        found = ownership.objects_of(session, names)
     return {f"{names[o.owner]}/{kinds.get(o.kind, o.kind)}": o.sha256 for o in found}
 
 
 def decisions_of(stream) -> list[tuple[str, str]]:
     with database.transaction() as session:
-        return [(d.kind, d.adapter_id) for d in catalog.decisions(session, stream.name)]
+        return [(d.kind, d.adapter_id) for d in decision_log.decisions(session, stream.name)]
 
 
 def open_ticket(stream, row: dict, by_record: bool) -> str:

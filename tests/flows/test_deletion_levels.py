@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from infra import database
-from registry import catalog, versions
+from registry import ownership, versions
 from registry.records import TicketState
 from tasks import comparison, queries, rebuilding, training
 from tasks import tickets as opening
@@ -72,7 +72,7 @@ def test_suppressed_is_labelled_a_and_stays_open_until_it_is_trained_again(strea
     with database.transaction() as session:
         assert "not deleted (guarantee A)" in versions.get_version(session, stream.name, champion_of(stream)).reason
         suppressed = [
-            catalog.get_object(session, f"adapter:{a}", "weights").sha256 for a in interim["rebuilt"]["suppressed"]
+            ownership.get_object(session, f"adapter:{a}", "weights").sha256 for a in interim["rebuilt"]["suppressed"]
         ]
     described = queries.describe(ticket.ticket_id)
     assert (described["guarantee"], described["suppressed"]) == ("A", interim["rebuilt"]["suppressed"])
@@ -87,7 +87,7 @@ def test_suppressed_is_labelled_a_and_stays_open_until_it_is_trained_again(strea
     assert (exact["guarantee"], exact["rebuilt"]["suppressed"]) == ("E0", {})
     with database.transaction() as session:
         for adapter, before in zip(interim["rebuilt"]["suppressed"], suppressed, strict=True):
-            assert catalog.get_object(session, f"adapter:{adapter}", "weights").sha256 != before
+            assert ownership.get_object(session, f"adapter:{adapter}", "weights").sha256 != before
     assert_nothing_is_held_back(ticket.ticket_id)
 
     monitors = exact["monitors"]

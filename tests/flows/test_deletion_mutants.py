@@ -4,7 +4,7 @@ import pytest
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, tickets
+from registry import catalog, ownership, tickets
 from registry.errors import PipelineError
 from registry.records import AdapterState, TicketState
 from tasks import adapters, forgetting, prefix_cache, purging, rebuilding, registration, shards, training
@@ -30,7 +30,7 @@ def stream(ready, backbone, tmp_path_factory):  # noqa: ARG001
 def any_checkpoint(owner: str, kind: str):
     """A checkpoint of the adapter, whatever records it saw."""
     with database.transaction() as session:
-        found = [o for o in catalog.objects_of(session, [owner]) if o.kind.startswith("checkpoint:")]
+        found = [o for o in ownership.objects_of(session, [owner]) if o.kind.startswith("checkpoint:")]
     return found[-1] if found and kind.startswith("checkpoint:") else None
 
 
@@ -83,7 +83,7 @@ QUICK = (1, 5, 9)
 def test_a_broken_deletion_is_caught(stream, monkeypatch, number):
     module, name, broken = list(MUTANTS.values())[number]
     with database.transaction() as session:
-        stored = catalog.objects_of(session, [shard.node for shard in catalog.done_shards(session, stream.name)])
+        stored = ownership.objects_of(session, [shard.node for shard in catalog.done_shards(session, stream.name)])
     STORED_ROWS.update({each.owner: each for each in stored if each.kind == "rows"})
     ticket = open_ticket(stream, f"person-{number}")
     assert ticket.records == 6
@@ -121,18 +121,18 @@ def test_the_gate_refuses_an_adapter_that_was_put_back(stream):
     """Weights from before the ticket, named again in the catalog after it: as a restored backup would."""
     with database.transaction() as session:
         adapter = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])[0]
-        old = catalog.get_object(session, adapter.node, "weights")
+        old = ownership.get_object(session, adapter.node, "weights")
     ticket = open_ticket(stream, "person-31")
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
     with database.transaction() as session:
-        new = catalog.get_object(session, adapter.node, "weights")
+        new = ownership.get_object(session, adapter.node, "weights")
         assert new.sha256 != old.sha256
-        catalog.put_object(session, old)
+        ownership.put_object(session, old)
         epoch = catalog.stream_epoch(session, stream.name)
     try:
         with pytest.raises(PipelineError, match="blobs that deleted records shaped"):
             registration.register_change.fn(stream, "merge:forged", "put back", epoch)
     finally:
         with database.transaction() as session:
-            catalog.put_object(session, new)
+            ownership.put_object(session, new)

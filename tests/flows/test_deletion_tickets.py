@@ -13,10 +13,10 @@ from infra import database, keys, storage, tracking
 from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import artifacts, catalog, tickets, versions
+from registry import artifacts, catalog, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
 from registry.records import AdapterState, TicketState, VersionState
-from registry.stream import Approval
+from registry.sections import Approval
 from registry.tables import TicketEventRow
 from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, manifests, registration
 from tasks import tickets as opening
@@ -221,14 +221,14 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, lock
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
     with database.transaction() as session:
         shard = catalog.done_shards(session, stream.name)[0]
-        before = catalog.all_keys(session, blobs.stream_prefix(stream.name))
+        before = ownership.all_keys(session, blobs.stream_prefix(stream.name))
     opened = []
     in_the_middle_of(monkeypatch, adapters, "train", lambda: opened.append(open_ticket(stream, "person-9")))
     with pytest.raises(StaleEpochError, match="a ticket came in between"):
         adapters.train_adapter.fn(stream, shard, f"{stream.name}-a77")
     with database.transaction() as session:
-        assert catalog.objects_of(session, [f"adapter:{stream.name}-a77"]) == []
-        assert catalog.all_keys(session, blobs.stream_prefix(stream.name)) == before
+        assert ownership.objects_of(session, [f"adapter:{stream.name}-a77"]) == []
+        assert ownership.all_keys(session, blobs.stream_prefix(stream.name)) == before
     with pytest.raises(SuppressedRecordError, match="finish the open tickets"):
         adapters.train_adapter.fn(stream, shard, f"{stream.name}-a77")
     forget(opened[0].ticket_id)

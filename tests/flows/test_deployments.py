@@ -13,7 +13,8 @@ from prefect import get_client
 from flows import deployments
 from infra.workers import ROOT, PoolType, job_template
 from registry.errors import StateError, StreamFileError
-from registry.stream import Scoring, Stream
+from registry.sections import Scoring
+from registry.stream import Stream
 from tasks.deploying import deployment_id
 from tests.flows.conftest import make_stream
 from tests.flows.server import runs_of, until

@@ -16,7 +16,7 @@ from infra.workers import worker_environment
 from registry import adapters
 from registry.errors import StateError
 from registry.records import TicketState
-from registry.stream import AdapterOptions, Runner, TaskOptions
+from registry.sections import AdapterOptions, Runner, TaskOptions
 from tasks import runners, tickets
 from tasks.opening import open_home
 from tests.flows.conftest import deliver, make_stream

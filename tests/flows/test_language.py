@@ -17,7 +17,8 @@ from infra import database, tracking
 from registry import adapters, catalog
 from registry.errors import StateError, StreamFileError
 from registry.records import AdapterState, DecisionKind, TicketState
-from registry.stream import AdapterOptions, Columns, Completion, Stream, load_stream
+from registry.sections import AdapterOptions, Columns, Completion
+from registry.stream import Stream, load_stream
 from tasks import blobs, queries, tickets
 from tasks.assembly import current_manifest, load_model
 from tasks.certificates import verify

@@ -6,10 +6,10 @@ from flows import actions
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog
+from registry import artifacts, catalog, ownership
 from registry.errors import SourceError, StateError
 from registry.records import DecisionKind
-from registry.stream import ShiftOptions
+from registry.sections import ShiftOptions
 from tasks import queries
 from tasks.blobs import stream_prefix
 from tests.flows.conftest import deliver, make_stream
@@ -120,7 +120,7 @@ def test_records_of_a_discarded_batch_leave_no_trace_and_may_come_again(backbone
     assert held["state"] == "held"
     with database.transaction() as session:
         (shard,) = catalog.get_batch(session, held["batch_id"]).shards
-        gone = {stored.key for stored in catalog.objects_of(session, [shard.node])}
+        gone = {stored.key for stored in ownership.objects_of(session, [shard.node])}
     actions.discard(held["batch_id"])
     left = artifacts.list_versions(storage.s3(), settings().artifact_bucket, stream_prefix("late-labels"))
     assert gone

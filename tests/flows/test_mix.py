@@ -15,7 +15,7 @@ from infra import database, tracking
 from registry import catalog
 from registry.errors import StateError
 from registry.records import DecisionKind, EdgeKind, TicketState
-from registry.stream import AdapterOptions, MixOptions, ShiftOptions
+from registry.sections import AdapterOptions, MixOptions, ShiftOptions
 from registry.tables import EdgeRow
 from tasks import blobs, queries, tickets
 from tasks.certificates import render_markdown, verify

@@ -20,7 +20,8 @@ from benchmarks.served import ask, serving
 from flows.learn import learn
 from infra import tracking
 from registry import versions
-from registry.stream import AdapterOptions, Columns, Gates, ShiftOptions, Stream, TaskType
+from registry.sections import AdapterOptions, Columns, Gates, ShiftOptions, TaskType
+from registry.stream import Stream
 from tasks.alias_moves import move_alias
 from tasks.manifests import load_manifest
 from tasks.packaging import REQUIREMENTS

@@ -28,7 +28,7 @@ from infra.orchestration import online_workers
 from infra.ports import free_ports
 from registry.errors import UnknownIdError
 from registry.records import TicketState
-from registry.stream import Approvals, TaskOptions
+from registry.sections import Approvals, TaskOptions
 from registry.tables import now
 from registry.versions import CHAMPION
 from tasks import queries, tickets

@@ -16,8 +16,8 @@ from infra import database
 from infra.orchestration import online_workers
 from infra.settings import settings
 from infra.workers import PoolType
-from registry import adapters, catalog
-from registry.stream import AdapterOptions, Scoring, TaskOptions, WithoutWorker
+from registry import adapters, catalog, ownership
+from registry.sections import AdapterOptions, Scoring, TaskOptions, WithoutWorker
 from registry.tables import now
 from tasks import queries
 from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
@@ -77,7 +77,7 @@ def slots_in_use(stream: str) -> int:
 
 def checkpoints_of(adapter_id: str) -> list[str]:
     with database.transaction() as session:
-        found = catalog.objects_of(session, [f"adapter:{adapter_id}"])
+        found = ownership.objects_of(session, [f"adapter:{adapter_id}"])
     return [stored.kind for stored in found if stored.kind.startswith("checkpoint")]
 
 
@@ -114,7 +114,7 @@ def test_learn_suspends_while_a_gpu_worker_trains_and_the_bytes_are_the_same(
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, "handed")]
         owners += [s.node for s in catalog.done_shards(session, "handed")]
-        found = catalog.objects_of(session, owners)
+        found = ownership.objects_of(session, owners)
     here = sorted(o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint"))
     assert here == learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
 
@@ -144,7 +144,7 @@ def test_a_worker_killed_hard_is_found_out_and_the_run_resumes_from_the_last_sli
     left = set(slice_sizes(stream)[len(before) :])
     assert rows_trained(trained, killed) == left, "no slice with a checkpoint is trained again, every other is"
     with database.transaction() as session:
-        weights = catalog.get_object(session, "adapter:killed-a1", "weights").sha256
+        weights = ownership.get_object(session, "adapter:killed-a1", "weights").sha256
     assert weights in learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)
 
 

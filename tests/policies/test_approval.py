@@ -1,6 +1,6 @@
 import pytest
 
-from registry.stream import Approval
+from registry.sections import Approval
 from tasks.policies.approval import asks_person
 
 

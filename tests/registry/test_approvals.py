@@ -7,7 +7,7 @@ import pytest
 from registry import approvals
 from registry.errors import StateError, UnknownIdError
 from registry.records import Gate, Request
-from registry.stream import Approval, Gates
+from registry.sections import Approval, Gates
 
 REQUEST = Request(
     "promotion:mail/4", "mail", Gate.PROMOTION, "mail/4", "accuracy -0.050", datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,6 +1,6 @@
 import pytest
 
-from registry import catalog
+from registry import catalog, ownership
 from registry.errors import StateError, UnknownIdError
 from registry.records import BatchState, StoredObject
 from registry.tables import BatchRow
@@ -51,8 +51,8 @@ def test_an_unknown_stream_names_the_known_ones(session):
 
 def test_a_blob_is_owned_until_its_last_owner_lets_go(session):
     for owner in ("adapter:a", "adapter:b"):
-        catalog.put_object(session, StoredObject("k", "sha", 1, "weights", owner))
-    catalog.drop_object(session, "adapter:a", "weights")
-    assert catalog.owned_keys(session, ["k"]) == {"k"}
-    catalog.drop_objects(session, "adapter:b")
-    assert catalog.owned_keys(session, ["k"]) == set()
+        ownership.put_object(session, StoredObject("k", "sha", 1, "weights", owner))
+    ownership.drop_object(session, "adapter:a", "weights")
+    assert ownership.owned_keys(session, ["k"]) == {"k"}
+    ownership.drop_objects(session, "adapter:b")
+    assert ownership.owned_keys(session, ["k"]) == set()

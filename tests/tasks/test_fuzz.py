@@ -17,7 +17,8 @@ from PIL import Image
 from infra.settings import settings as deciduous
 from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
-from registry.stream import Columns, Stream, TaskType
+from registry.sections import Columns, TaskType
+from registry.stream import Stream
 from tasks.formats import missing_columns, without_rows
 from tasks.reading import named_rows, read_rows, rows_of
 from tasks.rows import from_parquet, to_parquet

@@ -8,7 +8,8 @@ import torch
 
 from infra import database
 from infra.settings import settings
-from registry.stream import AdapterOptions, CacheOptions, Stream
+from registry.sections import AdapterOptions, CacheOptions
+from registry.stream import Stream
 from tasks import prefix_cache
 from tasks.backbones import open_backbone
 from tasks.rows import Row

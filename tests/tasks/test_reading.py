@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from registry.errors import SourceError
-from registry.stream import Columns, Stream, TaskType
+from registry.sections import Columns, TaskType
+from registry.stream import Stream
 from tasks.formats import MAX_ROWS, without_rows
 from tasks.identity import keyed_hash
 from tasks.reading import read_rows

@@ -57,7 +57,8 @@ MEMORY = """
 import resource, sys
 from tasks.reading import read_rows
 from tasks.rows import to_parquet
-from registry.stream import Columns, Stream
+from registry.sections import Columns
+from registry.stream import Stream
 stream = Stream(name="mail", backbone="b", source="*", columns=Columns(id="id", subject="who"))
 rows, kind = int(sys.argv[1]), sys.argv[2]
 if kind == "csv":
