@@ -79,7 +79,8 @@ def _lineage(manifest: Manifest) -> list[str]:
         stored = ownership.objects_of(session, [each.node for each in serving])
     size = {o.owner: o.size for o in stored if o.kind == "weights"}
     names = {shard.shard_id: shard.batch_name for shard in known}
-    lines = ["| serving adapter | group | trained on | merged from | serves | weights |", f"|{' --- |' * 6}"]
+    lines = ["**Which batches shaped what serves:**", ""]  # MLflow sets two tables without a gap
+    lines += ["| serving adapter | group | trained on | merged from | serves | weights |", f"|{' --- |' * 6}"]
     for each in serving:
         trained, served = ([names[i] for i in ids if i in names] for ids in (each.shard_ids, each.serves))
         cells = [
