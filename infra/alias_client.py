@@ -11,7 +11,6 @@ from urllib.error import HTTPError
 from urllib.parse import urlencode
 
 from infra.errors import InfraError, RefusedError, UnreachableError
-from infra.services import find_service
 from infra.settings import settings
 from infra.stored_aliases import StoredAliases, has_tables
 
@@ -32,6 +31,8 @@ def open_client() -> AliasClient:
     address = settings().mlflow_tracking_uri
     if address.startswith(("http:", "https:")):
         return ServedAliases(address.rstrip("/"))
+    from infra.services import find_service  # noqa: PLC0415  psutil is of no use to a server by its address
+
     served = find_service(settings().home, "mlflow")
     if served is not None:
         return ServedAliases(served.url)

@@ -165,7 +165,7 @@ def test_pages_can_be_read(home, stream, tmp_path):
     """PICTURES=docs writes the pictures of the operator's guide."""
     assert stream.exists()
     folder, config = Path(os.environ.get("PICTURES", tmp_path)), home.settings
-    found = home.prefect("flow_runs/filter", {"sort": "START_TIME_DESC"})  # the first left the training to a worker
+    found = home.prefect("flow_runs/filter", {"sort": "END_TIME_DESC"})  # one left training to a worker, one registered
     runs = [run for run in found if "03-tech" in run["name"]]
     login = f"{config.mlflow_username}:{config.mlflow_password.get_secret_value()}"
     with pages.signed_in(config.mlflow_tracking_uri, login) as server:
