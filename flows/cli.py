@@ -350,3 +350,5 @@ def main() -> None:
     except (PipelineError, InfraError) as error:
         console.show_error(error)
         raise SystemExit(1) from None
+    finally:
+        gc.freeze()  # nor gone through on the way out: a quarter of the time of a short command

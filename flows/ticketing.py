@@ -91,9 +91,9 @@ def rotate_key() -> None:
 def rotate_signing_key() -> None:
     """Sign certificates with a new key, for which the old one gives its word; older certificates stay valid.
     Example: deciduous ticket rotate-signing-key"""
-    from infra import keys
+    from infra import signing
 
-    console.console.print(f"publish this beside the keys before it:\n{keys.rotate_signing_key()}")
+    console.console.print(f"publish this beside the keys before it:\n{signing.rotate_signing_key()}")
 
 
 def _show(ticket: Any, json: bool) -> None:

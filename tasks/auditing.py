@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infra import database, keys
+from infra import database, signing
 from registry import ownership, ticket_log, tickets
 from registry.errors import CertificateError
 from tasks import blobs
@@ -20,7 +20,7 @@ def audit() -> dict[str, Any]:
     if missing:
         raise CertificateError(f"the store has no certificate of {', '.join(missing)}, which the log names")
     certificates = [blobs.read(stored[sha256].key, sha256) for _, sha256 in logged]
-    issued = [keys.public_pem(keys.signing_key()), *(change["from"] for change in keys.key_changes())]
+    issued = [signing.public_pem(signing.signing_key()), *(change["from"] for change in signing.key_changes())]
     chain = verify_chain(certificates, "".join(issued))
     newest = logged[-1][1] if logged else None
     return {"log_entries": entries, "log_digest": head, "certificates": len(chain), "newest_certificate": newest}

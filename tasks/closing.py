@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sqlalchemy.orm import Session
 
-from infra import database, keys
+from infra import database, signing
 from infra.files import remove_partial, remove_private, write_private
 from infra.settings import settings
 from registry import ownership, ticket_log, tickets
@@ -57,7 +57,7 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
             details = {**details, "heard": hear_monitors(session, ticket, details["monitor"])}
             details["accepted"] = was_reopened_since(session, ticket, MONITOR)
             content = _content(session, stream, ticket, together, details, previous, served_clean)
-            certificate = sign(content, keys.signing_key(), keys.key_changes())
+            certificate = sign(content, signing.signing_key(), signing.key_changes())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
             enter_certificate(session, ticket.ticket_id, stored, previous)
             noted = {"guarantee": content["guarantee"], "left": what_is_left(ticket.ticket_id, details)}

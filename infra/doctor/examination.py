@@ -9,7 +9,7 @@ from importlib.metadata import version
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from infra import keys
+from infra import keys, signing
 from infra.doctor import buckets, catalog, servers
 from infra.doctor.findings import Finding, bad, good, poor
 from infra.errors import InfraError
@@ -76,7 +76,7 @@ def _keys() -> Iterator[Finding]:
     for name, is_given in given.items():
         here = settings().home / "keys" / made[name]
         if is_given or here.exists():
-            _ = keys.signing_key() if name == "signing key" else keys.hash_key()
+            _ = signing.signing_key() if name == "signing key" else keys.hash_key()
             yield good("keys", f"{name} from {'the settings' if is_given else here}; keep a copy with the backups")
         else:
             yield good("keys", f"{name} will be drawn on first use")

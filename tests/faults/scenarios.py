@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from sqlalchemy.orm import Session
 
-from infra import database, keys, storage, tracking
+from infra import database, signing, storage, tracking
 from infra.settings import settings
 from registry import (
     adapters,
@@ -92,7 +92,7 @@ def prepare_ticket(backbone: str, folder: Path) -> None:
     """A merge of both adapters serves, and a ticket took effect."""
     prepare_two(backbone, folder)
     do_consolidate(backbone, folder)
-    keys.signing_key()  # drawn on first use
+    signing.signing_key()  # drawn on first use
     open_ticket(backbone, folder)
 
 

@@ -11,7 +11,7 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
-from infra import database, keys, seaweed, storage
+from infra import database, seaweed, signing, storage
 from infra.disk_sweep import sweep_files
 from infra.errors import KeyFileError, UnreachableError
 from infra.settings import Settings, settings
@@ -65,7 +65,7 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
         set_variable(name, value)
     markers = {name: value.encode() for name, value in SECRETS.items()} | {"subject": SUBJECT.encode()}
     markers["S3 secret"] = seaweed.credentials(settings().home)[1].encode()
-    keys.signing_key()
+    signing.signing_key()
     markers["signing key"] = (settings().home / "keys" / "signing.pem").read_bytes().splitlines()[1]
     caplog.set_level(logging.DEBUG, logger="deciduous")
 
@@ -120,7 +120,7 @@ def test_errors_name_addresses_without_their_passwords(set_variable, tmp_path):
     broken.write_text("-----BEGIN PRIVATE KEY-----\nplanted-key-body\n-----END PRIVATE KEY-----\n")
     set_variable("SIGNING_KEY", broken)
     with pytest.raises(KeyFileError) as unreadable:
-        keys.signing_key()
+        signing.signing_key()
     assert "planted-key-body" not in said(unreadable.value)
 
 

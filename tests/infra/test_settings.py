@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from pydantic import ValidationError
 
-from infra import keys
+from infra import keys, signing
 from infra.errors import KeyFileError
 from infra.settings import Settings, settings
 
@@ -57,7 +57,7 @@ def test_settings_are_frozen():
 def test_keys_are_made_once_and_private(own_home):
     assert keys.hash_key() == keys.hash_key()
     assert len(keys.hash_key()) == 32
-    assert keys.signing_key().sign(b"x") == keys.signing_key().sign(b"x")
+    assert signing.signing_key().sign(b"x") == signing.signing_key().sign(b"x")
     files = list((own_home / "keys").iterdir())
     assert {path.name for path in files} == {"hash.key", "signing.pem"}
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
@@ -80,4 +80,4 @@ def test_bad_signing_key_names_the_file_and_the_remedy(own_home, set_variable, t
         path.write_bytes(content)
     set_variable("SIGNING_KEY", path)
     with pytest.raises(KeyFileError, match=r"mine\.pem.*(give|make)"):
-        keys.signing_key()
+        signing.signing_key()

@@ -6,7 +6,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra import keys
+from infra import signing
 from infra.errors import KeyFileError
 from infra.files import write_private as write
 from registry.errors import CertificateError
@@ -52,18 +52,18 @@ def own_home(tmp_path, set_variable):
 
 def issue(previous: bytes | None, ticket: str) -> bytes:
     before = BEGINNING if previous is None else digest(previous)
-    return sign({"ticket": ticket, "previous_certificate": before}, keys.signing_key(), keys.key_changes())
+    return sign({"ticket": ticket, "previous_certificate": before}, signing.signing_key(), signing.key_changes())
 
 
 @pytest.mark.usefixtures("own_home")
 def test_a_changed_key_has_the_word_of_the_one_before():
     """Old certificates stay valid, and whoever trusts any of the keys can follow the chain over the changes."""
-    published = [keys.public_pem(keys.signing_key())]
+    published = [signing.public_pem(signing.signing_key())]
     chain = [issue(None, "t-1")]
-    published.append(keys.rotate_signing_key())
-    published.append(keys.rotate_signing_key())  # a key that signed nothing
+    published.append(signing.rotate_signing_key())
+    published.append(signing.rotate_signing_key())  # a key that signed nothing
     chain.append(issue(chain[-1], "t-2"))
-    published.append(keys.rotate_signing_key())
+    published.append(signing.rotate_signing_key())
     chain.append(issue(chain[-1], "t-3"))
     assert len(set(published)) == 4
     for trusted in (None, published[0], published[2], published[3], "".join(published)):
@@ -80,14 +80,14 @@ def test_a_changed_key_has_the_word_of_the_one_before():
 def test_a_chain_that_goes_on_with_a_stolen_name_shows():
     chain = [issue(None, "t-1")]
     thief = Ed25519PrivateKey.generate()
-    forged_change = {"from": keys.public_pem(keys.signing_key()), "to": pem(thief), "signature": "AAAA" * 22}
+    forged_change = {"from": signing.public_pem(signing.signing_key()), "to": pem(thief), "signature": "AAAA" * 22}
     for changes in ([], [forged_change]):
         forged = sign({"ticket": "t-2", "previous_certificate": digest(chain[0])}, thief, changes)
-        for trusted in (None, keys.public_pem(keys.signing_key())):
+        for trusted in (None, signing.public_pem(signing.signing_key())):
             with pytest.raises(CertificateError, match="t-2 is signed with another key"):
                 verify_chain([*chain, forged], trusted)
     assert verify_chain(
-        [*chain, forged], keys.public_pem(keys.signing_key()) + pem(thief)
+        [*chain, forged], signing.public_pem(signing.signing_key()) + pem(thief)
     )  # the issuer says both are his
 
 
@@ -99,18 +99,20 @@ def test_a_rotation_that_was_broken_off_is_done_again(monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(keys, "write_private", lambda *args: crash() if args[0].name == "signing.pem" else write(*args))
+        patched.setattr(
+            signing, "write_private", lambda *args: crash() if args[0].name == "signing.pem" else write(*args)
+        )
         with pytest.raises(KeyboardInterrupt):
-            keys.rotate_signing_key()
+            signing.rotate_signing_key()
     chain.append(issue(chain[-1], "t-2"))
-    keys.rotate_signing_key()
+    signing.rotate_signing_key()
     chain.append(issue(chain[-1], "t-3"))
     assert len(verify_chain(chain)) == 3
 
 
 @pytest.mark.usefixtures("own_home")
 def test_a_key_of_the_environment_is_its_owners_to_change(tmp_path, set_variable):
-    keys.signing_key()
+    signing.signing_key()
     set_variable("SIGNING_KEY", tmp_path / "keys" / "signing.pem")
     with pytest.raises(KeyFileError, match="DECIDUOUS_SIGNING_KEY"):
-        keys.rotate_signing_key()
+        signing.rotate_signing_key()
