@@ -22,7 +22,7 @@ from tasks.promotion import promote_version
 from tasks.registration import register_batch
 from tasks.reports import report_batch
 from tasks.runners import runner_of
-from tasks.runs import name_run
+from tasks.runs import find_again, name_run
 from tasks.shift import measure_shift
 
 
@@ -65,6 +65,7 @@ def learn(stream: Stream, limit: int | None = None) -> list[str]:
 
 def take_in(stream: Stream, batch: Batch, finished: list[str]) -> bool:
     """Learn a batch. False where a training that another run waits for has to end first: batches keep their order."""
+    find_again(learn_batch, batch)
     with alone(stream.name):
         outcome = learn_batch.with_options(task_runner=runner_of(stream))(stream, batch)
     if outcome.training:

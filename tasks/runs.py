@@ -2,10 +2,16 @@
 
 import os
 from threading import Thread
+from typing import Any
 
-from prefect import get_client
+from prefect import Flow, Task, get_client
+from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterParentFlowRunId
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
+
+from registry.records import Batch
 
 
 def deployed_run() -> str | None:
@@ -19,6 +25,33 @@ def name_run(name: str) -> None:
     if context is not None and context.flow_run is not None and context.flow_run.name != name:
         with get_client(sync_client=True) as client:
             client.update_flow_run(context.flow_run.id, name=name)
+
+
+def find_again(subflow: Flow[..., Any], batch: Batch) -> None:
+    """Before a run's first call of the subflow: have Prefect continue the batch's own run, if this one was resumed.
+
+    Prefect knows the subflows of a run by their order of call, and a resumed run begins with the batch that is
+    unfinished: it would be shown under the run of the first."""
+    context, key = FlowRunContext.get(), Task(subflow.fn).task_key
+    if context is None or context.flow_run is None or deployed_run() is None or key in context.task_run_dynamic_keys:
+        return
+    called = list(dict.fromkeys(run.parameters["batch"]["batch_id"] for run in _subflows(context.flow_run, subflow)))
+    place = called.index(batch.batch_id) if batch.batch_id in called else len(called)
+    if place > 0:
+        context.task_run_dynamic_keys[key] = place - 1  # of the call before
+
+
+def _subflows(run: FlowRun, subflow: Flow[..., Any]) -> list[FlowRun]:
+    """The run's own runs of the subflow, in their order of call."""
+    of_flow = FlowFilter(name=FlowFilterName(any_=[subflow.name]))
+    of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
+    found: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while page := client.read_flow_runs(
+            flow_filter=of_flow, flow_run_filter=of_run, sort=FlowRunSort.EXPECTED_START_TIME_ASC, offset=len(found)
+        ):
+            found += page
+    return found
 
 
 def send_heartbeats(seconds: float = 30) -> None:
