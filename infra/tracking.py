@@ -31,13 +31,19 @@ def prepare_tracking() -> MlflowClient:
 
     Raises UnreachableError when the tracking server or its database does not answer."""
     wanted = mlflow_environment()
-    if any(os.environ.get(name, wanted[name]) != wanted[name] for name in KEYS if name in wanted):
-        boto3.setup_default_session()  # MLflow's own clients come from it, and it never reads keys a second time
     os.environ.update(wanted)
+    if KEYS[0] in wanted and _session_keys() not in (None, tuple(wanted[name] for name in KEYS)):
+        boto3.setup_default_session()  # MLflow's own clients come from it, and it never reads keys a second time
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     set_tracking_uri(settings().mlflow_tracking_uri)
     set_registry_uri(settings().mlflow_tracking_uri)
     return _client(settings())
+
+
+def _session_keys() -> tuple[str, str] | None:
+    """What boto3's default session goes by; None where there is none, or nothing was found for it."""
+    found = boto3.DEFAULT_SESSION.get_credentials() if boto3.DEFAULT_SESSION is not None else None
+    return (found.access_key, found.secret_key) if found is not None else None
 
 
 def experiment(client: MlflowClient, stream: str) -> str:

@@ -1,7 +1,9 @@
 """Who opens MLflow's database first makes its tables, alone; aliases move in them as its client moves them."""
 
 import fcntl
+import os
 
+import boto3
 import pytest
 
 from infra import alias_client, tracking
@@ -29,6 +31,21 @@ def test_a_client_is_made_while_no_other_process_makes_one(tmp_path, monkeypatch
     monkeypatch.setattr(tracking, "MlflowClient", Client)
     tracking._client.__wrapped__(settings())
     assert told == ["made", "asked"]
+
+
+@pytest.mark.usefixtures("s3")
+def test_what_mlflow_stores_goes_by_the_keys_of_this_home(tmp_path, monkeypatch, set_variable):
+    """A variable may come back while the session of another home stays: that one's keys are of no use here."""
+    tracking.prepare_tracking()
+    own = {name: os.environ[name] for name in tracking.KEYS}
+    set_variable("HOME", tmp_path)
+    tracking.prepare_tracking()
+    assert boto3.DEFAULT_SESSION.get_credentials().access_key != own["AWS_ACCESS_KEY_ID"]
+    monkeypatch.undo()
+    settings.cache_clear()
+    os.environ.update(own)
+    tracking.prepare_tracking()
+    assert boto3.DEFAULT_SESSION.get_credentials().access_key == own["AWS_ACCESS_KEY_ID"]
 
 
 def moves_agree(client, other, model):
