@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import console, maintaining, operating, ticketing
+from flows import console, maintaining, operating, steering, ticketing
 from flows.console import DryRun, Json, StreamName, acting
 
 app = typer.Typer(
@@ -20,8 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Keep one model current while its data keeps arriving, and let a deletion reach the model.",
 )
-
-Reason = Annotated[str, typer.Option(help="Why; kept in the alias history.")]
 
 STREAM_FILE = """\
 name: {name}                      # lower-case letters, digits and dashes
@@ -190,52 +188,6 @@ def verify(
 
 
 @app.command()
-def promote(stream: StreamName, version: int, reason: Reason = "by hand", dry_run: DryRun = False) -> None:
-    """Make a version champion; the release gate is asked. Example: deciduous promote mail 4 --reason 'reviewed'"""
-    moves = _alias_moves()
-    if not dry_run:
-        moves.move_champion(stream, version, reason)
-    console.console.print(f"{'would move' if dry_run else 'moved'} champion of {stream} to version {version}")
-
-
-@app.command()
-def rollback(
-    stream: StreamName,
-    to: Annotated[int | None, typer.Option(help="Version; default the champion before this one.")] = None,
-    reason: Reason = "rolled back by hand",
-    dry_run: DryRun = False,
-) -> None:
-    """Move the champion back. Example: deciduous rollback mail"""
-    moves = _alias_moves()
-    target = moves.rollback_target(stream, to)
-    if dry_run:
-        console.console.print(f"would move champion of {stream} to version {target}")
-    else:
-        moves.move_champion(stream, target, reason)
-        console.console.print(f"champion of {stream} is version {target} again")
-
-
-@app.command()
-def merge(
-    stream: StreamName,
-    adapters: Annotated[list[str] | None, typer.Argument(help="Two adapters; default the closest pair.")] = None,
-    dry_run: DryRun = False,
-    json: Json = False,
-) -> None:
-    """Merge two adapters behind the accuracy gate. Example: deciduous merge mail mail-a2 mail-a3"""
-    with acting(quiet=json) as actions:
-        result = actions.merge(stream, adapters or [], dry_run)
-    console.show_json(result) if json else console.show_record(result)
-
-
-@app.command()
-def retire(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
-    """Stop serving an adapter; `reinstate` undoes it. Example: deciduous retire mail-a2 --reason 'season is over'"""
-    with acting() as actions:
-        console.console.print(actions.retire(adapter, reason, dry_run))
-
-
-@app.command()
 def export(
     adapter: Annotated[str, typer.Argument(help="Id of an adapter of a causal-lm stream.")],
     folder: Annotated[Path, typer.Argument(help="Where its PEFT folder goes; it may not exist yet.")],
@@ -243,27 +195,6 @@ def export(
     """Copy a LoRA adapter out in PEFT's format. Example: deciduous export memos-a2 /srv/lora/memos-a2"""
     with acting() as actions:
         console.console.print(actions.export(adapter, folder))
-
-
-@app.command()
-def reinstate(adapter: Annotated[str, typer.Argument()], reason: Reason = "by hand", dry_run: DryRun = False) -> None:
-    """Judge a retired adapter again. Example: deciduous reinstate mail-a2 --reason 'the season begins'"""
-    with acting() as actions:
-        console.console.print(actions.reinstate(adapter, reason, dry_run))
-
-
-@app.command()
-def rejudge(batch: Annotated[str, typer.Argument(help="Id or name of a held batch.")]) -> None:
-    """Let the next run decide on a held batch again. Example: deciduous rejudge 2026-11"""
-    with acting() as actions:
-        console.console.print(actions.rejudge(batch))
-
-
-@app.command()
-def discard(batch: Annotated[str, typer.Argument(help="Id or name of a held batch.")]) -> None:
-    """Forget a held batch, so that its records may come again. Example: deciduous discard 3f1c92ab77d0"""
-    with acting() as actions:
-        console.console.print(actions.discard(batch))
 
 
 @app.command()
@@ -325,16 +256,7 @@ def _queries() -> Any:
     return queries
 
 
-def _alias_moves() -> Any:
-    """What moves an alias, as above. Without `acting`: Prefect and torch would take longer than the move."""
-    from infra import database
-    from tasks import alias_moves
-
-    database.migrate()
-    return alias_moves
-
-
-for verb in (*operating.VERBS, *maintaining.VERBS):
+for verb in (*steering.VERBS, *operating.VERBS, *maintaining.VERBS):
     app.command()(verb)
 app.add_typer(ticketing.app, name="ticket")
 
