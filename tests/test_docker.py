@@ -43,6 +43,29 @@ def test_image_is_pinned_runs_as_nobody_special_and_copies_what_is_there(file):
         assert f"!{source}" in ignored
 
 
+def test_no_image_compiles_at_every_start_what_its_user_cannot_write_back():
+    for file in DOCKERFILES:
+        before_install, _ = file.read_text().split("uv pip install", 1)
+        assert "UV_COMPILE_BYTECODE=1" in before_install
+    own = (DOCKER / "worker.Dockerfile").read_text()
+    assert own.index("COPY benchmarks") < own.index("compileall") < own.index("USER")
+
+
+def test_a_command_in_the_worker_s_image_ends_in_a_message_not_in_a_traceback(tmp_path):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "DECIDUOUS_HOME": str(tmp_path),
+    }
+    command = ["sh", str(DOCKER / "deciduous.sh"), "rollback", "nobody"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no previous champion" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Usage: deciduous rollback" in run("sh", DOCKER / "deciduous.sh", "rollback", "--help", env=environment)
+
+
 def test_every_service_is_pinned_healthy_and_cannot_gain_rights():
     for name, service in COMPOSE["services"].items():
         assert "healthcheck" in service or name.endswith("-worker"), name  # the worker's is in its image
