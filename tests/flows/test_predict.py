@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from flows import cli
+from flows import steering
 from flows.learn import learn
 from flows.predict import predict, predict_batch
 from infra import database, storage, tracking
@@ -154,11 +154,11 @@ def test_a_rollback_asks_no_s3_on_a_machine_that_knew_both_champions(stream, mon
     for version in (1, 2):
         move_alias(stream.name, CHAMPION, version, "a test", "to begin with")
     monkeypatch.setattr(storage, "s3", None)  # whoever calls it fails
-    cli.rollback(stream.name)
+    steering.rollback(stream.name)
     assert "version 1 again" in " ".join(capsys.readouterr().out.split())
     blob_cache.retain([], blob_cache.MANIFEST)
     with pytest.raises(TypeError):
-        cli.rollback(stream.name)
+        steering.rollback(stream.name)
 
 
 @contextmanager
