@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import compaction, seaweed
-from infra.errors import BucketError, UnreachableError
+from infra.errors import BucketError, InfraError, RefusedError, UnreachableError
 from infra.s3 import encrypt_writes, open_client
 from infra.settings import AWS, Settings, settings
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LIFECYCLE = Path(__file__).with_name("lifecycle.json")
 NOTHING_THERE = {"404", "NoSuchBucket", "NoSuchKey"}
+DENIED = (401, 403)
 
 
 def s3() -> "S3Client":
@@ -27,7 +28,7 @@ def s3() -> "S3Client":
 
 def ensure_buckets() -> None:
     """See that both buckets are there and keep versions. Those of the embedded S3 are made; elsewhere nothing is
-    changed without being asked. Raises BucketError with the command that helps, or UnreachableError."""
+    changed without being asked. Raises BucketError with the command that helps, or what `failure` says."""
     if settings().s3_endpoint is None:
         prepare_buckets()
     else:
@@ -42,7 +43,7 @@ def prepare_buckets() -> None:
         for bucket in buckets():
             _prepare(client, bucket)
     except (BotoCoreError, ClientError) as error:
-        raise unreachable(error) from error
+        raise failure(error) from error
 
 
 def buckets() -> tuple[str, str]:
@@ -88,13 +89,19 @@ def is_own() -> bool:
     return given is None or (server is not None and server.endpoint == given)
 
 
-def unreachable(error: Exception) -> UnreachableError:
-    """What to raise when the S3 failed: names the endpoint, the cause and the remedy."""
+def failure(error: Exception) -> InfraError:
+    """What to raise when the S3 failed: names the endpoint, the cause and the remedy. Keys or rights that are refused
+    are refused again, so that is no UnreachableError, which is repeated."""
     if settings().s3_endpoint is None:
         remedy = f"see {settings().home / 's3' / 'seaweedfs.log'}, then run the command again"
     else:
         remedy = "check DECIDUOUS_S3_ENDPOINT and the keys (DECIDUOUS_S3_ACCESS_KEY, or what AWS tools read)"
-    return UnreachableError("S3", s3().meta.endpoint_url, f"{error}; {remedy}")
+    address = s3().meta.endpoint_url
+    # an upload's own error leaves the client's behind it
+    cause = error if isinstance(error, ClientError) else error.__context__
+    if isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] in DENIED:
+        return RefusedError(f"S3 at {address}", cause.response["Error"]["Code"], f"{error}; {remedy}")
+    return UnreachableError("S3", address, f"{error}; {remedy}")
 
 
 def keys() -> tuple[str | None, str | None]:
@@ -113,7 +120,7 @@ def _check(config: Settings) -> None:
     try:
         commands = {bucket: missing_in(bucket) for bucket in (config.artifact_bucket, config.inbox_bucket)}
     except (BotoCoreError, ClientError) as error:
-        raise unreachable(error) from error
+        raise failure(error) from error
     for bucket, command in commands.items():
         if command is not None:
             raise BucketError(bucket, command)

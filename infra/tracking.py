@@ -8,7 +8,7 @@ from functools import cache
 
 import boto3
 from boto3.exceptions import S3UploadFailedError
-from botocore.exceptions import BotoCoreError
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient, set_registry_uri, set_tracking_uri
 from mlflow.exceptions import MlflowException
 from requests.exceptions import RequestException
@@ -91,11 +91,12 @@ def backend_engine() -> Engine:
 @contextmanager
 def asking() -> Iterator[None]:
     """Around calls of MLflow's client, which writes artifacts as well: a server or store that is away, broken or busy
-    raises UnreachableError, so that the step is repeated; MLflow itself gave up by then."""
+    raises UnreachableError, so that the step is repeated; MLflow itself gave up by then. A store that refuses our keys
+    raises RefusedError."""
     try:
         yield
-    except (BotoCoreError, S3UploadFailedError) as error:
-        raise storage.unreachable(error) from error
+    except (BotoCoreError, ClientError, S3UploadFailedError) as error:
+        raise storage.failure(error) from error
     except (MlflowException, RequestException) as error:
         if not has_server() or getattr(error, "error_code", BUSY[0]) not in BUSY:
             raise

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
-from registry.errors import BadWeightsError, MissingObjectError, PurgeError, StorageUnavailableError, TamperedBlobError
+from registry.errors import (
+    BadWeightsError,
+    MissingObjectError,
+    PurgeError,
+    StorageRefusedError,
+    StorageUnavailableError,
+    TamperedBlobError,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -27,6 +34,8 @@ CHUNK = 1 << 20  # bytes read at a time by the sweep
 DELETE_LIMIT = 1000  # keys that S3 takes in one call
 MISSING = {"NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"}
 CONFLICT = {"PreconditionFailed", "ConditionalRequestConflict", "412", "409"}
+PASSING = {"RequestTimeout", "OperationAborted", "ConditionalRequestConflict", "TooManyRequests", "408", "409", "429"}
+"""What S3 answers as the caller's mistake, and takes a little later."""
 
 
 @dataclass(frozen=True)
@@ -305,11 +314,14 @@ def _named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
     except ClientError as error:
         if _code(error) in MISSING:
             raise MissingObjectError(f"no s3://{bucket}/{key}: {_code(error)}; restore it from a backup") from error
-        if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
+        if _code(error) in PASSING or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
             raise StorageUnavailableError(
-                f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}"
+                f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}; run again later"
             ) from error
-        raise
+        raise StorageRefusedError(
+            f"S3 at {s3.meta.endpoint_url} refused s3://{bucket}/{key}: {error}; see what these keys may do there "
+            "(`deciduous doctor` names what is needed), then run again"
+        ) from error
 
 
 def _code(error: ClientError) -> str:

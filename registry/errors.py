@@ -11,6 +11,7 @@
     - UnknownIdError            nothing of that id is in the catalog
     - StateError                the step does not apply in the recorded state
     - StaleEpochError           work started before a deletion; its result must not be registered
+    - StorageRefusedError       the object store answers, and refuses: keys, rights or a rule of its own
     - MissingObjectError
     - TamperedBlobError
     - BadWeightsError           tensors that are no safetensors, of wrong shapes, or not finite
@@ -35,6 +36,10 @@ class TerminalError(PipelineError):
 
 class StorageUnavailableError(TransientError):
     """The object store does not answer."""
+
+
+class StorageRefusedError(TerminalError):
+    """The object store answers and refuses, and will go on until someone gives the right or mends the keys."""
 
 
 class ServiceUnavailableError(TransientError):

@@ -62,9 +62,9 @@ def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in {"NoSuchBucket", "AccessDenied"}:
             raise SourceError(f"bucket {bucket!r} cannot be listed: {error}; check the name and the rights") from None
-        raise storage.unreachable(error) from error
+        raise storage.failure(error) from error
     except BotoCoreError as error:
-        raise storage.unreachable(error) from error
+        raise storage.failure(error) from error
 
 
 def _read_s3(bucket: str, key: str) -> bytes:
@@ -79,9 +79,9 @@ def _read_s3(bucket: str, key: str) -> bytes:
             raise SourceError(f"object {uri} is gone; deliver it again") from None
         if code == "AccessDenied":
             raise SourceError(f"object {uri} may not be read; check its rights") from None
-        raise storage.unreachable(error) from error
+        raise storage.failure(error) from error
     except BotoCoreError as error:
-        raise storage.unreachable(error) from error
+        raise storage.failure(error) from error
 
 
 def _check_size(uri: str, size: int) -> None:

@@ -22,7 +22,7 @@ def examine() -> Iterator[Finding]:
             yield from _bucket(bucket)
         yield good(PART, f"{storage.s3().meta.endpoint_url} answers")
     except (BotoCoreError, ClientError) as error:
-        raise storage.unreachable(error) from error
+        raise storage.failure(error) from error
 
 
 def _bucket(bucket: str) -> Iterator[Finding]:

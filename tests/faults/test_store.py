@@ -13,7 +13,7 @@ from infra import seaweed
 from infra.s3 import open_client
 from infra.settings import settings
 from registry import artifacts
-from registry.errors import StorageUnavailableError
+from registry.errors import StorageRefusedError, StorageUnavailableError
 from tasks import queries
 from tasks.retries import worth_retrying
 from tests.faults.proxy import CUT, ERROR, PASS, REFUSE, before
@@ -80,6 +80,33 @@ def test_a_store_that_stays_away_is_named_and_shows_nothing(s3, through, bucket,
         "one call, 4 attempts",
         "one retryable error with the address; nothing written",
         "none: the next call wrote it",
+    )
+
+
+def test_a_store_that_refuses_our_keys_is_not_asked_again(s3, through, bucket, ends):
+    proxy, _ = through
+    wrong = open_client(proxy.address, seaweed.credentials(settings().home)[0], "not-the-secret", seaweed.REGION)
+    stored = artifacts.put_blob(s3, bucket, "p", BLOB)
+    proxy.fail()
+    calls = (
+        lambda: artifacts.put_blob(wrong, bucket, "p", b"other"),
+        lambda: artifacts.get_blob(wrong, bucket, stored.key, stored.sha256),
+        lambda: artifacts.purge_keys(wrong, bucket, [stored.key]),
+    )
+    for call in calls:
+        with pytest.raises(
+            StorageRefusedError, match=rf"{proxy.address} refused s3://{bucket}/p/.*these keys"
+        ) as caught:
+            call()
+        assert not is_retried(caught.value)
+        assert "not-the-secret" not in str(caught.value)
+        assert caught.value.__cause__.response["ResponseMetadata"]["RetryAttempts"] == 0
+    assert [version.key for version in artifacts.list_versions(s3, bucket)] == [stored.key]
+    ends(
+        "S3 refuses our keys",
+        "a write, a read, a purge",
+        "one error each with the object, after one attempt; nothing changed",
+        "none: nothing was written or removed",
     )
 
 

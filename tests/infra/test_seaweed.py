@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from infra import seaweed, storage, tracking
-from infra.errors import UnreachableError
+from infra.errors import RefusedError, UnreachableError
 from infra.settings import settings
+from tasks import source
 from tasks.opening import open_home
 
 ROOT = Path(seaweed.__file__).resolve().parent.parent
@@ -148,6 +149,30 @@ def test_s3_that_is_down_names_endpoint_and_remedy(set_variable):
         storage.ensure_buckets()
     assert "s3cret" not in str(caught.value)
     assert storage.compact() is None
+
+
+def test_keys_that_are_refused_are_named_as_that(s3, home, set_variable):
+    """Not as a server that does not answer, which is asked again."""
+    set_variable("S3_ENDPOINT", s3.meta.endpoint_url)
+    set_variable("S3_ACCESS_KEY", seaweed.credentials(home)[0])
+    set_variable("S3_SECRET_KEY", "not-the-secret")
+    for ask in (storage.ensure_buckets, storage.prepare_buckets, lambda: list(source.list_objects("s3://inbox/in/"))):
+        with pytest.raises(RefusedError, match=r"S3 at http.* refused: .*DECIDUOUS_S3_ACCESS_KEY") as caught:
+            ask()
+        assert "not-the-secret" not in str(caught.value)
+
+
+def test_mlflow_whose_upload_is_refused_says_so(s3, home, tmp_path, set_variable):
+    set_variable("HOME", tmp_path)
+    open_home()
+    client = tracking.prepare_tracking()
+    run_id = client.create_run(tracking.experiment(client, "refused")).info.run_id
+    set_variable("S3_ENDPOINT", s3.meta.endpoint_url)
+    set_variable("S3_ACCESS_KEY", seaweed.credentials(home)[0])
+    set_variable("S3_SECRET_KEY", "not-the-secret")
+    client = tracking.prepare_tracking()
+    with pytest.raises(RefusedError, match=r"S3 at http.* refused: .*DECIDUOUS_S3_ACCESS_KEY"), tracking.asking():
+        client.log_text(run_id, "text", "name.txt")
 
 
 def test_mlflow_writes_with_the_keys_of_the_home_in_use(set_variable, tmp_path):
