@@ -21,7 +21,9 @@ from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, 
 VIEWS = 2
 RANDOM_FEATURES = 512  # of each view
 ROWS = 16  # of every scoring product
-RIDGE = 0.2  # in units of the mean eigenvalue; chosen on training rows (docs/decisions/0100)
+PRIOR_ROWS = 256
+"""The ridge's penalty: a prior that weighs as much as so many rows of average variance, whatever the number of rows.
+Chosen on training rows (docs/decisions/0101)."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +89,14 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
 
 
 def solve_head(
-    statistics: Sequence[ClassStatistics], ridge: float | None = None, weights: Sequence[float] | None = None
+    statistics: Sequence[ClassStatistics], prior_rows: float = PRIOR_ROWS, weights: Sequence[float] | None = None
 ) -> Head:
     """The ridge head of all shards together, with an intercept; labels are the sorted union.
 
     It equals the mean of the views' ridges on the rows of all shards at once, each row counted `weights` of its shard
-    times (once where absent). `ridge` is in units of the mean eigenvalue of a view's covariance.
+    times (once where absent). The penalty is `prior_rows` times the mean variance of a view's features.
     """
-    return solve_sums(add_up(statistics, weights), ridge)
+    return solve_sums(add_up(statistics, weights), prior_rows)
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,13 @@ def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | Non
     return Sums(labels, counts_C, sums_CE, gram_VWW)
 
 
-def solve_sums(sums: Sums, ridge: float | None = None) -> Head:
-    """The ridge head of sums; `ridge` as in `solve_head`."""
+def solve_sums(sums: Sums, prior_rows: float = PRIOR_ROWS) -> Head:
+    """The ridge head of sums; `prior_rows` as in `solve_head`."""
     total = sums.counts_C.sum()
     mean_VW = (sums.sums_CE.sum(0) / total).unflatten(0, (VIEWS, -1))
     centred_VWW = sums.gram_VWW - total * mean_VW[:, :, None] * mean_VW[:, None]
     variances_VW = centred_VWW.diagonal(dim1=1, dim2=2)
-    penalty_V = (RIDGE if ridge is None else ridge) * variances_VW.mean(1).clamp_min(1e-12)
+    penalty_V = (prior_rows * variances_VW.mean(1) / total).clamp_min(1e-12)
     variances_VW.add_(penalty_V[:, None])
     sums_VCW = sums.sums_CE.unflatten(1, (VIEWS, -1)).transpose(0, 1)
     right_VWC = (sums_VCW - sums.counts_C[:, None] * mean_VW[:, None]).mT

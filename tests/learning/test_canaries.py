@@ -28,7 +28,7 @@ def drill(bert):
 def knowledge(bert, drill, adapter, *shards):
     """How well the heads of these shards, under an adapter, tell planted canaries from others; and their exposure."""
     statistics = [class_statistics(features(bert, states, CUT, adapter), labels) for states, labels in shards]
-    head = solve_head(statistics, ridge=1e-4)
+    head = solve_head(statistics, prior_rows=0.01)
     planted, others = (
         log_likelihood(head_scores(head, features(bert, states, CUT, adapter)), labels, head.labels)
         for states, labels in drill[:2]

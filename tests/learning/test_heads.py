@@ -25,7 +25,7 @@ SHARDS = [shard(8, "ab", 1), shard(40, "cab", 2), shard(12, "d", 3), shard(17, "
 
 
 def test_the_head_equals_the_mean_of_the_views_ridges_on_all_rows_at_once() -> None:
-    head = solve_head([class_statistics(*each) for each in SHARDS], ridge=0.1)
+    head = solve_head([class_statistics(*each) for each in SHARDS], prior_rows=7)
     features_NF = torch.cat([features for features, _ in SHARDS])
     labels = [label for _, names in SHARDS for label in names]
     targets_NC = torch.tensor([[label == name for name in "abcde"] for label in labels], dtype=torch.float64)
@@ -33,7 +33,7 @@ def test_the_head_equals_the_mean_of_the_views_ridges_on_all_rows_at_once() -> N
     for rows_NW in expand(features_NF).double().chunk(VIEWS, 1):
         centred_NW, centred_NC = rows_NW - rows_NW.mean(0), targets_NC - targets_NC.mean(0)
         covariance_WW = centred_NW.T @ centred_NW
-        penalty_WW = 0.1 * covariance_WW.diagonal().mean() * torch.eye(13)
+        penalty_WW = 7 * centred_NW.var(0, unbiased=False).mean() * torch.eye(13)
         scores_NC += centred_NW @ torch.linalg.solve(covariance_WW + penalty_WW, centred_NW.T @ centred_NC) / VIEWS
     torch.testing.assert_close(head_scores(head, features_NF).double(), scores_NC, atol=1e-5, rtol=1e-4)
 
