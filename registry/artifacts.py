@@ -319,8 +319,8 @@ def _named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
                 f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}; run again later"
             ) from error
         raise StorageRefusedError(
-            f"S3 at {s3.meta.endpoint_url} refused s3://{bucket}/{key}: {error}; see what these keys may do there "
-            "(`deciduous doctor` names what is needed), then run again"
+            f"S3 at {s3.meta.endpoint_url} refused s3://{bucket}/{key}: {error}; mend these keys or their rights "
+            "(`deciduous doctor` tries them), then run again"
         ) from error
 
 
