@@ -14,6 +14,7 @@ from benchmarks.continual_default import run_default
 from benchmarks.continual_published import run_mos, run_sema
 from benchmarks.continual_stream import Meter, Run, load_stream
 from benchmarks.continual_tuned import run_joint, run_sequential
+from registry.errors import PipelineError
 from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import load_backbone
 from tasks.learning.metrics import continual_metrics
@@ -35,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    result = run_method(options.data, options.backbone, options.method, options.seed)
+    try:
+        result = run_method(options.data, options.backbone, options.method, options.seed)
+    except PipelineError as error:
+        raise SystemExit(str(error)) from None
     if options.json:
         print(json.dumps(result))
         return
@@ -44,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_method(data: str, folder: str, method: str, seed: int) -> dict[str, object]:
-    """The figures of one run; accuracies are fractions."""
+    """The figures of one run; accuracies are fractions. Raises StreamFileError, UnsupportedBackboneError."""
     backbone = load_backbone(folder)
     spec = AdapterSpec(rank=16, last_layers=default_layers(backbone.num_blocks))
     cut = 0 if method == "sema" else backbone.num_blocks - spec.last_layers

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.continual_stream import Run, split_rows
+from registry.errors import StreamFileError
 from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.banks import stacked
@@ -114,6 +115,9 @@ def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: i
     """The name of the adapter to reuse, or of the one to make."""
     labels = run.batches[number].train_labels
     _, held_out = split_rows(labels, run.seed)
+    if len(held_out) < 2:
+        rows = f"{len(labels)} training rows, of which {len(held_out)} can be held out"
+        raise StreamFileError(f"batch {number} has {rows}; to detect shift takes two: bring more rows of its classes")
     sample = Sample(as_sample(signatures_LND[:, held_out]), [labels[i] for i in held_out])
     evidence = []
     for name, adapter in known.items():

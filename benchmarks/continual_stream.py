@@ -1,20 +1,27 @@
 """A stream file of the continual benchmark, and the meters of one run."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from registry.errors import StreamFileError
 from tasks.learning.backbones import Backbone
+
+PARTS = ("train", "test")
+COLUMNS = ("classes_per_task", *(f"{name}_{part}" for name in ("x", "y", "task") for part in PARTS))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One delivery: images uint8 (N, 3, H, W) and class names that sort like the class numbers."""
+    """One delivery: images uint8 (N, 3, H, W) and class names; numbers sort as they count."""
 
     train_images: np.ndarray
     train_labels: list[str]
@@ -23,28 +30,70 @@ class Batch:
 
 
 def load_stream(path: str) -> list[Batch]:
-    """Batches by `task_train` and `task_test` where the file has them, by `classes_per_task` (default 4) otherwise."""
-    with np.load(path) as file:
-        data = {name: file[name] for name in file.files}
+    """Batches by `task_train` and `task_test` where the file has them, by `classes_per_task` (default 4) otherwise.
+
+    Raises StreamFileError for a file that is no such stream.
+    """
+    data = _read(path)
+    of_row = _tasks(data, path)
+    return [Batch(**_batch(data, of_row, number, path)) for number in np.unique(np.concatenate([*of_row.values()]))]
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    try:
+        with Path(path).open("rb") as opened, np.load(opened) as file:
+            data = {name: file[name] for name in COLUMNS if name in file.files}
+    except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:  # no archive, a pickle, one array
+        raise StreamFileError(f"{path} cannot be read ({error}); write it with numpy.savez") from error
+    for part in PARTS:
+        if missing := {f"x_{part}", f"y_{part}"} - data.keys():
+            raise StreamFileError(f"{path} has no {', '.join(sorted(missing))}; images are x, their classes y")
+        images, columns = data[f"x_{part}"], [f"y_{part}", *({f"task_{part}"} & data.keys())]
+        if images.dtype != np.uint8 or images.ndim not in (3, 4):
+            raise StreamFileError(
+                f"{path}: x_{part} is {images.dtype} {images.shape}; store uint8 images (N, 3, H, W), 0 to 255"
+            )
+        for name in columns:
+            if data[name].shape != images.shape[:1]:
+                raise StreamFileError(f"{path}: {name} is {data[name].shape} for {len(images)} images of x_{part}")
+    return data
+
+
+def _tasks(data: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    """The batch of every row: as the file says, or so many of the classes, in their order, a batch."""
+    told = [part for part in PARTS if f"task_{part}" in data]
+    if told:
+        if len(told) < len(PARTS):
+            raise StreamFileError(f"{path} has task_{told[0]} alone; name the batches of both parts, or of neither")
+        return {part: data[f"task_{part}"] for part in PARTS}
     per_task = int(data.get("classes_per_task", 4))
-    of_row = {part: data.get(f"task_{part}", data[f"y_{part}"] // per_task) for part in ("train", "test")}
-    batches = []
-    for number in np.unique(of_row["train"]):
-        rows = {part: of_row[part] == number for part in of_row}
-        names = {part: [f"{label:05d}" for label in data[f"y_{part}"][rows[part]]] for part in rows}
-        images = {part: data[f"x_{part}"][rows[part]] for part in rows}
-        batches.append(Batch(images["train"], names["train"], images["test"], names["test"]))
-    return batches
+    if per_task < 1:
+        raise StreamFileError(f"{path}: classes_per_task is {per_task}; a batch holds one class or more")
+    classes = np.unique(np.concatenate([data[f"y_{part}"] for part in PARTS]))
+    return {part: np.searchsorted(classes, data[f"y_{part}"]) // per_task for part in PARTS}
+
+
+def _batch(data: Mapping[str, np.ndarray], of_row: Mapping[str, np.ndarray], number: int, path: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for part in PARTS:
+        rows = of_row[part] == number
+        if not rows.any():
+            raise StreamFileError(f"{path}: batch {number} has no {part} rows; every batch needs both parts")
+        labels = data[f"y_{part}"][rows]
+        fields[f"{part}_images"] = data[f"x_{part}"][rows]
+        fields[f"{part}_labels"] = [f"{label:05d}" if isinstance(label, np.integer) else str(label) for label in labels]
+    return fields
 
 
 def split_rows(labels: Sequence[str], seed: int, share: float = 0.2) -> tuple[list[int], list[int]]:
-    """Training and held-out positions, the same share of every class held out."""
+    """Training and held-out positions, the same share of every class held out, and at least one row of two."""
     generator = torch.Generator().manual_seed(seed)
     held_out: set[int] = set()
     for name in sorted(set(labels)):
         members = [i for i, label in enumerate(labels) if label == name]
         order = torch.randperm(len(members), generator=generator).tolist()
-        held_out |= {members[i] for i in order[: int(len(members) * share)]}
+        count = max(int(len(members) * share), int(len(members) > 1))
+        held_out |= {members[i] for i in order[:count]}
     return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from benchmarks.continual_default import as_sample
 from benchmarks.continual_stream import Batch, load_stream
+from registry.errors import PipelineError
 from tasks.learning.adapters import default_layers
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.descriptors import fit_descriptor, z_scores
@@ -57,7 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--trials", type=int, default=400, help="of the null; a tenth of them for each power")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     options = parser.parse_args(arguments)
-    result = measure(load_backbone(options.backbone), load_stream(options.data)[0], options.alpha, options.trials)
+    try:
+        backbone, batch = load_backbone(options.backbone), load_stream(options.data)[0]
+    except PipelineError as error:
+        raise SystemExit(str(error)) from None
+    result = measure(backbone, batch, options.alpha, options.trials)
     if options.json:
         print(json.dumps(result))
         return

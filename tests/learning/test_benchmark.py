@@ -1,7 +1,9 @@
 """The benchmark runs every method on a stream with recurring looks, and says what it decided."""
 
 import json
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from benchmarks.continual import METHODS, main, run_method
 from benchmarks.continual_default import SHAPING
 from benchmarks.continual_stream import load_stream, split_rows
+from registry.errors import StreamFileError
 
 UNDECIDED = ("probe", "sequential", "joint")  # they measure no shift
 
@@ -81,6 +84,72 @@ def test_the_file_says_how_many_classes_a_batch_holds(tmp_path: Path) -> None:
     x, y = np.zeros((16, 3, 8, 8), np.uint8), np.arange(16) // 2
     np.savez(tmp_path / "s.npz", x_train=x, y_train=y, x_test=x, y_test=y, classes_per_task=3)
     assert [len(set(batch.test_labels)) for batch in load_stream(str(tmp_path / "s.npz"))] == [3, 3, 2]
+
+
+def test_classes_are_counted_in_their_order_whatever_their_names(tmp_path: Path) -> None:
+    x, y = np.zeros((12, 3, 8, 8), np.uint8), np.arange(12) // 2
+    for name, labels in {"gaps": y * 7 + 3, "words": np.array([f"class {each}" for each in y])}.items():
+        np.savez(tmp_path / f"{name}.npz", x_train=x, y_train=labels, x_test=x, y_test=labels)
+    gaps, words = (load_stream(str(tmp_path / f"{name}.npz")) for name in ("gaps", "words"))
+    assert [sorted(set(batch.train_labels)) for batch in gaps] == [
+        ["00003", "00010", "00017", "00024"],
+        ["00031", "00038"],
+    ]
+    assert [len(set(batch.test_labels)) for batch in words] == [4, 2]
+
+
+GOOD = {
+    f"{name}_{part}": array
+    for part in ("train", "test")
+    for name, array in {"x": np.zeros((8, 3, 8, 8), np.uint8), "y": np.arange(8)}.items()
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"x_train": np.zeros((8, 3, 8, 8))}, "x_train is float64"),
+        ({"y_train": np.arange(7)}, "y_train is"),
+        ({"y_test": np.zeros(8, int)}, "batch 1 has no test rows"),
+        ({"task_train": np.arange(8)}, "task_train alone"),
+        ({"classes_per_task": 0}, "classes_per_task is 0"),
+        ({"y_train": np.array(["a"] * 8, dtype=object)}, "cannot be read"),
+        ({"y_train": None}, "has no y_train"),
+    ],
+)
+def test_a_file_that_is_no_stream_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
+    arrays = {name: array for name, array in (GOOD | change).items() if array is not None}
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(StreamFileError, match=told):
+        load_stream(str(tmp_path / "s.npz"))
+
+
+def one_array() -> bytes:
+    np.save(buffer := BytesIO(), np.zeros(3))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"words", one_array()])
+def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "s.npz").write_bytes(content)
+    with pytest.raises(StreamFileError, match="cannot be read"):
+        load_stream(str(tmp_path / "s.npz"))
+
+
+def test_the_command_ends_in_a_message(tmp_path: Path, folders: dict[str, Path]) -> None:
+    arguments = ["--data", str(tmp_path / "none.npz"), "--backbone", str(folders["vit"])]
+    with pytest.raises(SystemExit, match=r"none.npz cannot be read"):
+        main(arguments)
+    few = {"x": np.zeros((4, 3, 8, 8), np.uint8), "y": np.arange(4)}
+    np.savez(tmp_path / "few.npz", **{f"{name}_{part}": few[name] for name in few for part in ("train", "test")})
+    with pytest.raises(SystemExit, match="batch 0 has 4 training rows, of which 0 can be held out"):
+        main(["--data", str(tmp_path / "few.npz"), *arguments[2:]])
+
+
+def test_one_of_two_rows_is_held_out() -> None:
+    train, held_out = split_rows(["a", "a", "b"], seed=1)
+    assert (len(train), len(held_out)) == (2, 1)
+    assert held_out != [2]
 
 
 def test_held_out_rows_are_a_share_of_every_class() -> None:
