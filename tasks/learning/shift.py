@@ -22,11 +22,12 @@ LEAST_SHARED = 16
 """Fewer rows of shared classes than this on a side say nothing about their looks."""
 LEAST_ROWS = 2
 """Rows that a class keeps where classes are balanced."""
-DEALS, LEAST_DEALS = 99, 9
-"""Ways to deal classes to two sides: how many are tried, and how few say nothing."""
+DEALS = 99
+"""Ways to deal classes to two sides that are tried at most."""
 MARGIN = 1.2
 """By how much new classes must exceed every other way to deal the same classes to two sides. A change of input is
-diluted by any deal that mixes it; without one, all deals are alike (docs/decisions/0103)."""
+diluted by any deal that mixes it; without one, all deals are alike. Two classes against two without a change exceed it
+in a fifth of the cases, more of them in a twentieth and less (docs/decisions/0103)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,8 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     """Has the input changed, whatever happened to the classes?
 
     Classes that both samples hold are compared alone, by relabelings within each class, so that neither new classes
-    nor other shares of old ones count as shift. Where there are none, new classes count only beyond their novelty.
+    nor other shares of old ones count as shift. Where there are none, new classes count only beyond their novelty: one
+    new class against one never does, since nothing tells it from a change.
     Samples without labels are compared as they are. Raises NonFiniteError.
     """
     if batch.labels is None or reference.labels is None:
@@ -84,7 +86,8 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
         return _within_classes(mine, theirs, permutations, seed)
     batch, reference = balance_classes(batch, reference)
     plain = mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
-    return ShiftTest(plain.statistic, plain.p_value, class_novelty(batch, reference, seed))
+    novelty = class_novelty(batch, reference, seed)
+    return ShiftTest(plain.statistic, plain.p_value, plain.statistic if novelty is None else novelty)
 
 
 def mmd_test(batch_ND: Tensor, reference_MD: Tensor, permutations: int, seed: int) -> ShiftTest:
@@ -133,19 +136,19 @@ def balance_classes(*samples: Sample) -> list[Sample]:
     return [sample.of_each_class(most) for sample in samples]
 
 
-def class_novelty(batch: Sample, reference: Sample, seed: int) -> float:
-    """Largest MMD^2 among other deals of all the classes to two sides; 0 where there are too few to tell."""
+def class_novelty(batch: Sample, reference: Sample, seed: int) -> float | None:
+    """Largest MMD^2 among other deals of all the classes to two sides; None where there is no other."""
     assert batch.labels is not None
     assert reference.labels is not None
     names = [*batch.labels, *reference.labels]
     classes, mine = sorted(set(names)), set(batch.labels)
     deals = [set(deal) for deal in _deals(classes, len(mine), seed) if set(deal) not in (mine, set(classes) - mine)]
-    if len(deals) < LEAST_DEALS:
-        return 0.0
+    if not deals:
+        return None
     member_SP = torch.tensor([[float(name in deal) for deal in deals] for name in names])
     enough_P = torch.minimum(member_SP.sum(0), (1 - member_SP).sum(0)) >= 2  # rows a side that the statistic needs
     if not enough_P.any():
-        return 0.0
+        return None
     return float(_statistics(batch.rows_ND, reference.rows_ND, member_SP[:, enough_P]).max())
 
 

@@ -99,10 +99,16 @@ def test_classes_that_both_samples_hold_are_compared_alone() -> None:
     assert compare_samples(by_class(80, 1, "0123"), by_class(80, 2, "01"), 199, 0).p_value > 0.01
 
 
-@pytest.mark.parametrize(("new", "old"), [("1", "0"), ("23", "01"), ("7", "0123456")])
-def test_a_few_new_classes_cannot_be_told_from_a_shift(new: str, old: str) -> None:
-    test = compare_samples(by_class(40, 1, new), by_class(70, 2, old), 199, 0)
-    assert (test.novelty, test.p_beyond_novelty) == (0, 1 / 200)
+@pytest.mark.parametrize(("new", "old"), [("23", "01"), ("3", "0124"), ("7", "0123456")])
+def test_a_few_new_classes_are_a_shift_only_in_a_new_look(new: str, old: str) -> None:
+    tests = [compare_samples(by_class(40, 1, new, look), by_class(70, 2, old), 199, 0) for look in (0, 3)]
+    assert [test.p_beyond_novelty for test in tests] == [1, 1 / 200]
+
+
+@pytest.mark.parametrize("look", [0, 3])
+def test_nothing_tells_one_new_class_from_a_shift(look: float) -> None:
+    test = compare_samples(by_class(40, 1, "1", look), by_class(40, 2, "0"), 199, 0)
+    assert (test.p_value, test.p_beyond_novelty) == (1 / 200, 1)
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
