@@ -27,8 +27,8 @@ def choose_expansion(
     """Reuse the adapter that the batch differs from least, unless it differs from every one.
 
     An adapter explains the batch when the permutation test does not reject at `alpha`. The batch's own adapter is among
-    the tested, so a stream without shift expands on at most a share `alpha` of its batches, however many adapters there
-    are. Ties go to the smaller statistic, then to the name.
+    the tested, so a stream without shift whose classes recur expands on at most a share `alpha` of its batches, however
+    many adapters there are. Ties go to the smaller statistic, then to the name.
     """
     z_scores = _by_layer(evidence)
     closest = min(evidence, key=lambda e: (-e.p_value, e.statistic, e.adapter_id), default=None)
