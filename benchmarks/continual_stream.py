@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -36,7 +35,11 @@ def load_stream(path: str) -> list[Batch]:
     """
     data = _read(path)
     of_row = _tasks(data, path)
-    return [Batch(**_batch(data, of_row, number, path)) for number in np.unique(np.concatenate([*of_row.values()]))]
+    batches = []
+    for number in np.unique(np.concatenate([*of_row.values()])):
+        train, test = (_rows(data, of_row[part] == number, part, f"{path}: batch {number}") for part in PARTS)
+        batches.append(Batch(*train, *test))
+    return batches
 
 
 def _read(path: str) -> dict[str, np.ndarray]:
@@ -73,16 +76,13 @@ def _tasks(data: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
     return {part: np.searchsorted(classes, data[f"y_{part}"]) // per_task for part in PARTS}
 
 
-def _batch(data: Mapping[str, np.ndarray], of_row: Mapping[str, np.ndarray], number: int, path: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for part in PARTS:
-        rows = of_row[part] == number
-        if not rows.any():
-            raise StreamFileError(f"{path}: batch {number} has no {part} rows; every batch needs both parts")
-        labels = data[f"y_{part}"][rows]
-        fields[f"{part}_images"] = data[f"x_{part}"][rows]
-        fields[f"{part}_labels"] = [f"{label:05d}" if isinstance(label, np.integer) else str(label) for label in labels]
-    return fields
+def _rows(data: Mapping[str, np.ndarray], chosen_N: np.ndarray, part: str, where: str) -> tuple[np.ndarray, list[str]]:
+    """The chosen images of a part and their class names."""
+    if not chosen_N.any():
+        raise StreamFileError(f"{where} has no {part} rows; every batch needs both parts")
+    labels = data[f"y_{part}"][chosen_N]
+    names = [f"{label:05d}" if isinstance(label, np.integer) else str(label) for label in labels]
+    return data[f"x_{part}"][chosen_N], names
 
 
 def split_rows(labels: Sequence[str], seed: int, share: float = 0.2) -> tuple[list[int], list[int]]:
