@@ -66,7 +66,10 @@ def plan_for(session: Session, stream: str, leaving: Mapping[int, int]) -> Plan:
     closure = adapter_rows.get_adapters(session, lineage.closure(session, leaving))
     alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
     shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
-    return plan_repairs(sorted(leaving), alive, {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards})
+    rows = {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards}
+    parents = adapter_rows.get_adapters(session, sorted({p for a in alive for p in a.parent_ids}))
+    erased = [parent.adapter_id for parent in parents if parent.state == AdapterState.ERASED]
+    return plan_repairs(sorted(leaving), alive, rows, erased)
 
 
 @step("resolve-{together[0].ticket_id}")

@@ -1,6 +1,6 @@
 """What a deletion has to rebuild, and what that costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry.records import Adapter
@@ -26,15 +26,18 @@ class Plan:
         return sum(repair.action in ("retrain", "replay") for repair in self.repairs)
 
 
-def plan_repairs(touched: Sequence[int], closure: Sequence[Adapter], rows: Mapping[int, int]) -> Plan:
+def plan_repairs(
+    touched: Sequence[int], closure: Sequence[Adapter], rows: Mapping[int, int], erased: Collection[str] = ()
+) -> Plan:
     """Choose the repair of every adapter in the closure of the touched shards.
 
     `closure` comes parents first and includes adapters that only keep statistics of a touched shard; `rows` are the
     rows that remain in each shard. An adapter none of whose shards has a row left is dropped; a merged one is replayed
-    from those parents that remain.
+    from those parents that remain. `erased` names parents that a run which was broken off had dropped already: a merge
+    that still names one was not replayed.
     """
-    shards, changed, repairs = set(touched), set[str](), list[Repair]()
-    dropped: set[str] = set()
+    shards, changed, repairs = set(touched), set(erased), list[Repair]()
+    dropped = set(erased)
     for adapter in closure:
         repair = _repair(adapter, shards, changed, dropped, rows)
         repairs.append(repair)
