@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import exp, lgamma, log
 
 from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 
@@ -129,8 +129,18 @@ def refine_reuse(
 
 
 def binomial_tail(correct: int, rows: int, chance: float) -> float:
-    """Probability of at most `correct` hits in `rows` tries of probability `chance`."""
-    return sum(comb(rows, k) * chance**k * (1 - chance) ** (rows - k) for k in range(correct + 1))
+    """Probability of at most `correct` hits in `rows` tries of probability `chance`.
+
+    In logarithms: the number of ways to hit has no float from about a thousand rows on.
+    """
+    if chance in (0, 1):
+        return float(correct >= rows * chance)
+    hit, miss = log(chance), log(1 - chance)
+    ways = (
+        lgamma(rows + 1) - lgamma(k + 1) - lgamma(rows - k + 1) + k * hit + (rows - k) * miss
+        for k in range(correct + 1)
+    )
+    return sum(map(exp, ways))
 
 
 def _by_layer(evidence: Sequence[ShiftEvidence]) -> dict[str, dict[str, float]]:

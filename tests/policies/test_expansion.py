@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 from tasks.policies.expansion import (
@@ -85,6 +86,12 @@ def test_refine_reuse(measured, rows, expected, kind):
 def test_binomial_tail_is_a_distribution_function():
     assert binomial_tail(10, 10, 0.3) == pytest.approx(1)
     assert binomial_tail(0, 3, 0.5) == pytest.approx(0.125)
+    assert (binomial_tail(2, 3, 1.0), binomial_tail(3, 3, 1.0), binomial_tail(0, 3, 0.0)) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(("correct", "rows", "chance"), [(1000, 1100, 0.9), (1900, 2000, 0.95), (49_900, 100_000, 0.5)])
+def test_binomial_tail_has_no_largest_number_of_rows(correct, rows, chance):
+    assert binomial_tail(correct, rows, chance) == pytest.approx(binom.cdf(correct, rows, chance), rel=1e-6)
 
 
 @pytest.mark.parametrize(
