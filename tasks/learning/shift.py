@@ -76,8 +76,10 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     Classes that both samples hold are compared alone, by relabelings within each class, so that neither new classes
     nor other shares of old ones count as shift. Where there are none, new classes count only beyond their novelty: one
     new class against one never does, since nothing tells it from a change.
-    Samples without labels are compared as they are. Raises NonFiniteError.
+    Samples without labels are compared as they are. A single row on a side says nothing: p = 1. Raises NonFiniteError.
     """
+    if min(len(batch.rows_ND), len(reference.rows_ND)) < 2:
+        return ShiftTest(0.0, 1.0)
     if batch.labels is None or reference.labels is None:
         return mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
     shared = set(batch.labels) & set(reference.labels)

@@ -57,6 +57,14 @@ def test_the_dimensions_that_moved_are_counted() -> None:
     assert moved_dimensions(rows_ND, moved_ND, 0.01) == 2 / 8
 
 
+@pytest.mark.parametrize("labels", [None, ["a"]])
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_single_row_tells_nothing(rows, labels) -> None:
+    reference = Sample(sample(20, 1), labels and labels * 20)
+    test = compare_samples(Sample(sample(rows, 2), labels and labels * rows), reference, 19, seed=0)
+    assert test.p_beyond_novelty == 1
+
+
 def test_non_finite_rows_are_an_error() -> None:
     with pytest.raises(NonFiniteError):
         mmd_test(sample(5, 0) / 0, sample(5, 1), 9, 0)
