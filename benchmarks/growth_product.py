@@ -72,15 +72,15 @@ def learn(stream: Stream) -> None:
         batch = batches.read_batch.fn(stream, uri, tag)
         assert batch is not None
         batches.encode_batch.fn(stream, batch)
-        for shard in batch.shards:
-            decision = decisions.decide.fn(stream, batch, shard, shift.measure_shift.fn(stream, shard))
+        made = [decisions.decide.fn(stream, batch, s, shift.measure_shift.fn(stream, s)) for s in batch.shards]
+        for shard, decision in zip(batch.shards, made, strict=True):
             if decision.kind == DecisionKind.EXPAND:
                 train_adapter.fn(stream, shard, decision.adapter_id or "")
             elif decision.kind == DecisionKind.REFRESH:
                 refresh_adapter.fn(stream, shard, decision.adapter_id or "")
             if decision.adapter_id is not None and decision.kind != DecisionKind.HOLD:
                 judge_adapter.fn(stream, shard, decision.adapter_id)
-        batches.finish_batch.fn(batch)
+        batches.finish_batch.fn(stream, batch, made)
         keep_to_budget(stream)
 
 

@@ -96,7 +96,7 @@ def learn_batch(stream: Stream, batch: Batch) -> Outcome:
         return Outcome(batch.batch_id)
     version = register_batch(stream, batch, decisions)
     promotion = promote_version(stream, version)
-    finish_batch(batch)
+    finish_batch(stream, batch, decisions)
     report_batch(stream, batch, decisions, promotion)
     consolidate_after(stream)
     return Outcome(batch.batch_id)

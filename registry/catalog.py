@@ -1,7 +1,8 @@
 """Streams, batches, shards and records. Every function takes the caller's session; none commits."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from hashlib import sha256
 
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -87,12 +88,11 @@ def known_deliveries(session: Session, stream: str) -> tuple[set[str], set[str]]
 
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
     """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
-    last = session.scalar(select(func.max(BatchRow.ordinal)).where(BatchRow.stream == batch.stream))
     row = BatchRow(
         batch_id=batch.batch_id,
         stream=batch.stream,
         name=batch.name,
-        ordinal=0 if last is None else last + 1,
+        ordinal=_next_ordinal(session, batch.stream),
         uri=batch.uri,
         state=batch.state,
         rows=batch.rows,
@@ -107,6 +107,11 @@ def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: d
     session.add_all(QuarantineRow(batch_id=batch.batch_id, reason=r, rows=n) for r, n in quarantined.items())
     session.flush()
     return _to_batch(row)
+
+
+def _next_ordinal(session: Session, stream: str) -> int:
+    last = session.scalar(select(func.max(BatchRow.ordinal)).where(BatchRow.stream == stream))
+    return 0 if last is None else last + 1
 
 
 def add_delivery(session: Session, stream: str, delivery: Delivery, batch_id: str) -> None:
@@ -168,6 +173,34 @@ def last_batches(session: Session, stream: str, count: int, *states: BatchState)
 
 def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: str = "") -> None:
     session.execute(update(BatchRow).where(BatchRow.batch_id == batch_id).values(state=state, reason=reason))
+
+
+def set_aside(session: Session, batch_id: str, shard_ids: Collection[int], reason: str) -> Batch:
+    """Make these shards of a batch a held batch of their own; its name is the batch's with "-held" behind it."""
+    row = session.get_one(BatchRow, batch_id)
+    moved = [shard for shard in row.shards if shard.shard_id in shard_ids]
+    rest = BatchRow(
+        batch_id=sha256(f"{batch_id}\x1fheld".encode()).hexdigest()[:12],
+        stream=row.stream,
+        name=f"{row.name}-held",
+        ordinal=_next_ordinal(session, row.stream),
+        uri=row.uri,
+        state=BatchState.HELD,
+        rows=sum(shard.rows for shard in moved),
+        quarantined=0,
+        suppressed=0,
+        epoch=row.epoch,
+        reason=reason,
+        received_at=row.received_at,
+        shards=moved,
+    )
+    row.rows -= rest.rows
+    session.add(rest)
+    session.flush()
+    decided = update(DecisionRow).where(DecisionRow.shard_id.in_(shard_ids))
+    session.execute(decided.values(batch_id=rest.batch_id))
+    session.refresh(row, ["shards"])
+    return _to_batch(rest)
 
 
 def reopen_batch(session: Session, batch_id: str) -> Batch:

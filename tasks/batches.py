@@ -1,11 +1,13 @@
 """Discover new objects, read one as a batch, run the frozen prefix for it."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from infra import database
 from registry import catalog, ownership, suppression
 from registry.errors import SourceError, StaleEpochError
-from registry.records import Batch, BatchState, Delivery, Shard
+from registry.records import Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
 from tasks.backbones import open_frozen
@@ -46,11 +48,17 @@ def discover(stream: Stream) -> list[tuple[str, str]]:
 def unfinished_batches(stream: Stream) -> list[Batch]:
     """Batches that an interrupted run read and did not finish, brought to the stream's deletion epoch.
 
-    A ticket that came in between has removed its rows from them, or the release gate will refuse their version.
+    A ticket that came in between has removed its rows from them, or the release gate will refuse their version. What it
+    emptied is finished.
     """
     with database.transaction() as session:
         catalog.renew_epochs(session, stream.name)
-        return catalog.batches(session, stream.name, BatchState.READ)
+        read = catalog.batches(session, stream.name, BatchState.READ)
+        left = [replace(batch, shards=tuple(shard for shard in batch.shards if shard.rows)) for batch in read]
+        for batch in left:
+            if not batch.shards:
+                catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, "a ticket took its every row")
+    return [batch for batch in left if batch.shards]
 
 
 @step("read-{uri}")
@@ -155,12 +163,26 @@ def hold_batch(stream: Stream, batch: Batch, reason: str) -> None:
     """Leave the model as it is; a person looks at the batch."""
     with database.transaction() as session:
         catalog.set_batch_state(session, batch.batch_id, BatchState.HELD, reason)
+    _tell_held(stream, batch, reason)
+
+
+def _tell_held(stream: Stream, batch: Batch, reason: str) -> None:
     announce(BATCH_HELD, stream.name, "batch", batch.batch_id, batch=batch.name, reason=reason)
     say(f"{stream.name}: {batch.name} is held: {reason}")
 
 
 @step("finish-{batch.name}")
-def finish_batch(batch: Batch) -> None:
-    """The last word: a batch that is not finished is taken up again by the next run."""
-    with database.transaction() as session:
+def finish_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) -> None:
+    """The last word: a batch that is not finished is taken up again by the next run.
+
+    Groups of it that are held become a held batch of their own, which can be judged again without the others."""
+    pairs = list(zip(batch.shards, decisions, strict=True))
+    held = {shard.shard_id: d.reason for shard, d in pairs if d.kind == DecisionKind.HOLD}
+    reason = next(iter(held.values()), "")
+    with taking_in(stream.name), database.transaction() as session:
+        rest = catalog.set_aside(session, batch.batch_id, held, reason) if held else None
+        if rest is not None:
+            ownership.put_object(session, store_quarantine(stream, rest, []))
         catalog.set_batch_state(session, batch.batch_id, BatchState.DONE)
+    if rest is not None:
+        _tell_held(stream, rest, reason)

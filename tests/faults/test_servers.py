@@ -92,7 +92,7 @@ def register(stream, batch):
         made = [to_decision(decision_log.find_decision(session, shard.shard_id)) for shard in batch.shards]
     version = registration.register_batch.fn(stream, batch, made)
     promote_version.fn(stream, version)
-    finish_batch.fn(batch)
+    finish_batch.fn(stream, batch, made)
 
 
 def champions(stream) -> tuple[int, int, list[int]]:

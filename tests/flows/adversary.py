@@ -62,7 +62,7 @@ def learn_batch(stream, batch) -> None:
         return
     version = registration.register_batch.fn(stream, batch, made)
     promotion.promote_version.fn(stream, version)
-    batches.finish_batch.fn(batch)
+    batches.finish_batch.fn(stream, batch, made)
 
 
 def merge(stream, *parents: str) -> str:

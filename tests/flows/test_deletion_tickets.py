@@ -15,10 +15,10 @@ from infra.settings import settings
 from registry import adapters as adapter_rows
 from registry import artifacts, catalog, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
-from registry.records import AdapterState, TicketState, VersionState
+from registry.records import AdapterState, BatchState, TicketState, VersionState
 from registry.sections import Approval
 from registry.tables import TicketEventRow
-from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, manifests, registration
+from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, manifests, rebuilding, registration
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
@@ -366,6 +366,47 @@ def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_p
     )
     learn(stream)
     assert champion_of(stream) == max(used) + 1
+
+
+def test_a_deletion_broken_off_after_it_dropped_a_parent_replays_the_merge(backbone, tmp_path, monkeypatch):
+    stream = learned_stream("parentless", backbone, tmp_path)
+    with database.transaction() as session:
+        (merged,) = [a for a in adapter_rows.adapters(session, stream.name) if a.parent_ids]
+        before = ownership.objects_of(session, [merged.node])
+    ticket = open_ticket(stream, records=[f"01-{n}" for n in range(120)])  # the first parent's every row
+    work = rebuilding.repair_adapter
+
+    def power_cut(*args):
+        work(*args)
+        raise OSError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuilding, "repair_adapter", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            forget(ticket.ticket_id)
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert certificate_of(ticket.ticket_id)["guarantee"] == "E0"
+    with database.transaction() as session:
+        left = adapter_rows.get_adapter(session, merged.adapter_id)
+        assert left.parent_ids == merged.parent_ids[1:]
+        old, new = (
+            {o.sha256 for o in found if o.kind == "weights"}
+            for found in (before, ownership.objects_of(session, [left.node]))
+        )
+    assert not old & new
+
+
+def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the_stream(stream, inbox):
+    put_in_inbox(stream.name, "04", [{**row, "who": "person-12"} for row in deliver(inbox, "04", ["red"], rows=8)])
+    (uri, tag) = batches.discover.fn(stream)[0]
+    batch = batches.read_batch.fn(stream, uri, tag)
+    ticket = open_ticket(stream, "person-12")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert batches.unfinished_batches.fn(stream) == []
+    with database.transaction() as session:
+        assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
 
 
 @contextmanager

@@ -3,14 +3,16 @@ import json
 import pytest
 
 from flows import actions
+from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
 from registry import artifacts, catalog, ownership
 from registry.errors import SourceError, StateError
-from registry.records import DecisionKind
+from registry.records import DecisionKind, TicketState
 from registry.sections import ShiftOptions
 from tasks import queries
+from tasks import tickets as opening
 from tasks.blobs import stream_prefix
 from tests.flows.conftest import deliver, make_stream
 
@@ -142,6 +144,38 @@ def test_each_group_is_decided_for_itself(backbone, inbox):
     learn(stream)
     assert kinds("groups") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
     assert sorted(row["group"] for row in queries.listing("adapters", "groups")) == ["a", "b"]
+
+
+def test_a_delivery_of_one_row_is_held_and_does_not_hold_up_the_stream(backbone, inbox):
+    stream = make_stream("drops", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"], rows=100)
+    for n in range(3):  # held out or not
+        deliver(inbox, f"02-{n}", ["red"], rows=1)
+    deliver(inbox, "03", ["red", "blue"], rows=40)
+    assert len(learn(stream)) == 5
+    assert kinds("drops") == [DecisionKind.EXPAND, *[DecisionKind.HOLD] * 3, DecisionKind.REUSE]
+    assert queries.status("drops")[0]["held"] == ["02-0", "02-1", "02-2"]
+
+
+def test_a_held_group_waits_by_itself_while_the_rest_of_its_batch_serves(backbone, inbox):
+    stream = make_stream("tenants", backbone, inbox)
+    stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
+    rows = [
+        {**r, "team": "small" if n < 30 else "large"} for n, r in enumerate(deliver(inbox, "01", ["red", "blue"], 130))
+    ]
+    (inbox / "01.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cautious = stream.model_copy(update={"shift": stream.shift.model_copy(update={"min_rows": 60})})
+    learn(cautious)
+    status = queries.status("tenants")[0]
+    assert (status["held"], status["champion"]) == (["01-held"], 1)
+    with database.transaction() as session:
+        assert [shard.group for shard in catalog.done_shards(session, "tenants")] == ["large"]
+    actions.rejudge("01-held")
+    assert len(learn(stream.model_copy(update={"shift": stream.shift.model_copy(update={"min_rows": 10})}))) == 1
+    assert [row["group"] for row in queries.listing("adapters", "tenants")] == ["large", "small"]
+    assert [row["rows"] for row in queries.listing("batches", "tenants")] == [100, 30]
+    ticket_id = opening.open_ticket("tenants", opening.resolve_targets("tenants", [], ["01-3"]), "test").ticket_id
+    assert forget(ticket_id).state == TicketState.COMPLETE
 
 
 def test_objects_of_one_name_in_two_folders_are_two_batches(backbone, tmp_path):

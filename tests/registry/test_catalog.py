@@ -1,8 +1,8 @@
 import pytest
 
-from registry import catalog, ownership
+from registry import catalog, decision_log, ownership
 from registry.errors import StateError, UnknownIdError
-from registry.records import BatchState, StoredObject
+from registry.records import BatchState, Decision, DecisionKind, StoredObject
 from registry.tables import BatchRow
 from tests.registry.conftest import STREAM, add_batch
 
@@ -32,6 +32,20 @@ def test_only_finished_batches_serve(session):
     add_batch(session, "b")
     catalog.set_batch_state(session, "b", BatchState.DONE)
     assert [shard.batch_name for shard in catalog.done_shards(session, "mail")] == ["b"]
+
+
+def test_the_held_groups_of_a_batch_become_a_held_batch_of_their_own(session):
+    batch = add_batch(session, "a", rows=20, groups=("one", "two", "three"))
+    for shard in batch.shards:
+        decision_log.add_decision(session, batch, shard, Decision(DecisionKind.HOLD, None, "why"), {})
+    rest = catalog.set_aside(session, "a", [shard.shard_id for shard in batch.shards[1:]], "too few rows")
+    catalog.set_batch_state(session, "a", BatchState.DONE)
+    assert (rest.name, rest.state, rest.uri, rest.ordinal) == ("a-held", BatchState.HELD, batch.uri, 1)
+    assert [[s.group for s in b.shards] for b in catalog.batches(session, "mail")] == [["one"], ["two", "three"]]
+    assert [shard.group for shard in catalog.done_shards(session, "mail")] == ["one"]
+    assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a", rest.batch_id, rest.batch_id]
+    catalog.reopen_batch(session, rest.batch_id)
+    assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a"]
 
 
 def test_a_stream_refuses_another_backbone_and_another_recipe(session):
