@@ -75,10 +75,10 @@ class SweepHit:
     place: str
 
 
-def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes, suffix: str = "") -> StoredBlob:
-    """Store the bytes under PREFIX/SHA256[SUFFIX], once; large ones in parts, several at a time."""
+def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes) -> StoredBlob:
+    """Store the bytes under PREFIX/SHA256, once; large ones in parts, several at a time."""
     sha256 = hashlib.sha256(data).hexdigest()
-    key = f"{prefix.rstrip('/')}/{sha256}{suffix}"
+    key = f"{prefix.rstrip('/')}/{sha256}"
     with _named(s3, bucket, key):
         if len(data) >= LARGE:
             _put_parts(s3, bucket, key, data)
@@ -120,28 +120,9 @@ def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
     return data
 
 
-def put_json(s3: "S3Client", bucket: str, prefix: str, value: Any) -> StoredBlob:
-    return put_blob(s3, bucket, prefix, canonical_json(value), suffix=".json")
-
-
-def get_json(s3: "S3Client", bucket: str, key: str, sha256: str) -> Any:
-    return json.loads(get_blob(s3, bucket, key, sha256))
-
-
 def canonical_json(value: Any) -> bytes:
     """Equal values give equal bytes: sorted keys, no blanks, UTF-8, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def put_tensors(
-    s3: "S3Client", bucket: str, prefix: str, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any] | None = None
-) -> StoredBlob:
-    return put_blob(s3, bucket, prefix, encode_tensors(tensors, metadata), suffix=".safetensors")
-
-
-def get_tensors(s3: "S3Client", bucket: str, key: str, sha256: str) -> "dict[str, Tensor]":
-    """Tensors by name, on the CPU."""
-    return decode_tensors(get_blob(s3, bucket, key, sha256), key)
 
 
 def decode_tensors(data: bytes, key: str) -> "dict[str, Tensor]":
@@ -158,16 +139,14 @@ def decode_tensors(data: bytes, key: str) -> "dict[str, Tensor]":
         ) from None
 
 
-def encode_tensors(tensors: "Mapping[str, Tensor]", metadata: Mapping[str, Any] | None = None) -> bytes:
+def encode_tensors(tensors: "Mapping[str, Tensor]") -> bytes:
     """Safetensors bytes that depend on names, dtypes, shapes and values alone."""
-    import torch  # noqa: PLC0415 - as in get_tensors
+    import torch  # noqa: PLC0415 - as in decode_tensors
     from safetensors.torch import save  # noqa: PLC0415
 
     # the format wants contiguous tensors that share no memory
     whole = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
-    # one entry: the writer keeps entries in a hash map, and several would come in random order
-    header = {"deciduous": canonical_json(metadata).decode()} if metadata else None
-    return bytes(save(dict(sorted(whole.items())), metadata=header))
+    return bytes(save(dict(sorted(whole.items()))))
 
 
 def list_versions(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVersion]:

@@ -3,7 +3,6 @@
 * PipelineError
   + TransientError              a store or a worker was unreachable; Prefect retries
     - StorageUnavailableError
-    - ServiceUnavailableError
   + TerminalError               the inputs or the recorded state forbid this step
     - StreamFileError           the stream file cannot be read or contradicts itself
     - SourceError               a batch's object is missing, cut or has no usable row
@@ -40,10 +39,6 @@ class StorageUnavailableError(TransientError):
 
 class StorageRefusedError(TerminalError):
     """The object store answers and refuses, and will go on until someone gives the right or mends the keys."""
-
-
-class ServiceUnavailableError(TransientError):
-    """A server (Prefect, MLflow, database) does not answer."""
 
 
 class StreamFileError(TerminalError):

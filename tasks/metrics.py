@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 from infra import database
 from infra.ports import LOOPBACK
 from registry import totals
-from tasks import stopwatch
 
 BY_STREAM = ("stream",)
 
@@ -30,7 +29,6 @@ class Catalog(Collector):
             )
             moved = totals.champion_since(session)
         ages = [((stream,), (now - at).total_seconds()) for stream, at in moved.items()]
-        process = [((name,), seconds) for name, seconds in stopwatch.seconds.items()]
         yield _gauge(
             "deciduous_batches", "Batches by state; held ones wait for a person.", ("stream", "state"), batches
         )
@@ -40,7 +38,6 @@ class Catalog(Collector):
         yield _counter("deciduous_decisions", "Decisions by kind.", ("stream", "kind"), decisions)
         yield _counter("deciduous_rows", "Rows by what became of them.", ("stream", "outcome"), rows)
         yield _counter("deciduous_ticket_seconds", "Time that tickets took, by step.", ("step",), spent)
-        yield _counter("deciduous_process_seconds", "Time of this process, by what it did.", ("part",), process)
 
 
 def exposition() -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from infra.settings import settings
-from registry.artifacts import put_json, put_tensors
+from registry.artifacts import canonical_json, encode_tensors, put_blob
 from registry.errors import MissingObjectError, StorageUnavailableError
 from tasks import blob_cache, blobs, disk_cache
 from tasks.learning.banks import AdapterBank
@@ -20,7 +20,7 @@ def stored(s3):
     blob_cache.retain([])
 
     def put(*numbers):
-        found = [put_tensors(s3, settings().artifact_bucket, "cache", adapter(n)) for n in numbers]
+        found = [put_blob(s3, settings().artifact_bucket, "cache", encode_tensors(adapter(n))) for n in numbers]
         return [(blob.key, blob.sha256) for blob in found]
 
     yield put
@@ -66,7 +66,7 @@ def test_loading_the_last_adapter_costs_what_the_first_did(stored, gets):
 
 
 def test_a_manifest_is_kept_read_again_after_damage_and_purged(s3, stored, gets):
-    blob = put_json(s3, settings().artifact_bucket, "cache", {"cut": 3})
+    blob = put_blob(s3, settings().artifact_bucket, "cache", canonical_json({"cut": 3}))
     read = lambda: json.loads(blob_cache.read_manifest(blob.key, blob.sha256))  # noqa: E731
     assert read() == read() == {"cut": 3}
     assert len(gets) == 1
@@ -84,7 +84,7 @@ def test_a_manifest_is_kept_read_again_after_damage_and_purged(s3, stored, gets)
 
 @pytest.mark.usefixtures("stored")
 def test_a_disk_that_takes_no_copy_keeps_nobody_from_reading_a_manifest(s3, monkeypatch):
-    blob = put_json(s3, settings().artifact_bucket, "cache", {"cut": 3})
+    blob = put_blob(s3, settings().artifact_bucket, "cache", canonical_json({"cut": 3}))
 
     def refuse(*_):
         raise StorageUnavailableError("full")
