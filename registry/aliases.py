@@ -28,13 +28,6 @@ def find_alias(client: Any, model: str, alias: str) -> int | None:
         raise
 
 
-def get_alias(client: Any, model: str, alias: str) -> int:
-    version = find_alias(client, model, alias)
-    if version is None:
-        raise UnknownIdError("alias", f"{model}@{alias}")
-    return version
-
-
 def move_alias(client: Any, model: str, alias: str, version: int | None, note: str) -> None:
     """Point the alias at the version, or remove it; the version's page says who did so, when and why, for MLflow keeps
     no history of its own. Nothing happens where it is so already; broken off, it can be called again."""

@@ -21,10 +21,6 @@ class Plan:
     """Parents before children."""
     rows_to_train: int
 
-    @property
-    def rebuilt(self) -> int:
-        return sum(repair.action in ("retrain", "replay") for repair in self.repairs)
-
 
 def plan_repairs(
     touched: Sequence[int], closure: Sequence[Adapter], rows: Mapping[int, int], erased: Collection[str] = ()

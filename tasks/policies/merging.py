@@ -1,7 +1,7 @@
 """Which adapters to merge, when, and in what order."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from registry.records import Adapter, labels_of
 
@@ -30,11 +30,6 @@ class Likeness:
     """Share of all their labels that both know."""
     agreement: float | None = None
     """Share of their rows that both answer alike, where it was measured."""
-
-    @property
-    def figures(self) -> dict[str, float | None]:
-        there, back = self.shift
-        return {"shift_there": there, "shift_back": back, **{k: v for k, v in asdict(self).items() if k != "shift"}}
 
     @property
     def reason(self) -> str:

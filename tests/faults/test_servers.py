@@ -100,7 +100,7 @@ def champions(stream) -> tuple[int, int, list[int]]:
     client = tracking.prepare_tracking()
     with database.transaction() as session:
         ours = versions.alias_of(session, stream.name, CHAMPION)
-    return ours, aliases.get_alias(client, stream.name, CHAMPION), models.list_versions(client, stream.name)
+    return ours, aliases.find_alias(client, stream.name, CHAMPION), models.list_versions(client, stream.name)
 
 
 @pytest.mark.parametrize(
