@@ -6,11 +6,9 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from registry.records import TicketState
-from registry.tables import CondemnedRow, TicketRow, TicketTargetRow
+from registry.tables import CondemnedRow, TicketRow, TicketTargetRow, in_chunks
 
 IN_EFFECT = (TicketState.APPROVED, TicketState.IN_PROGRESS, TicketState.COMPLETE, TicketState.EXCEPTION)
-
-_CHUNK = 500
 
 
 def suppressed(session: Session, stream: str) -> dict[str, set[str]]:
@@ -32,7 +30,7 @@ def condemn(session: Session, stream: str, ticket_id: str, digests: Iterable[str
 
 def pardon(session: Session, stream: str, digests: Collection[str]) -> None:
     """Lift it from blobs of which it was shown that their bytes come out without the records as well."""
-    for chunk in _chunks(digests):
+    for chunk in in_chunks(sorted(set(digests))):
         these = CondemnedRow.stream == stream, CondemnedRow.sha256.in_(chunk)
         session.execute(delete(CondemnedRow).where(*these))
 
@@ -40,12 +38,7 @@ def pardon(session: Session, stream: str, digests: Collection[str]) -> None:
 def condemned(session: Session, stream: str, digests: Collection[str]) -> set[str]:
     """Those of the digests that are condemned."""
     found: set[str] = set()
-    for chunk in _chunks(digests):
+    for chunk in in_chunks(sorted(set(digests))):
         query = select(CondemnedRow.sha256).where(CondemnedRow.stream == stream, CondemnedRow.sha256.in_(chunk))
         found.update(session.scalars(query))
     return found
-
-
-def _chunks(digests: Collection[str]) -> list[list[str]]:
-    ordered = sorted(digests)
-    return [ordered[start : start + _CHUNK] for start in range(0, len(ordered), _CHUNK)]

@@ -13,7 +13,7 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, dump, tickets, versions
 from registry.errors import StateError
-from registry.records import Ticket, TicketState, VersionState
+from registry.records import Ticket, VersionState
 from tasks import certificate_journal, suppression_journal
 from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
@@ -24,7 +24,6 @@ from tasks.manifests import keys_in, load_json
 from tasks.tickets import withdraw
 
 BY = "deciduous restore"
-NOT_YET = (TicketState.RECEIVED, TicketState.VERIFIED)
 
 
 def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
@@ -77,7 +76,7 @@ def _make_safe(connection: Connection, hidden: Set[str]) -> dict[str, Any]:
 def _replay(session: Session, ticket: Ticket, targets: Sequence[tuple[str, str]]) -> str | None:
     """Bring a ticket into force that the backup does not know, or knows as one that waits; its id, None otherwise."""
     known = {each.ticket_id: each for each in tickets.tickets(session, ticket.stream)}.get(ticket.ticket_id)
-    if known is not None and known.state not in NOT_YET:
+    if known is not None and known.state not in tickets.WAITING:
         return None
     if known is None:
         tickets.open_ticket(session, ticket, targets, BY)
