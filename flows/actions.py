@@ -24,7 +24,7 @@ from registry.tickets import WORKED
 from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
 from tasks.held_batches import discard_batch, reopen_batch
-from tasks.retirement import refuse_mixture, reinstate_adapter, retire_adapter
+from tasks.retirement import check_reinstate, refuse_mixture, reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
 
@@ -54,7 +54,7 @@ def answer(request_id: str, approved: bool, by: str, note: str) -> str:
 
 def waiting_requests(stream: str | None) -> list[Request]:
     opening.open_home()
-    return approvals.waiting(stream)
+    return approvals.waiting(opening.stream_of(stream).name if stream else None)
 
 
 def preview(stream: Stream) -> Record:
@@ -182,6 +182,7 @@ def reinstate(adapter_id: str, reason: str, dry_run: bool) -> str:
     opening.open_home()
     stream = opening.stream_of(queries.describe(adapter_id)["stream"])
     if dry_run:
+        check_reinstate(stream, adapter_id)
         return f"would judge {adapter_id} again on the held-out rows of its shards"
     verdict = reinstate_adapter.fn(stream, adapter_id, reason)
     return f"{adapter_id} {'serves from the next version on' if verdict.passed else 'waits'}: {verdict.reason}"

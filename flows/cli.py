@@ -4,6 +4,7 @@
 
 import gc
 import os
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,7 +58,10 @@ def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("st
 
     if file.exists():
         raise StateError(f"{file} exists; choose another name or delete it first")
-    file.write_text(STREAM_FILE.format(name=file.stem.lower().replace("_", "-")))
+    try:
+        file.write_text(STREAM_FILE.format(name=re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")))
+    except OSError as error:
+        raise StateError(f"cannot write {file}: {error.strerror}; make its folder, or choose another one") from None
     console.console.print(f"wrote {file}; edit it, then: deciduous run {file}")
 
 

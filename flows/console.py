@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-console = Console(highlight=False)
-errors = Console(stderr=True, highlight=False)
+# what goes into a file or a pipe is as wide as it is: an id is not cut
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
+errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 10_000)
+LONG = {"certificate_key", "lead"}
+"""Left to `describe` and to JSON: a table would have no room for the rest."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
@@ -110,17 +114,15 @@ def _plain(value: Any) -> Any:
 
 
 def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A table with a column per key of the first row."""
+    """A table with a column per key of the first row; cells fold, so that every id can be read to its end."""
     if not rows:
         console.print(f"no {title}")
         return
     table = Table(title=title, title_justify="left", header_style="bold")
-    *narrow, last = rows[0]
-    for column in narrow:
-        table.add_column(column.replace("_", " "), no_wrap=True)
-    table.add_column(last.replace("_", " "), overflow="fold")
+    for column in (name for name in rows[0] if name not in LONG):
+        table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*[escape(_cell(value)) for value in row.values()])
+        table.add_row(*[escape(_cell(value)) for name, value in row.items() if name not in LONG])
     console.print(table)
 
 

@@ -69,7 +69,7 @@ def gc(
         from tasks import garbage, opening
 
         opening.open_home()
-        names = [stream] if stream else opening.stream_names()
+        names = [opening.stream_of(stream).name] if stream else opening.stream_names()
         results = [garbage.clean_up(name, dry_run) for name in names]
     console.show_json(results) if json else console.show_rows("streams", results)
 
@@ -103,7 +103,9 @@ def metrics(
     out: Annotated[
         Path | None, typer.Option(help="Write a file for node_exporter's textfile collector; default print.")
     ] = None,
-    port: Annotated[int | None, typer.Option(help="Answer GET /metrics on loopback, in the foreground.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Answer GET /metrics on loopback, in the foreground.")
+    ] = None,
 ) -> None:
     """What monitoring asks for, in Prometheus' format. Example: deciduous metrics --port 9108"""
     from threading import Event

@@ -15,8 +15,7 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the alias history.")]
 def promote(stream: StreamName, version: int, reason: Reason = "by hand", dry_run: DryRun = False) -> None:
     """Make a version champion; the release gate is asked. Example: deciduous promote mail 4 --reason 'reviewed'"""
     moves = _alias_moves()
-    if not dry_run:
-        moves.move_champion(stream, version, reason)
+    moves.check_move(stream, version) if dry_run else moves.move_champion(stream, version, reason)
     console.console.print(f"{'would move' if dry_run else 'moved'} champion of {stream} to version {version}")
 
 
@@ -30,6 +29,7 @@ def rollback(
     moves = _alias_moves()
     target = moves.rollback_target(stream, to)
     if dry_run:
+        moves.check_move(stream, target)
         console.console.print(f"would move champion of {stream} to version {target}")
     else:
         moves.move_champion(stream, target, reason)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
-from infra.errors import InfraError, SchemaError, UnreachableError, UnwritableError
+from infra.errors import InfraError, SchemaError, SettingsError, UnreachableError, UnwritableError
 from infra.files import make_folder
 from infra.settings import Settings, settings
 
@@ -191,10 +191,14 @@ def _engine(config: Settings) -> Engine:
 
 def open_engine(url: str, foreign_keys: bool = True, pooled: bool = True) -> Engine:
     """An engine; one that is not pooled opens a connection each time and puts no limit on a statement."""
-    backend = make_url(url).get_backend_name()
-    if backend == "postgresql":
-        return _postgresql(url, pooled)
-    return _sqlite(url, foreign_keys, pooled) if backend == "sqlite" else create_engine(url, pool_pre_ping=True)
+    try:
+        backend = make_url(url).get_backend_name()
+        if backend == "postgresql":
+            return _postgresql(url, pooled)
+        return _sqlite(url, foreign_keys, pooled) if backend == "sqlite" else create_engine(url, pool_pre_ping=True)
+    except ArgumentError as error:
+        known = "postgresql+psycopg://USER:PASSWORD@HOST/NAME, or sqlite:///FILE"
+        raise SettingsError(f"a database's address is of no known form ({error}); give {known}") from None
 
 
 def _postgresql(url: str, pooled: bool) -> Engine:

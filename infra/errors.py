@@ -5,6 +5,10 @@ class InfraError(Exception):
     """Base of what this room raises; the message says what, where and the remedy."""
 
 
+class SettingsError(InfraError):
+    """A variable of DECIDUOUS_* holds what it cannot hold; the message names it, and no secret."""
+
+
 class UnreachableError(InfraError, ConnectionError):
     """A server does not answer. Trying again may help."""
 
@@ -44,6 +48,13 @@ class UnwritableError(InfraError):
             f"{what} in {path} cannot be written: {cause}; free some space there (`deciduous gc --dry-run` counts what "
             "may go) or make it writable, then run again"
         )
+
+
+class FolderError(InfraError):
+    """A folder of the home cannot be made."""
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(f"folder {path} cannot be made: {cause}; name another home (--home or DECIDUOUS_HOME)")
 
 
 class SchemaError(InfraError):

@@ -5,8 +5,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.errors import SettingsError
 
 AWS = "aws"
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
@@ -87,9 +89,15 @@ def settings() -> Settings:
     modules of this room cache is keyed by the values, so nothing else has to be reset.
 
     A variable comes first, then a file of DECIDUOUS_SECRETS (a folder, a file per lower-case variable), then what
-    `deciduous up --production-like` wrote into the home."""
+    `deciduous up --production-like` wrote into the home. Raises SettingsError."""
     secrets = os.environ.get("DECIDUOUS_SECRETS")
-    return Settings(_env_file=served_file(Settings(_secrets_dir=secrets).home), _secrets_dir=secrets)
+    try:
+        return Settings(_env_file=served_file(Settings(_secrets_dir=secrets).home), _secrets_dir=secrets)
+    except ValidationError as error:
+        faults = [
+            f"DECIDUOUS_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors(include_input=False)
+        ]
+        raise SettingsError(f"settings to correct: {'; '.join(faults)}") from None
 
 
 def served_file(home: Path) -> Path:

@@ -25,9 +25,12 @@ from registry.tables import (
 
 
 def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
-    """Record the stream, or refuse a change that would mix artifacts of two recipes."""
+    """Record the stream, or refuse a change that would mix artifacts of two recipes; before the first batch there are
+    none."""
     row = session.get(StreamRow, stream.name)
     config = stream.model_dump(mode="json")
+    if row is not None and not count_batches(session, stream.name):
+        row.recipe_digest, row.backbone_digest = stream.recipe_digest, backbone_digest
     if row is None:
         session.add(
             StreamRow(

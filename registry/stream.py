@@ -41,7 +41,9 @@ class Stream(Section):
     backbone: str = Field(
         description="a Hugging Face id, a folder, or package:NAME for a model inside a Python package"
     )
-    source: str = Field(description="s3://bucket/prefix/*.parquet, or a local path or pattern; every object is a batch")
+    source: str = Field(
+        min_length=1, description="s3://bucket/prefix/*.parquet, or a local path or pattern; every object is a batch"
+    )
     columns: Columns = Columns()
     schedule: Cron | None = Field(None, description="cron expression for `deciduous deploy`")
     scoring: Scoring | None = Field(None, description="inputs that `predict-batch` answers for `deciduous deploy`")
@@ -148,7 +150,11 @@ class Stream(Section):
 
 def _fields_set(section: Any) -> dict[str, Any]:
     """What a file or a caller wrote of a section."""
-    return section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else dict(section or {})
+    if isinstance(section, BaseModel):
+        return section.model_dump(exclude_unset=True)
+    if isinstance(section, dict | None):
+        return section or {}
+    raise ValueError(f"a section holds fields, like {{rank: 16}}, not {section!r}")
 
 
 def load_stream(path: Path) -> Stream:
@@ -159,6 +165,10 @@ def load_stream(path: Path) -> Stream:
         fields = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise StreamFileError(f"no stream file {path}; `deciduous init {path}` writes one to edit") from None
+    except OSError as error:
+        raise StreamFileError(
+            f"stream file {path} cannot be read: {error.strerror}; name the YAML file itself"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise StreamFileError(f"stream file {path} is not YAML: {error}") from None
     if not isinstance(fields, dict):

@@ -12,7 +12,7 @@ from registry.errors import StaleEpochError, StateError, SuppressedRecordError
 from registry.records import VersionState
 from registry.stream import Stream
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
-from tasks.manifests import load_manifest
+from tasks.manifests import Manifest, load_manifest
 from tasks.release import check_release
 
 
@@ -23,12 +23,7 @@ def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> N
     """
     manifest = load_manifest(stream, version)
     with database.transaction() as session:
-        found = versions.get_version(session, stream, version)
-        if found.state != VersionState.READY:
-            raise StateError(f"version {stream}/{version} is {found.state}; choose one that is ready")
-        check_release(
-            session, {**manifest, "epoch": catalog.stream_epoch(session, stream)}, f"version {stream}/{version}"
-        )
+        _require_servable(session, stream, version, manifest)
         before = versions.alias_of(session, stream, alias)
         if before != version:
             versions.add_alias_event(session, stream, alias, version, by, reason)
@@ -37,6 +32,20 @@ def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> N
         if alias == CHAMPION and versions.alias_of(session, stream, CHALLENGER) == version:
             versions.add_alias_event(session, stream, CHALLENGER, None, by, "became champion")
     mirror_aliases(stream)
+
+
+def check_move(stream: str, version: int) -> None:
+    """Raises what a move of the champion to this version would raise."""
+    manifest = load_manifest(stream, version)
+    with database.transaction() as session:
+        _require_servable(session, stream, version, manifest)
+
+
+def _require_servable(session: Session, stream: str, version: int, manifest: Manifest) -> None:
+    found = versions.get_version(session, stream, version)
+    if found.state != VersionState.READY:
+        raise StateError(f"version {stream}/{version} is {found.state}; choose one that is ready")
+    check_release(session, {**manifest, "epoch": catalog.stream_epoch(session, stream)}, f"version {stream}/{version}")
 
 
 def mirror_aliases(stream: str) -> None:

@@ -22,7 +22,14 @@ from tasks.learning.language.backbones import LanguageBackbone, load_language_ba
 def open_backbone(stream: Stream, device: str = "cpu") -> Backbone:
     """The frozen encoder of a classification stream, loaded once per process and device. All but training runs on the
     CPU's, so that hidden states, statistics and answers have the same bytes on every worker."""
-    return _open(stream.backbone, stream.max_tokens, device)
+    backbone = _open(stream.backbone, stream.max_tokens, device)
+    asked = "image" if stream.task == TaskType.IMAGE else "text"
+    if backbone.modality != asked:
+        raise UnsupportedBackboneError(
+            f"stream {stream.name!r} is of task {stream.task.value}, and {stream.backbone!r} embeds "
+            f"{backbone.modality}s: correct `task` or `backbone` in the stream file"
+        )
+    return backbone
 
 
 def open_language(stream: Stream) -> LanguageBackbone:

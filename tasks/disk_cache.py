@@ -6,17 +6,23 @@ from contextlib import suppress
 from pathlib import Path
 from threading import get_ident
 
-from registry.errors import StorageUnavailableError
+from registry.errors import StorageRefusedError, StorageUnavailableError
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that other processes see whole or not at all. Raises StorageUnavailableError where the disk is full
-    or refuses; nothing of the file is left then."""
+    or refuses, StorageRefusedError where a folder lies there; nothing of the file is left then."""
     partial = path.with_name(f"{path.name}.{os.getpid()}-{get_ident()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
         partial.replace(path)
+    except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise StorageRefusedError(
+            f"cannot write {path}: a file or folder of another kind is in its way; name another place"
+        ) from error
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)

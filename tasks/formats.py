@@ -35,17 +35,17 @@ class RawRow:
 def raw_rows(data: bytes, uri: str, columns: Sequence[str], limit: int) -> Iterator[RawRow]:
     """Every row in order. Raises SourceError naming the object for bytes that are not what the name says, or that would
     unpack to more than `limit` bytes."""
-    if uri.endswith(".parquet"):
+    if _format(uri) == "parquet":
         return _parquet_rows(data, uri, columns, limit)
-    return _jsonl_rows(data, uri) if uri.endswith(".jsonl") else _csv_rows(data, uri)
+    return _jsonl_rows(data, uri) if _format(uri) == "jsonl" else _csv_rows(data, uri)
 
 
 def missing_columns(data: bytes, uri: str, wanted: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
     """(wanted columns that the object lacks, the columns that it has and may be told). A column that stands twice is
     refused. A CSV's first line is not told: where the header is absent it is somebody's row."""
-    if uri.endswith(".jsonl"):
+    if _format(uri) == "jsonl":
         return _missing_keys(data, uri, wanted)
-    if uri.endswith(".parquet"):
+    if _format(uri) == "parquet":
         names = list(_open_parquet(data, uri, limit).schema_arrow.names)
         told = names
     else:
@@ -56,14 +56,30 @@ def missing_columns(data: bytes, uri: str, wanted: Sequence[str], limit: int) ->
     return [name for name in wanted if name not in names], _telling(told)
 
 
+def what_it_has(data: bytes, uri: str, told: Sequence[str]) -> str:
+    """For the error about missing columns: those that there are, or what the object is instead."""
+    if told:
+        return f"it has {', '.join(told)}"
+    if not data.strip():
+        return "it is empty"
+    if _format(uri) == "jsonl":
+        return "no line of it is a JSON object with columns for keys"
+    return "its first line, read as UTF-8 and cut at its commas, names others"
+
+
+def _format(uri: str) -> str:
+    """What any other name ends in is read as CSV."""
+    return uri.rpartition(".")[2].lower()
+
+
 def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
     """The object without the rows marked True, in its own format; what stays of text keeps its bytes."""
-    if uri.endswith(".parquet"):
+    if _format(uri) == "parquet":
         sink = BytesIO()
         stays = pa.array([not goes for goes in gone], pa.bool_())
         pq.write_table(pq.read_table(BytesIO(data)).filter(stays), sink)
         return sink.getvalue()
-    if uri.endswith(".jsonl"):
+    if _format(uri) == "jsonl":
         return b"".join(line for line, goes in zip(_lines(data), gone, strict=True) if not goes)
     lines = _as_text(data).readlines()
     rows = _csv_lines(data, uri)

@@ -17,7 +17,7 @@ from registry.errors import SourceError, StateError
 from registry.versions import CHAMPION
 from tasks import disk_cache, source
 from tasks.entitlement import Entitlement, Entitlements
-from tasks.formats import missing_columns
+from tasks.formats import missing_columns, what_it_has
 from tasks.manifests import load_manifest
 from tasks.narration import say
 from tasks.prediction_log import note_prediction
@@ -76,8 +76,7 @@ def read_inputs(stream: str, uri: str) -> Rows:
     _, data = source.fetch(uri, "")
     missing, told = missing_columns(data, uri, [columns.input, columns.id], settings().object_bytes)
     if columns.input in missing:
-        has = f"it has {', '.join(told)}" if told else "its first line names others"
-        raise SourceError(f"{uri} has no column {columns.input!r}; {has}")
+        raise SourceError(f"{uri} has no column {columns.input!r}; {what_it_has(data, uri, told)}")
     kept = [name for name in (columns.id, columns.input) if name not in missing]
     raw = list(rows_of(data, uri, kept))
     faults = [(n, row.fault or input_fault(about.task, row.cells.get(columns.input))) for n, row in enumerate(raw)]

@@ -47,9 +47,11 @@ def listing(kind: str, stream: str | None) -> list[Answer]:
     if kind not in KINDS:
         raise UnknownIdError("kind", kind, ", ".join(KINDS))
     with database.transaction() as session:
-        if kind == "streams":
-            return [{"stream": n, **_stream_line(session, n)} for n in catalog.stream_names(session)]
         names = [stream] if stream else catalog.stream_names(session)
+        if kind == "streams":
+            return [{"stream": name, **_stream_line(session, name)} for name in names]
+        for name in names:
+            catalog.get_stream(session, name)
         return [row for name in names for row in _LISTINGS[kind](session, name)]
 
 
@@ -121,7 +123,7 @@ def describe(id_: str) -> Answer:
 
 def _describe_version(session: Session, id_: str) -> Answer:
     stream, _, number = id_.partition("/")
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise UnknownIdError("version", id_)
     version = versions.get_version(session, stream, int(number))
     cells = versions.accuracies(session, stream, int(number))

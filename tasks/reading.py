@@ -13,7 +13,7 @@ from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
 from registry.sections import TaskType
 from registry.stream import Stream
-from tasks.formats import RawRow, missing_columns, raw_rows
+from tasks.formats import RawRow, missing_columns, raw_rows, what_it_has
 from tasks.identity import hasher, is_held_out, order_key, slice_of
 from tasks.learning.images import ImageError, open_image
 from tasks.rows import Row
@@ -60,9 +60,9 @@ def check_columns(data: bytes, uri: str, stream: Stream) -> list[str]:
     missing, told = missing_columns(data, uri, list(wanted.values()), settings().object_bytes)
     if missing:
         named = ", ".join(f"{name}: {column}" for name, column in wanted.items() if column in missing)
-        has = f"it has {', '.join(told)}" if told else "its first line names others"
         raise SourceError(
-            f"object {uri} has no column for {named}; {has}: correct `columns` in the stream file of {stream.name!r}"
+            f"object {uri} has no column for {named}; {what_it_has(data, uri, told)}: correct the object, or `columns` "
+            f"in the stream file of {stream.name!r}"
         )
     return list(wanted.values())
 

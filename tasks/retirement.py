@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 
 import torch
+from sqlalchemy.orm import Session
 
 from infra import database
 from infra.settings import settings
@@ -157,12 +158,23 @@ def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
     Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place.
     """
     with database.transaction() as session:
-        known = adapter_rows.adapters(session, stream.name, KNOWN)
-        adapter = adapter_rows.get_adapter(session, adapter_id)
-        heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
-        if adapter.state != AdapterState.RETIRED or heirs:
-            why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
-            raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
+        adapter = _require_retired(session, stream, adapter_id)
         adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
         shard = catalog.shards(session, adapter.serves)[0]
     return judge_adapter.fn(stream, shard, adapter_id)
+
+
+def check_reinstate(stream: Stream, adapter_id: str) -> None:
+    """Raises what `reinstate_adapter` would raise."""
+    with database.transaction() as session:
+        _require_retired(session, stream, adapter_id)
+
+
+def _require_retired(session: Session, stream: Stream, adapter_id: str) -> Adapter:
+    known = adapter_rows.adapters(session, stream.name, KNOWN)
+    adapter = adapter_rows.get_adapter(session, adapter_id)
+    heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
+    if adapter.state != AdapterState.RETIRED or heirs:
+        why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
+        raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
+    return adapter

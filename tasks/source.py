@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import sha256
+from itertools import takewhile
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -14,13 +15,18 @@ from registry.records import Delivery
 from tasks.narration import say
 
 FORMATS = (".parquet", ".jsonl", ".csv")
+WILD = {"*", "?"}
 
 
 def list_objects(source: str) -> list[tuple[str, str]]:
     """(uri, tag) of every object that the source names, in name order. Raises SourceError when none matches."""
-    found = sorted(_list_s3(source) if source.startswith("s3://") else _list_local(source))
+    scheme, _, rest = source.partition("://")
+    if rest and scheme != "s3":
+        raise SourceError(f"source {source!r} is neither an s3:// address nor a path of this machine")
+    found = sorted(_list_s3(source) if rest else _list_local(source))
     if not found:
-        raise SourceError(f"source {source!r} matches no {', '.join(FORMATS)} object; check the pattern and the bucket")
+        where = "bucket, prefix and pattern" if rest else "folder and pattern"
+        raise SourceError(f"source {source!r} matches no {', '.join(FORMATS)} object; check the {where}")
     return found
 
 
@@ -45,12 +51,14 @@ def batch_name(uri: str) -> str:
 
 def _list_s3(source: str) -> Iterator[tuple[str, str]]:
     bucket, pattern = split_s3(source)
+    if not bucket:
+        raise SourceError(f"source {source!r} names no bucket; s3://BUCKET/PREFIX is asked for")
     fixed = pattern.split("*", 1)[0].split("?", 1)[0]
     for key, etag in _keys_under(bucket, fixed):
         matches = (
             fnmatch(key, pattern) if fixed != pattern else key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
         )
-        if matches and key.endswith(FORMATS):
+        if matches and key.lower().endswith(FORMATS):
             yield f"s3://{bucket}/{key}", f"s3://{bucket}/{key}#{etag}"
 
 
@@ -75,7 +83,9 @@ def _read_s3(bucket: str, key: str) -> bytes:
         return answer["Body"].read()
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
-        if code in {"NoSuchKey", "NoSuchBucket", "404"}:
+        if code == "NoSuchBucket":
+            raise SourceError(f"there is no bucket {bucket!r}; check the address {uri}") from None
+        if code in {"NoSuchKey", "404"}:
             raise SourceError(f"object {uri} is gone; deliver it again") from None
         if code == "AccessDenied":
             raise SourceError(f"object {uri} may not be read; check its rights") from None
@@ -93,17 +103,22 @@ def _check_size(uri: str, size: int) -> None:
 
 
 def _list_local(source: str) -> Iterator[tuple[str, str]]:
-    """Regular files of the folder. A link out of it is left out: whoever may write there may not read all we can."""
+    """Regular files of the folder itself, or of a pattern, where ** stands for any folders. A link out of where the
+    pattern begins is left out: whoever may write there may not read all we can."""
     path = Path(source).expanduser()
     if path.is_dir():
         root, files = path, list(path.iterdir())
     elif path.is_file():
         root, files = path.resolve().parent, [path]
     else:
-        root, files = path.parent, list(path.parent.glob(path.name))
+        fixed = list(takewhile(lambda part: not WILD & {*part}, path.parent.parts))
+        root = Path(*fixed)
+        files = list(root.glob(str(Path(*path.parts[len(fixed) :]))))
     root = root.resolve()
+    if other := sorted(ascii(file.name) for file in files if file.suffix.lower() not in FORMATS and file.is_file()):
+        say(f"{len(other)} files are left out, whose names end in none of {', '.join(FORMATS)}: {', '.join(other[:3])}")
     for file in files:
-        if file.suffix in FORMATS and (found := _resolved(file, root)) is not None:
+        if file.suffix.lower() in FORMATS and (found := _resolved(file, root)) is not None:
             stat = found.stat()
             yield str(found), f"{found}#{stat.st_size}-{stat.st_mtime_ns}"
 

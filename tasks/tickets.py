@@ -150,6 +150,8 @@ def extend_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
 
 def overdue_tickets(stream: str | None = None, moment: datetime | None = None) -> list[Ticket]:
     with database.transaction() as session:
+        if stream is not None:
+            catalog.get_stream(session, stream)
         return tickets.overdue(session, moment or now(), stream)
 
 

@@ -54,7 +54,7 @@ def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], la
 def _lack(labelled: int, held_out: int, needed: int) -> str:
     """What keeps a batch from changing the model; empty where nothing does."""
     if labelled == 0:
-        return "it has no labels to learn from"
+        return "it has no labelled row to learn from"
     if held_out < MIN_HELD_OUT:
         return f"{held_out} held-out rows with a label are too few to judge it by ({MIN_HELD_OUT} at least)"
     if labelled < needed:

@@ -49,6 +49,10 @@ def test_the_held_groups_of_a_batch_become_a_held_batch_of_their_own(session):
 
 
 def test_a_stream_refuses_another_backbone_and_another_recipe(session):
+    for stream, digest in ((STREAM.model_copy(update={"max_tokens": 128}), "other"), (STREAM, "digest")):
+        catalog.save_stream(session, stream, digest)  # nothing was made yet
+        assert catalog.backbone_digest(session, "mail") == digest
+    add_batch(session, "a")
     with pytest.raises(StateError, match="restore that backbone"):
         catalog.save_stream(session, STREAM, "other")
     changed = STREAM.model_copy(update={"max_tokens": 128})
