@@ -16,7 +16,7 @@ from registry import catalog, versions
 from registry.errors import SourceError, StateError
 from registry.versions import CHAMPION
 from tasks import disk_cache, source
-from tasks.entitlement import Entitlement, Entitlements
+from tasks.entitlement import Entitlements
 from tasks.formats import missing_columns, what_it_has
 from tasks.manifests import load_manifest
 from tasks.narration import say
@@ -98,7 +98,7 @@ def answer_rows(job: Job, rows: Rows) -> Rows:
         chunk = rows[start : start + CHUNK]
         raw = [row[columns.input] for row in chunk]
         found = answerer.answer([i if isinstance(i, bytes) else str(i).encode() for i in raw], job.groups)
-        note_prediction(job.stream, job.version, Entitlement(job.groups, job.snapshot), found)
+        note_prediction(job.stream, job.version, job.snapshot, found)
         best = found.scores_NC.max(1).values.tolist()
         for number, row in enumerate(chunk):
             answers.append(

@@ -6,18 +6,21 @@ from collections import Counter
 from datetime import UTC, datetime
 
 from infra.settings import settings
-from tasks.entitlement import Entitlement
 from tasks.learning.composition import Prediction
 
 
-def note_prediction(stream: str, version: int, entitled: Entitlement, found: Prediction) -> None:
-    """Append to `predictions/STREAM.jsonl` in the home; lines of several processes do not mix."""
+def note_prediction(stream: str, version: int, grants: str, found: Prediction) -> None:
+    """Append to `predictions/STREAM.jsonl` in the home; lines of several processes do not mix.
+
+    Its groups are those that could take part, not what the caller asked for: none and '*' name no group, and a caller
+    may write anything.
+    """
     visits = Counter(adapter_id for visited in found.visits for adapter_id in visited)
     line = {
         "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "version": version,
-        "entitlements": entitled.snapshot,
-        "groups": sorted(entitled.groups),
+        "entitlements": grants,
+        "groups": list(found.groups),
         "rows": len(found.labels),
         "adapters": dict(sorted(visits.items())),
     }

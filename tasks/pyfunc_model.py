@@ -46,7 +46,7 @@ class StreamModel(PythonModel):
         entitled = self.entitlements.of(self.stream, str(asked.get("caller") or "") or None, groups)
         answer = self.line.ask(raw, entitled.groups)
         found = answer.prediction
-        note_prediction(self.stream, answer.version, entitled, found)
+        note_prediction(self.stream, answer.version, entitled.snapshot, found)
         return pd.DataFrame(
             {
                 self.answers: found.labels,

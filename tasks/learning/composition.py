@@ -103,6 +103,8 @@ class Composed:
     descriptors: DescriptorBank | None
     everything: Sums
     solved: dict[str, tuple[Head, Head]] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
+    """Those of the caller's groups that have a shard."""
 
     def heads_of(self, number: int) -> tuple[Head, Head]:
         """Of one adapter, solved when a record first visits it: the exact head on the frozen features in which its
@@ -128,12 +130,14 @@ class Composed:
 
 @dataclass(frozen=True)
 class Prediction:
-    """`adapter_ids` names the likeliest adapter, None for the exact head alone; `visits` all that took part."""
+    """`adapter_ids` names the likeliest adapter, None for the exact head alone; `visits` all that took part, `groups`
+    the groups that could."""
 
     labels: list[str]
     scores_NC: Tensor
     adapter_ids: list[str | None]
     visits: list[tuple[str, ...]] = field(default_factory=list)
+    groups: tuple[str, ...] = ()
 
 
 def compose(model: ServingModel, groups: Collection[str]) -> Composed:
@@ -150,7 +154,8 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     )
     known = [entry.descriptor for entry in entries] + [look.descriptor for look in waiting]
     descriptors = side_by_side(known) if entries else None
-    return Composed(model.cut, head.labels, head, tuple(entries), model.bank, descriptors, everything)
+    held = tuple(sorted(set(groups) & set(model.frozen)))
+    return Composed(model.cut, head.labels, head, tuple(entries), model.bank, descriptors, everything, groups=held)
 
 
 def _near_head(everything: Sums, entry: AdapterEntry) -> Head:
@@ -239,7 +244,7 @@ def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, ad
     likeliest = shares_AN.argmax(0).tolist() if count else [count] * len(labels)
     pairs = zip(likeliest, visiting_N.tolist(), strict=True)
     ids = [entry_id(composed, i) if visits and i < count else None for i, visits in pairs]
-    return Prediction(labels, scores_NC, ids, [tuple(ids) for ids in took_part])
+    return Prediction(labels, scores_NC, ids, [tuple(ids) for ids in took_part], composed.groups)
 
 
 def entry_id(composed: Composed, number: int) -> str:

@@ -30,7 +30,7 @@ def choose_retirements(routings: Sequence[Routing], share: float, window: int) -
     """Adapters at least `window` batches old that took part in less than `share` of what was asked since.
 
     Both the held-out rows and, where there are any, the answered ones have to say so: an old season's adapter that
-    callers still use stays.
+    callers still use stays, also where the log does not say in which groups they asked.
     """
     return [
         Retirement(routing.adapter_id, _reason(routing, window), _figures(routing))
@@ -38,7 +38,7 @@ def choose_retirements(routings: Sequence[Routing], share: float, window: int) -
         if routing.age >= window
         and routing.held_out_rows > 0
         and routing.held_out_visits < share * routing.held_out_rows
-        and (routing.answered_rows == 0 or routing.answered_visits < share * routing.answered_rows)
+        and (routing.answered_visits == 0 or routing.answered_visits < share * routing.answered_rows)
     ]
 
 

@@ -1,6 +1,5 @@
 """The budget of adapters: merged, retired and written down, and what a merged adapter still recognises."""
 
-import json
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,14 +14,17 @@ from registry import adapters, catalog, decision_log, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
-from registry.tables import now
 from tasks import consolidation, forms, queries, retirement
+from tasks.assembly import current_manifest
+from tasks.entitlement import OPEN
 from tasks.interrupted import interrupted_merges
 from tasks.learning.compression import num_units
 from tasks.likeness import propose_merges
 from tasks.policies.compression import form_holds
 from tasks.policies.merging import MAX_COHORT
 from tasks.policies.promotion import merge_is_kept
+from tasks.prediction_log import note_prediction
+from tasks.serving import Answerer
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
@@ -186,7 +188,7 @@ def power_cut(*_):
     raise PowerCutError
 
 
-def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox):
+def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox, tmp_path_factory):
     stream, born = learned(
         "harvests", backbone, inbox, consolidation=Consolidation(max_adapters=None, window=2, retire_share=0.9)
     )
@@ -197,11 +199,15 @@ def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inb
     with database.transaction() as session:
         adapters.move_adapter(session, old, AdapterState.SERVING, "for this test")
     log = settings().home / "predictions" / "harvests.jsonl"
-    log.parent.mkdir(exist_ok=True)
-    asked = {"at": now().isoformat(), "version": 1, "groups": ["default"], "rows": 50, "adapters": {old: 50}}
-    log.write_text(json.dumps(asked) + "\n")
-    assert retirement.retire_unused.fn(stream) == []
-    log.unlink()
+    answerer = Answerer(current_manifest(stream))
+    texts = [row["words"].encode() for row in deliver(tmp_path_factory.mktemp("asked"), "01", LOOKS["01"], rows=80)]
+    visits = answerer.answer(texts, []).visits
+    texts = [text for text, visited in zip(texts, visits, strict=True) if old in visited]
+    assert texts
+    for asked in ([], ["*"]):  # as callers of a stream of one group do, and owners
+        note_prediction(stream.name, 1, OPEN, answerer.answer(texts, asked))
+        assert retirement.retire_unused.fn(stream) == []
+        log.unlink()
     assert retirement.retire_unused.fn(stream) == [old]
     assert states(stream)[old] == AdapterState.RETIRED
     assert "held-out rows of the last 2 batches" in decisions(stream)[-1]["reason"]

@@ -107,6 +107,13 @@ def test_a_file_is_answered_and_written_whole(stream, tmp_path):
     assert set(log_lines()[-1]) == {"at", "version", "entitlements", "groups", "rows", "adapters"}
 
 
+def test_the_log_names_the_groups_that_could_take_part_and_nothing_that_a_caller_wrote(stream, tmp_path):
+    (tmp_path / "in.jsonl").write_text(json.dumps({"key": "1", "words": "a b"}) + "\n")
+    for asked, answered in ((["*"], ["a", "b"]), (["b", "ann@example.org"], ["b"])):
+        predict(stream.name, str(tmp_path / "in.jsonl"), asked)
+        assert log_lines()[-1]["groups"] == answered
+
+
 def test_grants_decide_over_what_is_asked(stream, tmp_path, set_variable):
     grants = tmp_path / "grants.yaml"
     grants.write_text(f"{NAME}:\n  ann: [a]\n")

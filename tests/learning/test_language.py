@@ -168,7 +168,8 @@ PROMPTS = ["a b c a c", "x y x z z y", "m n o m m", "c"]
 
 
 def test_each_text_retrieves_the_adapter_that_saw_its_like(backbone, model):
-    found = Entitled(backbone, model, ["a", "b"]).answer(PROMPTS[:3])
+    found = Entitled(backbone, model, ["a", "b", "unknown"]).answer(PROMPTS[:3])
+    assert found.groups == ("a", "b")
     assert found.adapter_ids == ["a-1", "b-1", None]
     assert found.visits == [("a-1",), ("b-1",), ()]
     assert all(0 < score <= 1 for score in found.scores_NC[:, 0].tolist())

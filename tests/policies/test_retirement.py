@@ -16,6 +16,7 @@ def routing(held_out=0, answered=0, answered_rows=0, age=20) -> Routing:
         pytest.param(routing(age=19), False, id="younger than the window"),
         pytest.param(routing(answered=500, answered_rows=1000), False, id="callers use it"),
         pytest.param(routing(answered=1, answered_rows=1000), True, id="callers hardly use it"),
+        pytest.param(routing(answered=5000, answered_rows=0), False, id="callers use it, of groups that are not known"),
         pytest.param(Routing("a", 0, 0, 0, 0, 99), False, id="nothing was measured"),
     ],
 )

@@ -57,7 +57,7 @@ class Entitled:
         if not set(groups) & model.groups:
             raise ValueError(f"no shard of the groups {sorted(groups)} serves; ask for a group that has data")
         permitted = [entry for entry in model.entries if labels_of(entry.group) <= set(groups)]
-        self.backbone, self.model = backbone, model
+        self.backbone, self.model, self.groups = backbone, model, tuple(sorted(set(groups) & model.groups))
         self.gaussians: Mapping[str, Gaussian] = {entry.adapter_id: entry.gaussian for entry in permitted}
         self.weights = {entry.adapter_id: entry.weights for entry in permitted if entry.weights is not None}
 
@@ -89,7 +89,8 @@ class Entitled:
         completed = [self._complete(ids, mix) for ids, mix in zip(tokens, shares, strict=True)]
         scores_N1 = torch.tensor([[score] for _, score in completed]).reshape(-1, 1)
         likeliest = [max(mix, key=lambda name: mix[name]) if mix else None for mix in shares]
-        return Prediction([text for text, _ in completed], scores_N1, likeliest, [tuple(sorted(mix)) for mix in shares])
+        labels, visits = [text for text, _ in completed], [tuple(sorted(mix)) for mix in shares]
+        return Prediction(labels, scores_N1, likeliest, visits, self.groups)
 
     def _complete(self, ids: Sequence[int], shares: Mapping[str, float]) -> tuple[str, float]:
         end = self.backbone.end
