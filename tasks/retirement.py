@@ -1,6 +1,5 @@
 """Retire adapters that are no longer routed to, or by hand, and bring them back."""
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping
 from datetime import datetime
@@ -9,7 +8,6 @@ import torch
 from sqlalchemy.orm import Session
 
 from infra import database
-from infra.settings import settings
 from registry import adapters as adapter_rows
 from registry import catalog, decision_log
 from registry.errors import StateError
@@ -24,6 +22,7 @@ from tasks.learning.descriptors import Descriptor, side_by_side
 from tasks.narration import say
 from tasks.policies.promotion import merge_is_kept
 from tasks.policies.retirement import Retirement, Routing, choose_retirements
+from tasks.prediction_log import predictions_since
 from tasks.retries import step
 from tasks.shift import KNOWN
 
@@ -104,14 +103,11 @@ def _held_out_visits(known: Collection[Adapter], window: list[Batch]) -> tuple[C
 def _logged_visits(stream: str, since: datetime) -> tuple[Counter[str], Counter[str]]:
     """From the prediction log: group of an adapter -> rows of callers who could use it, adapter -> rows that did."""
     asked, answered = Counter[str](), Counter[str]()
-    path = settings().home / "predictions" / f"{stream}.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     with database.transaction() as session:
         groups = {a.group for a in adapter_rows.adapters(session, stream)}
-    for line in map(json.loads, lines):
-        if datetime.fromisoformat(line["at"]) >= since:
-            asked.update({group: line["rows"] for group in groups if labels_of(group) <= set(line["groups"])})
-            answered.update(line["adapters"])
+    for line in predictions_since(stream, since):
+        asked.update({group: line["rows"] for group in groups if labels_of(group) <= set(line["groups"])})
+        answered.update(line["adapters"])
     return asked, answered
 
 
