@@ -12,7 +12,7 @@ from registry.stream import Stream
 from tasks import source
 from tasks.backbones import open_frozen
 from tasks.events import BATCH_HELD, announce
-from tasks.exclusion import taking_in
+from tasks.exclusion import naming, taking_in
 from tasks.identity import catalog_key
 from tasks.local_copies import follow_deletions
 from tasks.narration import say
@@ -86,7 +86,8 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
         raise SourceError(
             f"object {uri} has no good row ({_reasons(reading) or 'it is empty'}); correct and deliver again"
         )
-    return _enter(stream, delivery, reading, epoch)
+    with naming(stream.name):
+        return _enter(stream, delivery, reading, epoch)
 
 
 def _seen(keyed: list[str]) -> set[str]:

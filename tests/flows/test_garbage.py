@@ -5,9 +5,11 @@ import uuid
 import pytest
 
 from flows.learn import learn
+from infra import locks
 from infra.errors import HeldError
 from registry import artifacts
-from tasks import blobs, queries
+from tasks import blobs, queries, source
+from tasks.batches import read_batch
 from tasks.exclusion import alone
 from tasks.garbage import clean_up
 from tasks.manifests import load_manifest
@@ -23,6 +25,24 @@ def stream(ready, backbone, inbox):  # noqa: ARG001
     deliver(inbox, "batch-0", ["red", "blue"])
     learn(stream)
     return stream
+
+
+@pytest.fixture
+def puts(stream, s3):
+    """Of each PUT under the stream's prefix, whether who collects garbage had to wait."""
+    waited = []
+
+    def note(params, **_):
+        if f"/{blobs.stream_prefix(stream.name)}" in params["url_path"]:
+            try:
+                with locks.exclusive(f"names {stream.name}"):
+                    waited.append(False)
+            except HeldError:
+                waited.append(True)
+
+    s3.meta.events.register("before-call.s3.PutObject", note)
+    yield waited
+    s3.meta.events.unregister("before-call.s3.PutObject", note)
 
 
 def test_what_nothing_names_goes_and_what_is_named_stays(stream, s3):
@@ -50,3 +70,11 @@ def test_what_nothing_names_goes_and_what_is_named_stays(stream, s3):
     assert (after["live_blobs"], after["references"]) == (before["live_blobs"], before["references"])
     champion = queries.status(stream.name)[0]["champion"]
     assert Answerer(load_manifest(stream.name, champion)).answer([b"a b c"], ["default"]).labels
+
+
+def test_a_batch_is_not_collected_while_it_is_entered(stream, inbox, puts):
+    """It is read without holding the stream, and named when its transaction ends."""
+    deliver(inbox, "batch-1", ["red", "blue"])
+    ((uri, tag),) = [each for each in source.list_objects(stream.source) if "batch-1" in each[0]]
+    assert read_batch.fn(stream, uri, tag) is not None
+    assert puts == [True, True], "rows and quarantine"
