@@ -18,7 +18,14 @@ from registry.records import Adapter, AdapterState, DecisionKind
 from registry.sections import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions
 from registry.stream import Stream
 from tasks import batches, blobs, consolidation, decisions, likeness, retirement, shift
-from tasks.adapters import judge_adapter, refresh_adapter, rows_and_states, store_statistics, train_adapter
+from tasks.adapters import (
+    judge_adapter,
+    refresh_adapter,
+    rows_and_states,
+    statistics_under,
+    store_statistics,
+    train_adapter,
+)
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import cut_of, locate, open_backbone
 from tasks.forms import load_weights
@@ -191,9 +198,8 @@ def in_form(stream: Stream, form: str) -> tuple[Manifest, int]:
         entry["weights"] = {"key": blob.key, "sha256": blob.sha256}
         with database.transaction() as session:
             shards = catalog.shards(session, adapter.serves)
-        fitted = {
-            int(part.kind.split(":")[1]): part for part in store_statistics(stream, adapter, shards, decompress(stored))
-        }
+        statistics = statistics_under(stream, shards, decompress(stored))
+        fitted = {int(part.kind.split(":")[1]): part for part in store_statistics(stream, adapter, statistics)}
         entry["statistics"] = [
             {
                 "shard_id": part["shard_id"],

@@ -52,10 +52,6 @@ def stubs(stack: ExitStack) -> None:
         explained = int(shard.batch_name) % EXPAND_EVERY != 0
         return ShiftEvidence(adapter.adapter_id, 0.5 if explained else 0.001, 0.0, {"9": 0.0})
 
-    def store_statistics(stream: Any, adapter: Any, shards: Any, _weights: Any) -> list[Any]:
-        where = blobs.prefix(stream.name, adapter.group)
-        return [stored(where, adapter.node, f"statistics:{shard.shard_id}") for shard in shards]
-
     def scores(_stream: Any, _model: Any, shards: Any) -> dict[int, Score]:
         return {shard.shard_id: Score(8, 8, 7) for shard in shards}
 
@@ -72,7 +68,7 @@ def stubs(stack: ExitStack) -> None:
             "check_adapter": lambda *_: None,
             "choose_form": lambda *_: Form({}, {}, {"precision": "fp32", "rank": 16}),
             "descriptor_tensors": lambda *_: {},
-            "store_statistics": store_statistics,
+            "statistics_under": lambda _stream, shards, _weights: {shard.shard_id: {} for shard in shards},
             "load_model": lambda *_: None,
             "score_shards": scores,
         },

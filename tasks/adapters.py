@@ -1,6 +1,6 @@
 """Train, refresh or join an adapter, fit what is closed form on it, and judge whether it may serve."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -22,7 +22,7 @@ from tasks.learning.descriptors import fit_descriptor
 from tasks.mixing import stored_pairs
 from tasks.narration import say
 from tasks.prefix_cache import states_of
-from tasks.release import begin_work, check_epoch
+from tasks.release import begin_work, check_epoch, storing
 from tasks.retries import step
 from tasks.rows import Row, held_out, trainable
 from tasks.shards import load_rows, row_signatures, statistics_of
@@ -68,7 +68,7 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
         adapter = adapter_rows.get_adapter(session, adapter_id)
     epoch = begin_work(stream.name, [shard.shard_id])
     joined = replace(adapter, serves=tuple(dict.fromkeys((*adapter.serves, shard.shard_id))))
-    stored = store_statistics(stream, joined, [shard], load_weights(adapter))
+    stored = store_statistics(stream, joined, statistics_under(stream, [shard], load_weights(adapter)))
     with database.transaction() as session:
         check_epoch(session, stream.name, epoch, f"joining {shard.batch_name} to {adapter_id}")
         ownership.put_objects(session, stored)
@@ -106,21 +106,20 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
     own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
     form = choose_form(stream, weights, lambda: rows_and_states(stream, own))
     adapter = replace(adapter, recipe={**adapter.recipe, "form": form.note})
-    stored = [
-        blobs.store_tensors(where, adapter.node, "weights", form.stored),
-        blobs.store_tensors(where, adapter.node, "descriptor", descriptor_tensors(stream, own)),
-        *store_statistics(stream, adapter, [s for s in shards if s.shard_id in adapter.serves], form.weights),
-    ]
+    fitted = {"weights": form.stored, "descriptor": descriptor_tensors(stream, own)}
     if adapter.is_mixture:
-        looks = mixing.looks_of(
+        fitted["looks"] = mixing.looks_of(
             stream, adapter, weights, load_in_order(adapter.shard_ids), partial(stored_pairs, stream)
         )
-        stored.append(blobs.store_tensors(where, adapter.node, "looks", looks))
-    with database.transaction() as session:
-        if epoch is not None:
-            check_epoch(session, stream.name, epoch, f"fitting {adapter.adapter_id}")
-        ownership.put_objects(session, stored)
-        adapter_rows.put_adapter(session, adapter)
+    statistics = statistics_under(stream, [s for s in shards if s.shard_id in adapter.serves], form.weights)
+    what = f"fitting {adapter.adapter_id}"
+    with storing(stream.name, epoch, what):
+        stored = [blobs.store_tensors(where, adapter.node, kind, tensors) for kind, tensors in fitted.items()]
+        stored += store_statistics(stream, adapter, statistics)
+        with database.transaction() as session:
+            check_epoch(session, stream.name, epoch, what)
+            ownership.put_objects(session, stored)
+            adapter_rows.put_adapter(session, adapter)
     return adapter
 
 
@@ -135,12 +134,14 @@ def descriptor_tensors(stream: Stream, shards: Sequence[Shard]) -> dict[str, tor
     return fitted.to_tensors()
 
 
-def store_statistics(
-    stream: Stream, adapter: Adapter, shards: Sequence[Shard], weights: AdapterWeights
-) -> list[StoredObject]:
-    """Write the shards' statistics under the adapter; the caller names them."""
+def statistics_under(stream: Stream, shards: Sequence[Shard], weights: AdapterWeights) -> dict[int, blobs.Tensors]:
+    """Shard -> its statistics under an adapter's weights."""
+    return {shard.shard_id: statistics_of(stream, load_rows(shard), weights).to_tensors() for shard in shards}
+
+
+def store_statistics(stream: Stream, adapter: Adapter, fitted: Mapping[int, blobs.Tensors]) -> list[StoredObject]:
+    """Write shards' statistics under the adapter; the caller names them."""
     where = blobs.prefix(stream.name, adapter.group)
-    fitted = {shard.shard_id: statistics_of(stream, load_rows(shard), weights).to_tensors() for shard in shards}
     return [blobs.store_tensors(where, adapter.node, f"statistics:{s}", tensors) for s, tensors in fitted.items()]
 
 

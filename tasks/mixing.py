@@ -12,8 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from infra import database
-from registry import ownership
 from registry.errors import BadWeightsError
 from registry.records import Adapter, MixtureScan, Shard
 from registry.stream import Stream
@@ -35,10 +33,10 @@ from tasks.learning.sema import Scan, SemaOptions
 from tasks.learning.tensors import NonFiniteError
 from tasks.narration import say
 from tasks.prefix_cache import states_of
-from tasks.release import check_epoch
 from tasks.rows import Row, trainable
 from tasks.shards import load_rows
 from tasks.stopwatch import timing
+from tasks.training import save_checkpoint
 
 Encoded = Callable[[Shard], Sequence[tuple[Row, Tensor]]]
 """A shard's rows with their states at the cut."""
@@ -116,7 +114,7 @@ def grow(
         told.append(before if before is not None and before.blocks == grown.blocks else grown)
         digest = _checkpoint(stream, digest, shard, grown.blocks)
         if known is None and fresh is None:
-            _keep(stream, adapter, digest, weights, epoch)
+            save_checkpoint(stream, adapter.group, adapter.node, digest, weights, epoch)
     return weights, told
 
 
@@ -207,14 +205,6 @@ def _checkpoint(stream: Stream, before: str, shard: Shard, blocks: Sequence[int]
     about = [stream.recipe_digest, before, _name(shard), ",".join(map(str, blocks)), *records]
     digest = sha256("\n".join(about).encode()).hexdigest()
     return f"checkpoint:{digest}"
-
-
-def _keep(stream: Stream, adapter: Adapter, kind: str, weights: AdapterWeights, epoch: int | None) -> None:
-    stored = blobs.store_tensors(blobs.prefix(stream.name, adapter.group), adapter.node, kind, weights)
-    with database.transaction() as session:
-        if epoch is not None:
-            check_epoch(session, stream.name, epoch, f"growing {adapter.adapter_id}")
-        ownership.put_object(session, stored)
 
 
 def _told(adapter_id: str, found: Scan) -> MixtureScan:

@@ -10,7 +10,14 @@ from registry import catalog, ownership, tickets
 from registry.records import Adapter, Shard, Ticket
 from registry.stream import Stream
 from tasks import mixing, prefix_cache, shards
-from tasks.adapters import erase_adapter, fit_closed_forms, fit_trained, load_in_order, store_statistics
+from tasks.adapters import (
+    erase_adapter,
+    fit_closed_forms,
+    fit_trained,
+    load_in_order,
+    statistics_under,
+    store_statistics,
+)
 from tasks.backbones import open_frozen
 from tasks.consolidation import merged_weights
 from tasks.forgetting import plan_for
@@ -135,9 +142,8 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
     elif repair.action == "replay":
         _replay(stream, adapter)
     else:
-        weights = load_weights(adapter)
         refit = [shard for shard in load_in_order(adapter.serves) if shard.shard_id in touched]
-        stored = store_statistics(stream, adapter, refit, weights)
+        stored = store_statistics(stream, adapter, statistics_under(stream, refit, load_weights(adapter)))
         with database.transaction() as session:
             ownership.put_objects(session, stored)
             adapter_rows.put_adapter(session, adapter)

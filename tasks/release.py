@@ -5,13 +5,15 @@ and whether the manifest names a blob that a ticket condemned. The second holds 
 the records are gone from the catalog and an artifact was not rebuilt.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
 
 from infra import database
 from registry import catalog, lineage, suppression
 from registry.errors import StaleEpochError, SuppressedRecordError
+from tasks.exclusion import naming
 from tasks.identity import catalog_key
 from tasks.manifests import Manifest, digests_in, without
 
@@ -65,11 +67,27 @@ def begin_work(stream: str, shard_ids: Collection[int]) -> int:
     return epoch
 
 
-def check_epoch(session: Session, stream: str, started: int, what: str) -> None:
-    """Raise StaleEpochError where a ticket took effect since; none does before the end of this transaction."""
+def check_epoch(session: Session, stream: str, started: int | None, what: str) -> None:
+    """Raise StaleEpochError where a ticket took effect since; none does before the end of this transaction.
+
+    None is for the deletion itself, which holds the stream."""
+    if started is None:
+        return
     current = catalog.stream_epoch(session, stream, lock=True)
     if started != current:
         raise StaleEpochError(what, started, current)
+
+
+@contextmanager
+def storing(stream: str, epoch: int | None, what: str) -> Iterator[None]:
+    """Hold what the block writes until it is named: a worker that trains does not hold the stream.
+
+    Raises StaleEpochError where a ticket took effect since `epoch`: its purge may be over, and would miss what is
+    written now. One that takes effect inside the block purges after it."""
+    with naming(stream):
+        with database.transaction() as session:
+            check_epoch(session, stream, epoch, what)
+        yield
 
 
 def tainted_shards(session: Session, stream: str) -> set[int]:

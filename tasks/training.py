@@ -26,7 +26,7 @@ from tasks.learning.training import Recipe, TrainState, train_slice
 from tasks.narration import say
 from tasks.prefix_cache import encode, states_of
 from tasks.progress import Progress
-from tasks.release import check_epoch
+from tasks.release import check_epoch, storing
 from tasks.rows import Row, trainable
 from tasks.shards import load_rows
 from tasks.stopwatch import timing
@@ -112,14 +112,21 @@ def train(
                 "adapter.learning_rate, or look for odd rows in the batch"
             ) from None
         if not from_scratch:
-            where = blobs.prefix(stream.name, shards[0].group)
-            stored = blobs.store_tensors(where, owner, kind, state.to_tensors())
-            with database.transaction() as session:
-                if epoch is not None:
-                    check_epoch(session, stream.name, epoch, f"training {owner}")
-                ownership.put_object(session, stored)
+            save_checkpoint(stream, shards[0].group, owner, kind, state.to_tensors(), epoch)
     assert state is not None, f"{owner} has no row to train on"
     return state
+
+
+def save_checkpoint(
+    stream: Stream, group: str, owner: str, kind: str, tensors: blobs.Tensors, epoch: int | None
+) -> None:
+    """Write a checkpoint and name it. Raises StaleEpochError where a ticket took effect since `epoch`."""
+    what = f"training {owner}"
+    with storing(stream.name, epoch, what):
+        stored = blobs.store_tensors(blobs.prefix(stream.name, group), owner, kind, tensors)
+        with database.transaction() as session:
+            check_epoch(session, stream.name, epoch, what)
+            ownership.put_object(session, stored)
 
 
 @timing("training")

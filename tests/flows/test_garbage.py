@@ -5,15 +5,19 @@ import uuid
 import pytest
 
 from flows.learn import learn
-from infra import locks
+from infra import database, locks
 from infra.errors import HeldError
-from registry import artifacts
+from registry import artifacts, catalog
+from registry.errors import StaleEpochError
+from registry.sections import Composition
 from tasks import blobs, queries, source
+from tasks.adapters import train_adapter
 from tasks.batches import read_batch
 from tasks.exclusion import alone
 from tasks.garbage import clean_up
 from tasks.manifests import load_manifest
 from tasks.serving import Answerer
+from tasks.training import train
 from tests.flows.conftest import deliver, make_stream
 
 BUCKET = "deciduous"
@@ -78,3 +82,27 @@ def test_a_batch_is_not_collected_while_it_is_entered(stream, inbox, puts):
     ((uri, tag),) = [each for each in source.list_objects(stream.source) if "batch-1" in each[0]]
     assert read_batch.fn(stream, uri, tag) is not None
     assert puts == [True, True], "rows and quarantine"
+
+
+def test_training_on_a_worker_is_not_collected_before_it_is_named(stream, puts):
+    """A worker does not hold the stream."""
+    train_adapter.fn(stream, shard_of(stream), f"{stream.name}-a9")
+    assert puts == [True] * 5, "two checkpoints, weights, descriptor and statistics"
+
+
+def test_a_mixture_on_a_worker_is_not_collected_before_it_is_named(stream, puts):
+    mixed = stream.model_copy(update={"composition": Composition.MIX})
+    train_adapter.fn(mixed, shard_of(stream), f"{stream.name}-a9")
+    assert puts == [True] * 5, "a checkpoint, weights, descriptor, looks and statistics"
+
+
+def test_training_stores_nothing_where_a_purge_may_be_over(stream, puts):
+    with pytest.raises(StaleEpochError):
+        train(stream, "adapter:late", [shard_of(stream)], epoch=-1)
+    assert puts == []
+
+
+def shard_of(stream):
+    with database.transaction() as session:
+        (shard,) = catalog.done_shards(session, stream.name)
+    return shard
