@@ -26,11 +26,7 @@ def ask(session: Session, request: Request) -> Request:
 
 
 def get(session: Session, request_id: str) -> Request:
-    row = session.get(RequestRow, request_id)
-    if row is None:
-        known = ", ".join(session.scalars(select(RequestRow.request_id).where(RequestRow.approved.is_(None)).limit(5)))
-        raise UnknownIdError("approval request", request_id, known)
-    return _to_record(row)
+    return _to_record(_row(session, request_id))
 
 
 def find(session: Session, request_id: str) -> Request | None:
@@ -40,7 +36,8 @@ def find(session: Session, request_id: str) -> Request | None:
 
 def answer(session: Session, request_id: str, approved: bool, approver: str, note: str = "") -> Request:
     """Record a person's word. Raises StateError without a name, and for a request that was answered otherwise."""
-    known = get(session, request_id)
+    row = _row(session, request_id, lock=True)
+    known = _to_record(row)
     if not approver.strip():
         raise StateError(f"request {request_id} needs the approver's name")
     if known.approved is not None:
@@ -48,7 +45,6 @@ def answer(session: Session, request_id: str, approved: bool, approver: str, not
             return known
         word = "approved" if known.approved else "refused"
         raise StateError(f"request {request_id} was {word} by {known.approver} already")
-    row = session.get_one(RequestRow, request_id)
     row.approved, row.approver, row.note, row.answered_at = approved, approver.strip(), note, now()
     session.flush()
     return _to_record(row)
@@ -59,6 +55,15 @@ def requests(session: Session, stream: str, *, waiting: bool = False) -> list[Re
     if waiting:
         query = query.where(RequestRow.approved.is_(None))
     return [_to_record(row) for row in session.scalars(query)]
+
+
+def _row(session: Session, request_id: str, lock: bool = False) -> RequestRow:
+    """With `lock`, as it is now, and nobody else answers it before this transaction ends."""
+    row = session.get(RequestRow, request_id, with_for_update=lock or None, populate_existing=lock)
+    if row is None:
+        known = ", ".join(session.scalars(select(RequestRow.request_id).where(RequestRow.approved.is_(None)).limit(5)))
+        raise UnknownIdError("approval request", request_id, known)
+    return row
 
 
 def _to_record(row: RequestRow) -> Request:

@@ -116,7 +116,7 @@ def deny(session: Session, ticket_id: str, by: str, reason: str) -> Ticket:
 
 def extend(session: Session, ticket_id: str, by: str, reason: str, at: datetime | None = None) -> Ticket:
     """Move the due date by two months, once, before it has passed (Article 12(3)). Raises StateError otherwise."""
-    row, moment = _row(session, ticket_id), at or now()
+    row, moment = _row(session, ticket_id, lock=True), at or now()
     if TicketState(row.state) not in OPEN:
         raise StateError(f"ticket {ticket_id!r} is {row.state}; only an open ticket is extended")
     if any(event.kind == EXTENDED for event in ticket_log.events_of(session, ticket_id)):
@@ -176,7 +176,7 @@ def set_ticket_state(
     session: Session, ticket_id: str, state: TicketState, note: str, by: str, at: datetime | None = None
 ) -> Ticket:
     """Move a ticket and enter it in the log. Raises StateError for a move that cannot be."""
-    row = _row(session, ticket_id)
+    row = _row(session, ticket_id, lock=True)
     if state not in _MOVES[TicketState(row.state)]:
         raise StateError(f"ticket {ticket_id!r} is {row.state} and cannot become {state}")
     row.state, row.note = state, note
@@ -259,8 +259,9 @@ def _stream(session: Session, name: str) -> StreamRow:
     return stream
 
 
-def _row(session: Session, ticket_id: str) -> TicketRow:
-    row = session.get(TicketRow, ticket_id)
+def _row(session: Session, ticket_id: str, lock: bool = False) -> TicketRow:
+    """With `lock`, as it is now, and nobody else moves the ticket before this transaction ends."""
+    row = session.get(TicketRow, ticket_id, with_for_update=lock or None, populate_existing=lock)
     if row is None:
         known = ", ".join(t.ticket_id for t in tickets(session)[-5:])
         raise UnknownIdError("ticket", ticket_id, known)

@@ -6,21 +6,28 @@ import subprocess
 import sys
 import urllib.request
 import uuid
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from operator import not_
 
 import pytest
 from mlflow.entities import Dataset, DatasetInput
 from sqlalchemy import create_engine, text
-from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
+from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import alias_client, children, database, stack, stored_aliases, tracking
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
 from infra.settings import settings
-from registry import aliases, model_purge, models
+from registry import aliases, approvals, model_purge, models, tickets
 from registry.artifacts import list_versions
-from registry.catalog import batches, save_stream
+from registry.catalog import batches, save_stream, stream_epoch
+from registry.errors import StateError
+from registry.records import Gate, Request, Ticket, TicketState
 from registry.row_sweep import sweep_rows
+from registry.stream import Stream
 from registry.versions import find_by_cause
 from registry.versions import versions as known_versions
 from tests.flows.conftest import deliver, make_stream
@@ -109,6 +116,49 @@ def test_statement_and_lock_time_limits_become_errors_that_are_retried(catalog, 
     assert limits == {"lock_timeout": "30s", "application_name": database.process_name()}
     with database.own_connection() as connection:
         assert connection.execute(text("show statement_timeout")).scalar_one() == "0"
+
+
+def somebody_waits():
+    with database.own_connection() as connection:
+        return connection.execute(text("select count(*) from pg_locks where not granted")).scalar_one() > 0
+
+
+def in_its_own_transaction(work):
+    with database.transaction() as session:
+        return work(session)
+
+
+@pytest.fixture
+def asked(catalog):  # noqa: ARG001
+    """A stream with a ticket 't-1' and a request 'merge:a+b'."""
+    database.migrate()
+    day, name = datetime(2026, 11, 1, tzinfo=UTC), f"asked-{uuid.uuid4().hex[:8]}"
+    with database.transaction() as session:
+        save_stream(session, Stream(name=name, backbone="b", source="*"), "digest")
+        tickets.open_ticket(session, Ticket("t-1", name, TicketState.RECEIVED, day, day, 0), [("record", "bb")], "ann")
+        approvals.ask(session, Request("merge:a+b", name, Gate.MERGE, "a+b", "why", day))
+    return name
+
+
+def test_of_two_words_at_the_same_time_the_second_is_told_of_the_first(asked):
+    def approve(session):
+        tickets.approve(session, "t-1", "bo")
+
+    def answer(session, yes=True):
+        approvals.answer(session, "merge:a+b", yes, "bo")
+
+    for first, second in ((approve, approve), (answer, partial(answer, yes=False))):
+        with ThreadPoolExecutor(1) as beside:
+            with database.transaction() as session:
+                first(session)
+                late = beside.submit(in_its_own_transaction, second)
+                waiting = Retrying(stop=stop_after_delay(20), wait=wait_fixed(0.02), retry=retry_if_result(not_))
+                waiting(somebody_waits)
+            with pytest.raises(StateError):
+                late.result()
+    with database.transaction() as session:
+        assert tickets.ticket_epoch(session, "t-1") == stream_epoch(session, asked) == 1
+        assert approvals.get(session, "merge:a+b").approved
 
 
 def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
