@@ -1,9 +1,10 @@
 """What the caches on the local disk share: whole files or none, and a limit that the oldest make room for."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 from threading import get_ident
 
 from registry.errors import StorageRefusedError, StorageUnavailableError
@@ -33,7 +34,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def trim(paths: Iterable[Path], limit: int) -> int:
     """Delete the least recently used files until the rest fits the limit in bytes; returns how many went."""
-    files = sorted(((path.stat(), path) for path in paths if path.is_file()), key=lambda each: each[0].st_mtime)
+    files = sorted(_files(paths), key=lambda each: each[0].st_mtime)
     excess, gone = sum(stat.st_size for stat, _ in files) - limit, 0
     for stat, path in files:
         if excess <= 0:
@@ -42,3 +43,11 @@ def trim(paths: Iterable[Path], limit: int) -> int:
         excess -= stat.st_size
         gone += 1
     return gone
+
+
+def _files(paths: Iterable[Path]) -> Iterator[tuple[os.stat_result, Path]]:
+    for path in paths:
+        with suppress(FileNotFoundError):  # another process made room
+            stat = path.stat()
+            if S_ISREG(stat.st_mode):
+                yield stat, path
