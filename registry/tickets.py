@@ -5,11 +5,11 @@ began under the deletion epoch before is refused.
 """
 
 from calendar import monthrange
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from registry import ticket_log
@@ -28,6 +28,9 @@ from registry.tables import (
 )
 
 EXTENDED, REOPENED = "extended", "reopened"
+
+CERTIFY = "certify"
+"""Noted under each ticket; the steps before it under the ticket that leads the batch."""
 
 WAITING = (TicketState.RECEIVED, TicketState.VERIFIED)
 WORKED = (TicketState.APPROVED, TicketState.IN_PROGRESS)
@@ -129,13 +132,15 @@ def extend(session: Session, ticket_id: str, by: str, reason: str, at: datetime 
 
 
 def reopen(session: Session, ticket_id: str, by: str, reason: str, redo: Iterable[str]) -> list[Ticket]:
-    """Take an exception up again, with the tickets that were worked with it: these steps are to be done anew."""
+    """Take an exception up again, with those that were worked with it: these steps are to be done anew. What is
+    complete stays so, also where the others' steps are noted under it."""
     lead = _row(session, ticket_id).lead or ticket_id
-    together = [row.ticket_id for row in session.scalars(select(TicketRow).where(TicketRow.lead == lead))]
-    for each in sorted({ticket_id, *together}):
+    left = [t.ticket_id for t in worked_with(session, lead) if t.state == TicketState.EXCEPTION]
+    again = {ticket_id, *left}
+    for each in sorted(again):
         set_ticket_state(session, each, TicketState.APPROVED, reason, by)
         set_ticket_state(session, each, TicketState.IN_PROGRESS, "", by)
-    steps = delete(TicketStepRow).where(TicketStepRow.ticket_id.in_({ticket_id, *together}))
+    steps = delete(TicketStepRow).where(_noted_for(again, lead))
     session.execute(steps.where(TicketStepRow.step.in_(list(redo))))
     return worked_with(session, lead)
 
@@ -212,9 +217,15 @@ def finish_step(session: Session, ticket_id: str, step: str, detail: dict[str, A
 def steps_of(session: Session, ticket_id: str) -> list[TicketStepRow]:
     """The finished steps of a ticket, also where they are noted under the ticket that leads its batch."""
     lead = _row(session, ticket_id).lead or ticket_id
-    query = select(TicketStepRow).where(TicketStepRow.ticket_id.in_({ticket_id, lead}))
+    query = select(TicketStepRow).where(_noted_for({ticket_id}, lead))
     noted = {row.step: row for row in session.scalars(query.order_by(TicketStepRow.ticket_id != lead))}
     return sorted(noted.values(), key=lambda row: row.finished_at)
+
+
+def _noted_for(ticket_ids: Collection[str], lead: str) -> ColumnElement[bool]:
+    """The steps of these tickets, and what they share with the one that leads them."""
+    shared = and_(TicketStepRow.ticket_id == lead, TicketStepRow.step != CERTIFY)
+    return or_(TicketStepRow.ticket_id.in_(ticket_ids), shared)
 
 
 def forget_records(session: Session, keys: Sequence[int], remaining: dict[int, tuple[int, int, int]]) -> None:

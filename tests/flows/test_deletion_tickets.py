@@ -23,6 +23,7 @@ from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
 from tasks.held_back import held_file
+from tasks.markers import escrow
 from tasks.opening import certificate_path
 from tests.flows.adversary import (
     assert_complete,
@@ -35,6 +36,7 @@ from tests.flows.adversary import (
     plain_steps,  # noqa: F401
     put_in_inbox,
     serve_all,
+    state_of,
 )
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import until
@@ -216,6 +218,24 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, lock
     assert auditing.audit()["certificates"] == len(list(Path(certificate_path("x")).parent.glob("*.json")))
     chain = verify_chain(file.read_bytes() for file in Path(certificate_path("x")).parent.glob("*.json"))
     assert [c["guarantee"] for c in chain if c["ticket"] == ticket.ticket_id] == ["Q", "E0"]
+
+
+def test_an_exception_is_worked_again_after_the_ticket_that_led_it_completed(stream, monkeypatch, tmp_path):
+    """The markers of one of two tickets are out of reach while both are worked."""
+    done, left = open_ticket(stream, "person-17"), open_ticket(stream, "person-18")
+    markers, elsewhere = escrow(left.ticket_id), tmp_path / "markers"
+    in_the_middle_of(monkeypatch, saga, "rebuild", lambda: markers.rename(elsewhere))
+    forget(done.ticket_id)
+    assert_complete(done.ticket_id)
+    assert "no marker" in state_of(left.ticket_id).note
+    certified = certificate_of(done.ticket_id)
+    elsewhere.rename(markers)
+    opening.reopen_ticket(left.ticket_id, "ann", "the markers are back")
+    forget(left.ticket_id)
+    assert_complete(left.ticket_id)
+    content = certificate_of(left.ticket_id)
+    assert (content["records"], content["closure"], content["guarantee"]) == (4, certified["closure"], "E0")
+    assert certificate_of(done.ticket_id) == certified
 
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):

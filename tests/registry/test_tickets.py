@@ -116,6 +116,27 @@ def test_an_exception_is_reopened_with_the_tickets_beside_it(session):
     assert [row.step for row in tickets.steps_of(session, "t-2")] == ["resolve"]
 
 
+@pytest.mark.parametrize("complete", ["t-1", "t-2"])
+def test_an_exception_is_reopened_beside_a_ticket_that_is_complete(session, complete):
+    """Whichever of the two leads: the complete one keeps its state and its certificate's note."""
+    for name in ("t-1", "t-2"):
+        open_ticket(session, name)
+        tickets.approve(session, name, "bo")
+    tickets.take_together(session, ["t-1", "t-2"], "cy")
+    (left,) = {"t-1", "t-2"} - {complete}
+    for name, step in [("t-1", "resolve"), ("t-1", "purge"), ("t-1", "certify"), ("t-2", "certify")]:
+        tickets.finish_step(session, name, step, {}, 0.1)
+    tickets.set_ticket_state(session, complete, TicketState.COMPLETE, "", "cy")
+    tickets.set_ticket_state(session, left, TicketState.EXCEPTION, "an alarm", "cy")
+    again = tickets.reopen(session, left, "ann", "somebody looked", ["purge", "certify"])
+    assert [t.ticket_id for t in again] == ["t-1", "t-2"]  # the lead comes first: the steps are noted under it
+    assert {t.ticket_id: t.state for t in again} == {complete: TicketState.COMPLETE, left: TicketState.IN_PROGRESS}
+    assert [row.step for row in tickets.steps_of(session, left)] == ["resolve"]
+    assert [row.step for row in tickets.steps_of(session, complete)] == ["resolve", "certify"]
+    with pytest.raises(StateError, match="complete and cannot become approved"):
+        tickets.reopen(session, complete, "ann", "once more", ["certify"])
+
+
 def test_an_extension_is_given_once_and_in_time(session):
     open_ticket(session, received="2026-12-01")
     assert tickets.extend(session, "t-1", "ann", "complex", moment("2026-12-31")).due_at == moment("2027-02-28")
