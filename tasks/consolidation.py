@@ -73,11 +73,12 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     """
     with database.transaction() as session:
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
+        refuse_foreign(stream, parents)
         refuse_large(parents, {name: lineage.merge_depth(session, name) for name in parent_ids})
+        refuse_across(stream, parents)
+        refuse_gone(parents)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         merged_id = adapter_rows.new_adapter_id(session, stream.name)
-    refuse_across(stream, parents)
-    refuse_gone(parents)
     merged = _merged(merged_id, parents, stream.consolidation.operator)
     epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
     merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
@@ -105,6 +106,19 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)
     say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
     return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
+
+
+def refuse_foreign(stream: Stream, parents: Sequence[Adapter]) -> None:
+    """Raise StateError where one of them is another stream's, or is named twice."""
+    names = [parent.adapter_id for parent in parents]
+    for parent in parents:
+        if parent.stream != stream.name:
+            raise StateError(
+                f"{parent.adapter_id} belongs to the stream {parent.stream!r}; adapters merge within their own, and "
+                f"`deciduous ls adapters --stream {stream.name}` lists those of {stream.name!r}"
+            )
+        if names.count(parent.adapter_id) > 1:
+            raise StateError(f"{parent.adapter_id} is named twice; a merge takes two different adapters")
 
 
 def refuse_across(stream: Stream, parents: Sequence[Adapter]) -> None:

@@ -144,6 +144,23 @@ def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
     assert set(states(stream).values()) == {AdapterState.SERVING}
 
 
+def test_a_merge_of_another_streams_adapters_or_of_one_adapter_is_refused_before_any_work(backbone, inbox):
+    mine, theirs = make_stream("merges-mine", backbone, inbox), make_stream("merges-theirs", backbone, inbox)
+    chain(mine, 2)
+    chain(theirs, 2)
+    for pair, told in {
+        ("merges-theirs-a1", "merges-theirs-a2"): "a1 belongs to the stream 'merges-theirs'",
+        ("merges-mine-a1", "merges-theirs-a2"): "a2 belongs to the stream 'merges-theirs'",
+        ("merges-mine-a1", "merges-mine-a1"): "a1 is named twice",
+    }.items():
+        with pytest.raises(StateError, match=told):
+            consolidation.merge_adapters.fn(mine, pair)
+    assert states(mine) == {"merges-mine-a1": AdapterState.SERVING, "merges-mine-a2": AdapterState.SERVING}
+    assert set(states(theirs).values()) == {AdapterState.SERVING}
+    with database.transaction() as session:
+        assert adapters.new_adapter_id(session, mine.name) == "merges-mine-a3", "no number was spent"
+
+
 def test_a_merge_that_loses_is_refused_with_figures_and_both_parents_go_on(backbone, inbox, monkeypatch):
     """Under a gate that asks for more than an accuracy can gain, every merge loses."""
     stream, born = learned("loses", backbone, inbox, consolidation=Consolidation(max_adapters=None))
