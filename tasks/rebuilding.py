@@ -180,18 +180,24 @@ def _without_empty_shards(adapter: Adapter) -> Adapter:
 
 
 def _can_be_fitted(adapter: Adapter) -> bool:
-    """A descriptor needs two training rows and two held-out ones."""
+    """A descriptor needs two training rows and two held-out ones, and a merge a parent: one by one they may have too
+    few rows where together they have enough."""
     own = load_in_order(adapter.shard_ids)
-    return sum(shard.labelled for shard in own) >= 2 and sum(shard.held_out for shard in own) >= 2
+    enough = sum(shard.labelled for shard in own) >= 2 and sum(shard.held_out for shard in own) >= 2
+    return enough and (not adapter.parent_ids or bool(_parents_left(adapter)))
+
+
+def _parents_left(adapter: Adapter) -> list[Adapter]:
+    with database.transaction() as session:
+        parents = adapter_rows.get_adapters(session, adapter.parent_ids)
+    return [parent for parent in parents if parent.shard_ids]
 
 
 def _replay(stream: Stream, adapter: Adapter) -> None:
     """Run the recorded merge again on clean parents, in the recorded order; erased parents leave it."""
-    with database.transaction() as session:
-        parents = [adapter_rows.get_adapter(session, p) for p in adapter.parent_ids]
-    left = [parent for parent in parents if parent.shard_ids]
+    left = _parents_left(adapter)
     shares = adapter.recipe["shares"]
-    if len(left) < len(parents):
+    if len(left) < len(adapter.parent_ids):
         shares = [1 / len(left)] * len(left)
     recipe = {**adapter.recipe, "shares": shares}
     clean = replace(adapter, parent_ids=tuple(p.adapter_id for p in left), recipe=recipe)

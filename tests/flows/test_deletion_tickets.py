@@ -25,6 +25,8 @@ from tasks.certificates import verify, verify_chain
 from tasks.held_back import held_file
 from tasks.markers import escrow
 from tasks.opening import certificate_path
+from tasks.rows import held_out, trainable
+from tasks.shards import load_rows
 from tests.flows.adversary import (
     assert_complete,
     champion_of,
@@ -427,6 +429,27 @@ def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the
     assert batches.unfinished_batches.fn(stream) == []
     with database.transaction() as session:
         assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
+
+
+def test_a_merge_goes_with_its_parents_where_each_has_too_few_rows_and_both_have_enough(backbone, tmp_path):
+    """One held-out row is left in either batch: too few for a parent, enough for the merge of both."""
+    stream = learned_stream("thinned", backbone, tmp_path)
+    with database.transaction() as session:
+        batches = catalog.done_shards(session, stream.name)
+    leaving = []
+    for shard in batches:
+        rows = load_rows(shard)
+        stays = [*held_out(rows)[:1], *trainable(rows)[:4]]
+        leaving += [("record", row.record) for row in rows if row not in stays]
+    ticket = opening.open_ticket(stream.name, leaving, "test")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    with database.transaction() as session:
+        every = adapter_rows.adapters(session, stream.name)
+    assert {a.adapter_id: a.state for a in every} == {f"thinned-a{n}": AdapterState.ERASED for n in (1, 2, 3)}
+    assert certificate_of(ticket.ticket_id)["rebuilt"]["actions"] == dict.fromkeys(
+        ("thinned-a1", "thinned-a2", "thinned-a3"), "drop"
+    )
 
 
 @contextmanager
