@@ -21,11 +21,11 @@ def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bo
     """Try the pair given; without one keep to the budget, and where nothing is over it try the closest pair.
 
     The last merge that was tried; None when no two adapters may be merged. Raises StateError for a stream whose
-    adapters are never merged.
+    adapters are never merged. A dry run leaves everything as it is, also what a killed run left.
     """
     refuse_across(stream, [])
     with alone(stream.name):
-        finished = finish_interrupted(stream)
+        finished = [] if dry_run else finish_interrupted(stream)
         if pair is not None:
             repeated = [outcome for outcome in finished if set(outcome.parent_ids) == set(pair)]
             return repeated[0] if repeated else _merge(stream, pair, dry_run)
@@ -35,7 +35,7 @@ def consolidate(stream: Stream, pair: tuple[str, str] | None = None, dry_run: bo
 
 
 def finish_interrupted(stream: Stream) -> list[MergeOutcome]:
-    """Bring what a killed run had decided to its version, and erase what it had not. The caller holds the stream."""
+    """Bring what a killed run had decided to its version. The caller holds the stream."""
     finished = interrupted_merges(stream)
     for outcome in finished:
         _register_merge(stream, outcome)
@@ -64,7 +64,7 @@ def _merge(stream: Stream, pair: tuple[str, str], dry_run: bool) -> MergeOutcome
     outcome = merge_adapters(stream, pair, dry_run)
     if outcome.accepted:
         _register_merge(stream, outcome)
-    else:
+    elif not dry_run:
         report_merge(stream, outcome)
     return outcome
 

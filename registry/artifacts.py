@@ -77,14 +77,19 @@ class SweepHit:
 
 def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes) -> StoredBlob:
     """Store the bytes under PREFIX/SHA256, once; large ones in parts, several at a time."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    key = f"{prefix.rstrip('/')}/{sha256}"
-    with _named(s3, bucket, key):
+    blob = name_blob(prefix, data)
+    with _named(s3, bucket, blob.key):
         if len(data) >= LARGE:
-            _put_parts(s3, bucket, key, data)
+            _put_parts(s3, bucket, blob.key, data)
         else:
-            _put_whole(s3, bucket, key, data)
-    return StoredBlob(key, sha256, len(data))
+            _put_whole(s3, bucket, blob.key, data)
+    return blob
+
+
+def name_blob(prefix: str, data: bytes) -> StoredBlob:
+    """How the bytes are called once they are stored."""
+    sha256 = hashlib.sha256(data).hexdigest()
+    return StoredBlob(f"{prefix.rstrip('/')}/{sha256}", sha256, len(data))
 
 
 def _put_whole(s3: "S3Client", bucket: str, key: str, data: bytes) -> None:

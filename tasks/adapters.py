@@ -99,28 +99,37 @@ def fit_closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights, 
     which the rows were read: nothing is named then.
     None is for the deletion itself, which holds the stream.
     """
+    adapter, drafts = closed_forms(stream, adapter, weights)
+    what = f"fitting {adapter.adapter_id}"
+    with storing(stream.name, epoch, what):
+        drafts.store()
+        with database.transaction() as session:
+            check_epoch(session, stream.name, epoch, what)
+            ownership.put_objects(session, drafts.objects)
+            adapter_rows.put_adapter(session, adapter)
+    return adapter
+
+
+def closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights) -> tuple[Adapter, blobs.Drafts]:
+    """The adapter with the form of its weights that was chosen, and what hangs on them: nothing is stored yet."""
     check_adapter(stream, weights, f"adapter {adapter.adapter_id}")
-    where = blobs.prefix(stream.name, adapter.group)
+    where, drafts = blobs.prefix(stream.name, adapter.group), blobs.Drafts()
     with database.transaction() as session:
         shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
     own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
     form = choose_form(stream, weights, lambda: rows_and_states(stream, own))
     adapter = replace(adapter, recipe={**adapter.recipe, "form": form.note})
-    fitted = {"weights": form.stored, "descriptor": descriptor_tensors(stream, own)}
+    drafts.hold(where, adapter.node, "weights", form.stored)
+    drafts.hold(where, adapter.node, "descriptor", descriptor_tensors(stream, own))
     if adapter.is_mixture:
-        fitted["looks"] = mixing.looks_of(
-            stream, adapter, weights, load_in_order(adapter.shard_ids), partial(stored_pairs, stream)
-        )
-    statistics = statistics_under(stream, [s for s in shards if s.shard_id in adapter.serves], form.weights)
-    what = f"fitting {adapter.adapter_id}"
-    with storing(stream.name, epoch, what):
-        stored = [blobs.store_tensors(where, adapter.node, kind, tensors) for kind, tensors in fitted.items()]
-        stored += store_statistics(stream, adapter, statistics)
-        with database.transaction() as session:
-            check_epoch(session, stream.name, epoch, what)
-            ownership.put_objects(session, stored)
-            adapter_rows.put_adapter(session, adapter)
-    return adapter
+        ordered = load_in_order(adapter.shard_ids)
+        looks = mixing.looks_of(stream, adapter, weights, ordered, partial(stored_pairs, stream))
+        drafts.hold(where, adapter.node, "looks", looks)
+    for shard in shards:
+        if shard.shard_id in adapter.serves:
+            statistics = statistics_under(stream, [shard], form.weights)
+            drafts.hold(where, adapter.node, f"statistics:{shard.shard_id}", statistics[shard.shard_id])
+    return adapter, drafts
 
 
 def rows_and_states(stream: Stream, shards: Sequence[Shard]) -> list[tuple[Row, torch.Tensor]]:

@@ -34,12 +34,14 @@ def current_manifest(
     *,
     extra_shards: Sequence[Shard] = (),
     adapters: Sequence[Adapter] | None = None,
+    unnamed: Sequence[StoredObject] = (),
     epoch: int | None = None,
 ) -> Manifest:
     """What would serve now: every shard that changed the model, and the serving adapters or those given.
 
-    Candidates beside them only wait: their looks are known. A merged adapter stands for its parents. `epoch` is the
-    deletion epoch at which the work began; the release gate compares it with the stream's.
+    Candidates beside them only wait: their looks are known. A merged adapter stands for its parents. `unnamed` are
+    blobs of adapters that the catalog does not know. `epoch` is the deletion epoch at which the work began; the release
+    gate compares it with the stream's.
     """
     with database.transaction() as session:
         shards = catalog.done_shards(session, stream.name)
@@ -50,7 +52,7 @@ def current_manifest(
         candidates = adapter_rows.adapters(session, stream.name, [AdapterState.CANDIDATE])
         waiting = [candidate for candidate in candidates if candidate.adapter_id not in named]
         nodes = [shard.node for shard in shards] + [adapter.node for adapter in (*adapters, *waiting)]
-        objects = ownership.objects_of(session, nodes)
+        objects = [*ownership.objects_of(session, nodes), *unnamed]
         epoch = catalog.stream_epoch(session, stream.name) if epoch is None else epoch
     return build_manifest(stream, epoch, shards, adapters, waiting, objects)
 

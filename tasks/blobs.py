@@ -16,6 +16,30 @@ if TYPE_CHECKING:
 Tensors = dict[str, "Tensor"]
 
 
+class Drafts:
+    """Blobs that are read like stored ones, and are stored only where what they are for is kept."""
+
+    def __init__(self) -> None:
+        self.objects: list[StoredObject] = []
+        self._held = dict[str, tuple[str, bytes]]()
+
+    def hold(self, prefix: str, owner: str, kind: str, tensors: Tensors) -> None:
+        data = artifacts.encode_tensors(tensors)
+        blob = artifacts.name_blob(prefix, data)
+        self._held[blob.key] = prefix, data
+        self.objects.append(StoredObject(blob.key, blob.sha256, blob.size, kind, owner))
+
+    def read_tensors(self, key: str, sha256: str) -> Tensors:
+        if key not in self._held:
+            return blob_cache.read_tensors(key, sha256)
+        return artifacts.decode_tensors(self._held[key][1], key)
+
+    def store(self) -> None:
+        """Write them; the caller names `objects` in the catalog."""
+        for prefix, data in self._held.values():
+            artifacts.put_blob(storage.s3(), settings().artifact_bucket, prefix, data)
+
+
 def stream_prefix(stream: str) -> str:
     return f"streams/{stream}/"
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, lineage
+from registry import catalog, decision_log, lineage, ownership
 from registry.errors import StateError
 from registry.records import (
     LABEL_SEPARATOR,
@@ -24,19 +24,22 @@ from registry.records import (
 )
 from registry.sections import Composition
 from registry.stream import WHOLE, Stream
-from tasks.adapters import erase_adapter, fit_closed_forms
+from tasks.adapters import closed_forms
 from tasks.approvals import with_word
 from tasks.assembly import current_manifest, load_model
+from tasks.blobs import Drafts
 from tasks.evaluation import Score, score_shards, total
 from tasks.events import GATE_REFUSED, announce
 from tasks.forms import load_weights
 from tasks.learning.adapters import AdapterWeights
+from tasks.learning.composition import ServingModel
+from tasks.learning.language.serving import LanguageModel
 from tasks.learning.merging import merge, recipe_of
 from tasks.narration import say
 from tasks.policies.approval import asks_person
 from tasks.policies.merging import Excess, excess_of_merge, find_excess, may_merge
 from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept
-from tasks.release import begin_work
+from tasks.release import begin_work, check_epoch
 from tasks.retries import step
 
 
@@ -65,12 +68,49 @@ def measure_budget(stream: Stream, passed_over: Collection[str] = ()) -> Excess 
     return excess
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A merge that was measured: nothing of it is stored or named yet."""
+
+    merged: Adapter
+    parents: Sequence[Adapter]
+    drafts: Drafts
+    before: dict[str, Score]
+    after: dict[str, Score]
+    epoch: int
+
+
 @step("merge-{parent_ids}")
 def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = False) -> MergeOutcome:
-    """Merge the parents, measure on every parent's held-out rows, keep the merge or throw it away.
+    """Merge the parents, measure on every parent's held-out rows, keep the merge or forget it.
 
     The recipe (parents in order, shares, operator) is recorded, so that a deletion replays it from clean parents.
     """
+    tried, what = _try_merge(stream, parent_ids), "+".join(parent_ids)
+    together = total(tried.after.values())
+    earned = adapter_earns_its_place(together.accuracy, together.exact_accuracy, together.rows)
+    before, after = _figures(tried.before), _figures(tried.after, alone=not earned.passed)
+    verdict = merge_is_kept(before, after, stream.gates.merge_drop)
+    was, now = (total(scores.values()).accuracy for scores in (tried.before, tried.after))
+    if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
+        verdict = with_word(stream, Gate.MERGE, what, verdict)
+    say(f"  merge of {' and '.join(parent_ids)} {_told(verdict, dry_run)}: {verdict.reason}")
+    outcome = MergeOutcome(False, None, tuple(parent_ids), was, now, verdict.reason, tried.epoch)
+    if dry_run:
+        return outcome
+    figures = {"before": was, "after": now, "exact_head": together.exact_accuracy}
+    if verdict.passed:
+        state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
+        reason = f"merge kept: {verdict.reason}; {earned.reason}"
+        merged = replace(tried.merged, accuracy=together.accuracy, state=state, reason=reason)
+        return replace(outcome, accepted=True, adapter_id=_keep(replace(tried, merged=merged), verdict, figures))
+    with database.transaction() as session:
+        _note(session, tried.merged, None, verdict, figures)
+    announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)
+    return outcome
+
+
+def _try_merge(stream: Stream, parent_ids: tuple[str, ...]) -> _Trial:
     with database.transaction() as session:
         parents = [adapter_rows.get_adapter(session, parent_id) for parent_id in parent_ids]
         refuse_foreign(stream, parents)
@@ -78,34 +118,18 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         refuse_across(stream, parents)
         refuse_gone(parents)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        merged_id = adapter_rows.new_adapter_id(session, stream.name)
-    merged = _merged(merged_id, parents, stream.consolidation.operator)
+    merged = _merged(parents, stream.consolidation.operator)
     epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
-    merged = fit_closed_forms(stream, merged, merged_weights(parents, merged.recipe), epoch)
+    merged, drafts = closed_forms(stream, merged, merged_weights(parents, merged.recipe))
     others = [a for a in serving if a.adapter_id not in parent_ids]
-    before, after = (_scores(stream, chosen, parents) for chosen in (serving, [*others, merged]))
-    together = total(after.values())
-    earned = adapter_earns_its_place(together.accuracy, together.exact_accuracy, together.rows)
-    verdict = merge_is_kept(_figures(before), _figures(after, alone=not earned.passed), stream.gates.merge_drop)
-    was, now = (total(scores.values()).accuracy for scores in (before, after))
-    if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
-        verdict = with_word(stream, Gate.MERGE, "+".join(parent_ids), verdict)
-    accepted = verdict.passed and not dry_run
-    with database.transaction() as session:  # a decision that is written down is carried out
-        if not dry_run:
-            figures = {"before": was, "after": now, "exact_head": together.exact_accuracy}
-            _note(session, merged, verdict, figures)
-        if accepted:
-            state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
-            reason = f"merge kept: {verdict.reason}; {earned.reason}"
-            _keep(session, replace(merged, accuracy=together.accuracy, state=state, reason=reason), parents)
-    if not accepted:
-        erase_adapter(merged, "a dry run" if verdict.passed else f"merge refused: {verdict.reason}")
-    if not verdict.passed and not dry_run:
-        what = "+".join(parent_ids)
-        announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)
-    say(f"  merge of {' and '.join(parent_ids)} {'kept' if verdict.passed else 'refused'}: {verdict.reason}")
-    return MergeOutcome(accepted, merged_id if accepted else None, tuple(parent_ids), was, now, verdict.reason, epoch)
+    before = _scores(stream, load_model(current_manifest(stream, adapters=serving)), parents)
+    changed = current_manifest(stream, adapters=[*others, merged], unnamed=drafts.objects)
+    after = _scores(stream, load_model(changed, drafts.read_tensors), parents)
+    return _Trial(merged, parents, drafts, before, after, epoch)
+
+
+def _told(verdict: Verdict, dry_run: bool) -> str:
+    return f"{'would be ' if dry_run else ''}{'kept' if verdict.passed else 'refused'}"
 
 
 def refuse_foreign(stream: Stream, parents: Sequence[Adapter]) -> None:
@@ -155,9 +179,10 @@ def _labels(parents: Sequence[Adapter]) -> set[str]:
     return {label for parent in parents for label in labels_of(parent.group)}
 
 
-def _merged(merged_id: str, parents: Sequence[Adapter], operator: str) -> Adapter:
+def _merged(parents: Sequence[Adapter], operator: str) -> Adapter:
+    """Named by its parents until it is kept: a refused merge takes no number."""
     return Adapter(
-        adapter_id=merged_id,
+        adapter_id="+".join(parent.adapter_id for parent in parents),
         stream=parents[0].stream,
         group=LABEL_SEPARATOR.join(sorted(_labels(parents))),
         state=AdapterState.CANDIDATE,
@@ -177,11 +202,10 @@ def merged_weights(parents: Sequence[Adapter], recipe: Mapping[str, Any]) -> Ada
     return merge(recipe, [load_weights(parent) for parent in parents])
 
 
-def _scores(stream: Stream, serving: Sequence[Adapter], parents: Sequence[Adapter]) -> dict[str, Score]:
-    """Parent -> score on the held-out rows of the shards that it serves, under the model of these adapters."""
+def _scores(stream: Stream, model: ServingModel | LanguageModel, parents: Sequence[Adapter]) -> dict[str, Score]:
+    """Parent -> score on the held-out rows of the shards that it serves."""
     with database.transaction() as session:
         served = {p.adapter_id: [s for s in catalog.shards(session, p.serves) if s.rows] for p in parents}
-    model = load_model(current_manifest(stream, adapters=serving))
     every: list[Shard] = list({s.shard_id: s for shards in served.values() for s in shards}.values())
     scores = score_shards(stream, model, every, _labels(parents))
     return {parent: total([scores[s.shard_id] for s in shards]) for parent, shards in served.items()}
@@ -192,15 +216,27 @@ def _figures(scores: dict[str, Score], alone: bool = False) -> dict[str, tuple[f
     return {p: (score.exact_accuracy if alone else score.accuracy, score.rows) for p, score in scores.items()}
 
 
-def _keep(session: Session, merged: Adapter, parents: Sequence[Adapter]) -> None:
-    adapter_rows.put_adapter(session, merged)
-    for parent in parents:
-        adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged.adapter_id}")
+def _keep(tried: _Trial, verdict: Verdict, figures: Mapping[str, float | None]) -> str:
+    """Store the merge, and name it with its decision in one transaction; returns its id. Raises StaleEpochError where a
+    ticket took effect since it began."""
+    tried.drafts.store()
+    with database.transaction() as session:
+        check_epoch(session, tried.merged.stream, tried.epoch, f"the merge of {tried.merged.adapter_id}")
+        merged_id = adapter_rows.new_adapter_id(session, tried.merged.stream)
+        merged = replace(tried.merged, adapter_id=merged_id)
+        ownership.put_objects(session, [replace(stored, owner=merged.node) for stored in tried.drafts.objects])
+        adapter_rows.put_adapter(session, merged)
+        for parent in tried.parents:
+            adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged_id}")
+        _note(session, merged, merged_id, verdict, figures)
+    return merged_id
 
 
-def _note(session: Session, merged: Adapter, verdict: Verdict, figures: Mapping[str, float | None]) -> None:
+def _note(
+    session: Session, merged: Adapter, merged_id: str | None, verdict: Verdict, figures: Mapping[str, float | None]
+) -> None:
     """Write the decision down; a refused pair is not tried again while it serves as many shards."""
     kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
-    decision = Decision(kind, merged.adapter_id, verdict.reason, alternatives=dict(figures))
+    decision = Decision(kind, merged_id, verdict.reason, alternatives=dict(figures))
     numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
     decision_log.add_consolidation(session, merged.stream, decision, numbers)

@@ -1,4 +1,4 @@
-"""What a killed merge left: thrown away where nothing was decided, handed back to be finished where it was kept."""
+"""What a killed merge left: handed back to be finished where it was kept. Before that nothing of it has a name."""
 
 from sqlalchemy.orm import Session
 
@@ -8,7 +8,6 @@ from registry import catalog, decision_log, versions
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.stream import Stream
 from registry.tables import DecisionRow
-from tasks.adapters import erase_adapter
 from tasks.alias_moves import mirror_aliases
 from tasks.consolidation import MergeOutcome
 from tasks.local_copies import follow_deletions
@@ -21,21 +20,16 @@ IN_USE = (AdapterState.SERVING, AdapterState.CANDIDATE)
 def interrupted_merges(stream: Stream) -> list[MergeOutcome]:
     """Merges that were kept and whose version no alias ever named. The caller holds the stream.
 
-    A merged adapter beside parents that are still in use was never kept: it is erased. Raises SchemaError where the
-    catalog does not fit this code."""
+    Raises SchemaError where the catalog does not fit this code."""
     database.check_revision()
     follow_deletions(stream.name)
     with database.transaction() as session:
-        used = {a.adapter_id: a for a in adapter_rows.adapters(session, stream.name, IN_USE)}
-        merged = [adapter for adapter in used.values() if adapter.parent_ids]
-        undecided = [adapter for adapter in merged if used.keys() & set(adapter.parent_ids)]
-        kept = [each for each in merged if each not in undecided and not _was_promoted(session, each)]
+        merged = [a for a in adapter_rows.adapters(session, stream.name, IN_USE) if a.parent_ids]
+        kept = [each for each in merged if not _was_promoted(session, each)]
         decisions = decision_log.decisions(session, stream.name) if kept else []
         told = {d.adapter_id: d for d in decisions if d.kind == DecisionKind.MERGE}
         epoch = catalog.stream_epoch(session, stream.name)
         found = [_outcome(adapter, told[adapter.adapter_id], epoch) for adapter in kept if adapter.adapter_id in told]
-    for adapter in undecided:
-        erase_adapter(adapter, "its merge was never finished")
     if merged:
         mirror_aliases(stream.name)  # the kill may have come between the catalog and MLflow
     return found

@@ -201,7 +201,7 @@ def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
     return {
         "batches": catalog.batches(session, NAME),
         "adapters": [a for a in every if a.state != AdapterState.ERASED],
-        "erased": [a.adapter_id for a in every if a.state == AdapterState.ERASED and a.reason != UNFINISHED],
+        "erased": [a.adapter_id for a in every if a.state == AdapterState.ERASED],
         "decisions": [(d.kind, d.adapter_id, d.reason, d.numbers) for d in decision_log.decisions(session, NAME)],
         "versions": [
             (causes[v.version], v.state, v.epoch, v.accuracy, v.reason)
@@ -222,7 +222,6 @@ def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
     }
 
 
-UNFINISHED = "its merge was never finished"
 DROPPED = ("certified_at", "received_at", "due_at", "history", "log_digest", "ticket", "artifacts", "purge", "monitors")
 
 

@@ -5,16 +5,17 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
+from botocore.client import BaseClient
 
 from flows.consolidate import consolidate
 from flows.learn import learn
-from infra import database
+from infra import database, storage
 from infra.settings import settings
-from registry import adapters, catalog, decision_log, tables
+from registry import adapters, artifacts, catalog, decision_log, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
-from tasks import consolidation, forms, queries, retirement
+from tasks import blobs, consolidation, forms, queries, retirement
 from tasks.assembly import current_manifest
 from tasks.entitlement import OPEN
 from tasks.interrupted import interrupted_merges
@@ -54,6 +55,21 @@ def numbers(stream, kind) -> list[dict]:
         return [d.numbers for d in decision_log.decisions(session, stream.name) if d.kind == kind]
 
 
+def stored_of(stream) -> set[tuple[str, str]]:
+    """(key, version) of all that lies in the artifact bucket for the stream, deletions too."""
+    where = settings().artifact_bucket, blobs.stream_prefix(stream.name)
+    return {(each.key, each.version_id) for each in artifacts.list_versions(storage.s3(), *where)}
+
+
+def calls_of_s3(monkeypatch) -> set[str]:
+    """Grows by the name of every call to S3."""
+    made, send = set[str](), BaseClient._make_api_call
+    monkeypatch.setattr(
+        BaseClient, "_make_api_call", lambda self, name, *rest: made.add(name) or send(self, name, *rest)
+    )
+    return made
+
+
 def test_over_budget_the_closest_merge_and_the_merged_one_still_knows_both_looks(backbone, inbox):
     stream, born = learned("budget", backbone, inbox, consolidation=Consolidation(max_adapters=1))
     outcome = consolidate(stream)
@@ -90,18 +106,16 @@ def test_parents_of_a_merge_keep_their_order_under_a_clock_that_goes_backwards(b
     assert (outcome.accepted, outcome.parent_ids) == (True, ("clock-a1", "clock-a2")), outcome.reason
 
 
-def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(backbone, inbox, monkeypatch):
+def test_a_refused_pair_is_written_down_and_neither_it_nor_a_half_done_merge_is_stored(backbone, inbox, monkeypatch):
     gates = Gates(approval={"promotion": "never", "merge": "always", "erasure": "never"})
     stream, born = learned("refuses", backbone, inbox, consolidation=Consolidation(max_adapters=1), gates=gates)
+    before = stored_of(stream)
     with monkeypatch.context() as patch:
         patch.setattr(consolidation, "merge_is_kept", power_cut)
         with pytest.raises(PowerCutError):
             consolidation.merge_adapters.fn(stream, tuple(born))
-    (left,) = set(states(stream)) - set(born)
-    assert states(stream)[left] == AdapterState.CANDIDATE
-
     assert interrupted_merges.fn(stream) == []
-    assert states(stream)[left] == AdapterState.ERASED
+    assert (sorted(states(stream)), stored_of(stream)) == (born, before)
     excess = consolidation.measure_budget.fn(stream)
     ((pair, likeness),) = propose_merges.fn(stream, excess)
     assert (pair, likeness.shared_labels) == (tuple(born), 0)
@@ -113,6 +127,7 @@ def test_a_refused_pair_is_written_down_and_a_half_done_merge_is_thrown_away(bac
     assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.SERVING] * 2
     (kept,) = numbers(stream, DecisionKind.KEEP)
     assert (kept["parents"], kept["cohort"]) == (born, 2)
+    assert (sorted(states(stream)), stored_of(stream)) == (born, before)
     assert propose_merges.fn(stream, excess) == []
 
 
@@ -165,8 +180,11 @@ def test_a_merge_that_loses_is_refused_with_figures_and_both_parents_go_on(backb
     """Under a gate that asks for more than an accuracy can gain, every merge loses."""
     stream, born = learned("loses", backbone, inbox, consolidation=Consolidation(max_adapters=None))
     monkeypatch.setattr(consolidation, "merge_is_kept", lambda before, after, _: merge_is_kept(before, after, -2.0))
+    asked = calls_of_s3(monkeypatch)
     outcome = consolidation.merge_adapters.fn(stream, tuple(born))
     assert not outcome.accepted
+    assert "GetObject" in asked
+    assert not {"PutObject", "DeleteObject", "DeleteObjects"} & asked, "the role `learn` may not purge"
     assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.SERVING] * 2
     (kept,) = numbers(stream, DecisionKind.KEEP)
     assert kept["alternatives"]["before"] == outcome.accuracy_before
