@@ -57,12 +57,12 @@ def waiting_requests(stream: str | None) -> list[Request]:
     return approvals.waiting(opening.stream_of(stream).name if stream else None)
 
 
-def preview(stream: Stream) -> Record:
+def preview(stream: Stream, limit: int | None) -> Record:
     """The objects that `run` would take in."""
     opening.open_home()
     found = source.list_objects(stream.source)
     tags = opening.known_tags(stream.name)
-    return {"stream": stream.name, "new_objects": [uri for uri, tag in found if tag not in tags]}
+    return {"stream": stream.name, "new_objects": [uri for uri, tag in found if tag not in tags][:limit]}
 
 
 def predict_file(stream: str, file: str, groups: list[str], caller: str | None, out: str | None) -> list[Record]:
@@ -111,10 +111,13 @@ def audit() -> Record:
     return auditing.audit()
 
 
-def plan_erasure(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> Record:
+def plan_erasure(
+    stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None, ticket_id: str | None
+) -> Record:
     """The closure of a ticket, its plan and its price; opens nothing."""
     opening.open_home()
-    plan, found = forgetting.make_plan(stream, _targets(stream, subjects, records, file))
+    named = _targets(stream, subjects, records, file) if ticket_id is None else tickets.targets_of_ticket(ticket_id)
+    plan, found = forgetting.make_plan(stream, named)
     return {
         "records": sum(map(len, found.values())),
         "shards": plan.shard_ids,

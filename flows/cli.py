@@ -77,7 +77,7 @@ def run(
 
     stream = load_stream(file)
     with acting(quiet=json) as actions:
-        result = actions.preview(stream) if dry_run else actions.run_stream(stream, limit)
+        result = actions.preview(stream, limit) if dry_run else actions.run_stream(stream, limit)
     console.show_json(result) if json else console.show_record(result)
 
 
@@ -159,7 +159,9 @@ def erase(
     with acting(quiet=json) as actions:
         targets = (tuple(subject or ()), tuple(record or ()), file)
         result = (
-            actions.plan_erasure(stream, *targets) if dry_run else actions.erase(stream, *targets, ticket, approximate)
+            actions.plan_erasure(stream, *targets, ticket)
+            if dry_run
+            else actions.erase(stream, *targets, ticket, approximate)
         )
     console.show_json(result) if json else console.show_record(result)
     if result.get("state") == "exception":

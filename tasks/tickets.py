@@ -53,6 +53,12 @@ def find_records(session: Session, targets: Iterable[tuple[str, str]]) -> dict[i
     return found
 
 
+def targets_of_ticket(ticket_id: str) -> list[tuple[str, str]]:
+    """(kind, keyed hash) of what a ticket names. Raises UnknownIdError."""
+    with database.transaction() as session:
+        return tickets.targets_of(session, tickets.get_ticket(session, ticket_id).ticket_id)
+
+
 def open_ticket(stream: str, targets: Targets, opened_by: str, approximate: bool = False) -> Ticket:
     """Enter the ticket. Where the stream asks for no approval it takes effect at once.
 

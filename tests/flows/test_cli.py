@@ -135,6 +135,16 @@ def test_bad_input_is_one_clear_error(capsys, monkeypatch, backbone, inbox, chan
 
 
 @pytest.mark.usefixtures("ready")
+def test_a_dry_run_of_a_limited_run_names_the_objects_that_it_would_take_in(capsys, monkeypatch, backbone, inbox):
+    stream = make_stream("limited", backbone, inbox)
+    for name in ("01", "02", "03"):
+        deliver(inbox, name, ["red", "blue"])
+    (inbox / "s.yaml").write_text(stream.model_dump_json())
+    _, out, _ = call(capsys, monkeypatch, "run", str(inbox / "s.yaml"), "--limit", "2", "--dry-run", "--json")
+    assert [Path(uri).name for uri in json.loads(out)["new_objects"]] == ["01.jsonl", "02.jsonl"]
+
+
+@pytest.mark.usefixtures("ready")
 def test_what_was_learned_can_be_listed_and_described(capsys, monkeypatch, backbone, inbox):
     stream = make_stream("listed", backbone, inbox)
     deliver(inbox, "01", ["red", "blue"])

@@ -85,6 +85,9 @@ def test_people_take_a_ticket_through_its_states(ask, backbone, inbox):
     assert ask("ticket", "verify", ticket_id, "--by", "ann")[1]["state"] == "verified"
     code, extended = ask("ticket", "extend", ticket_id, "--by", "ann", "--reason", "complex")
     assert (code, extended["due_at"] > opened["due_at"]) == (0, True)
+    code, planned = ask("erase", "by-hand", "--ticket", ticket_id, "--dry-run")
+    assert (code, planned["records"], planned["rows_to_train_again"]) == (0, 4, 36)
+    assert ask("ls", "tickets", "--stream", "by-hand")[1][0]["state"] == "verified"  # nothing was worked
     assert ask("ticket", "extend", ticket_id, "--by", "ann", "--reason", "again")[0] == 1
     assert ask("ticket", "approve", ticket_id, "--by", "bo")[1]["state"] == "approved"
     assert ask("ticket", "deny", ticket_id, "--by", "bo", "--reason", "too late")[0] == 1

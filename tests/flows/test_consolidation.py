@@ -70,6 +70,25 @@ def calls_of_s3(monkeypatch) -> set[str]:
     return made
 
 
+def test_a_dry_run_measures_a_merge_and_leaves_everything_as_it_was(backbone, inbox, monkeypatch):
+    stream, born = learned("looksonly", backbone, inbox)
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.consolidate.register_change", power_cut)
+        before, told = stored_of(stream), decisions(stream)
+        tried = consolidate(stream, tuple(born), dry_run=True)
+        assert (sorted(states(stream)), stored_of(stream), decisions(stream)) == (born, before, told)
+        with pytest.raises(PowerCutError):
+            consolidate(stream)
+    left, before = states(stream), stored_of(stream)
+    assert consolidate(stream, dry_run=True) is None, "no second pair is left, and the killed merge waits"
+    assert (states(stream), stored_of(stream), queries.status(stream.name)[0]["champion"]) == (left, before, 2)
+    consolidate(stream)
+    (merge,) = numbers(stream, DecisionKind.MERGE)
+    assert queries.status(stream.name)[0]["champion"] == 3
+    figures = {"before": tried.accuracy_before, "after": tried.accuracy_after}
+    assert {**merge["alternatives"], **figures} == merge["alternatives"], "what was kept was measured alike"
+
+
 def test_over_budget_the_closest_merge_and_the_merged_one_still_knows_both_looks(backbone, inbox):
     stream, born = learned("budget", backbone, inbox, consolidation=Consolidation(max_adapters=1))
     outcome = consolidate(stream)
