@@ -7,6 +7,7 @@ from getpass import getuser
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from tenacity import Retrying, retry_if_result, wait_fixed
 
 from flows import deployments
@@ -67,12 +68,12 @@ def preview(stream: Stream, limit: int | None) -> Record:
 
 def predict_file(stream: str, file: str, groups: list[str], caller: str | None, out: str | None) -> list[Record]:
     opening.open_home()
-    return predict(stream, file, groups, out, caller)
+    return predict(stream, file, groups, out, SecretStr(caller) if caller else None)
 
 
 def predict_source(stream: str, source: str, groups: list[str], caller: str | None, out: str) -> list[str]:
     opening.open_home()
-    return predict_batch(stream, source, out, groups, caller)
+    return predict_batch(stream, source, out, groups, SecretStr(caller) if caller else None)
 
 
 def erase(

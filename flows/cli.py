@@ -118,7 +118,7 @@ def predict(
     stream: StreamName,
     file: Annotated[str, typer.Argument(help="Parquet, JSONL or CSV with the input column; a pattern with a folder.")],
     groups: Annotated[list[str] | None, typer.Option("--as", help="Group the caller holds; repeat for more.")] = None,
-    caller: Annotated[str | None, typer.Option(help="Who asks, where grants are kept.")] = None,
+    caller: Annotated[str | None, typer.Option(help="Who asks, where grants are kept: a name, or a secret.")] = None,
     out: Annotated[
         str | None,
         typer.Option(help="Write a .parquet file; or a folder, s3:// too: each object is answered once."),

@@ -18,6 +18,7 @@ from registry.errors import StateError
 from registry.stream import Stream
 from tasks import deploying
 from tasks.deploying import Change, Wanted
+from tasks.entitlement import Entitlements
 from tasks.triggers import automations_of, prefix_of
 
 WEEKLY = "0 3 * * 0"
@@ -52,6 +53,8 @@ def deployments_of(stream: Stream) -> list[Wanted]:
 def deploy(stream: Stream, kind: PoolType = PoolType.PROCESS, dry_run: bool = False) -> list[Change]:
     """Create or update pools, deployments and automations; a second call changes nothing."""
     _require_reachable(stream)
+    if stream.scoring is not None:
+        Entitlements().refuse_secret(stream.name, stream.scoring.caller)
     wanted = deployments_of(stream)
     changes = [
         *deploying.apply_pools(list(dict.fromkeys(each.pool for each in wanted)), kind, dry_run),

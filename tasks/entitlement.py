@@ -68,9 +68,21 @@ class Entitlements:
             raise StateError(f"caller {_shown(caller)} holds none of the groups asked for in stream {stream!r}")
         return Entitlement(narrowed, self._snapshot)
 
+    def refuse_secret(self, stream: str, caller: str | None) -> None:
+        """Raise StateError where the grants know the caller by a secret. For what is deployed: Prefect keeps and shows
+        the parameters of its runs."""
+        if settings().entitlements is None:
+            return
+        self._refresh(settings().entitlements)
+        if _digest_of(caller or "") in (self._grants.get(stream) or {}):
+            raise StateError(
+                f"caller {_shown(caller)} of stream {stream!r} is known by a secret, and Prefect keeps and shows what "
+                "a deployment is given: grant to a name and give that as `caller`, and change the secret"
+            )
+
     def _held(self, stream: str, caller: str) -> tuple[str, ...]:
         callers = self._grants.get(stream) or {}
-        secret = f"sha256:{hashlib.sha256(caller.encode()).hexdigest()}"
+        secret = _digest_of(caller)
         named = callers.get(caller, []) if not caller.startswith("sha256:") else []  # a digest is no secret
         return tuple(sorted({*named, *callers.get(secret, [])} - {ALL_GROUPS}))
 
@@ -96,6 +108,10 @@ def _require_trust() -> None:
             "no grants are kept here, so nobody is answered: name a file of them with DECIDUOUS_ENTITLEMENTS; where a "
             "gateway decides over groups, set DECIDUOUS_REQUIRE_ENTITLEMENTS=false"
         )
+
+
+def _digest_of(caller: str) -> str:
+    return f"sha256:{hashlib.sha256(caller.encode()).hexdigest()}"
 
 
 def _shown(caller: str | None) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from prefect.runtime import deployment
+from pydantic import SecretStr
 
 from infra import database, storage
 from infra.settings import settings
@@ -41,14 +43,18 @@ class Job:
 
 
 @step("open-predictions-{stream}")
-def open_job(stream: str, groups: Sequence[str], caller: str | None = None) -> Job:
-    """The champion as it is now, and what the caller is entitled to. Raises StateError without a champion."""
+def open_job(stream: str, groups: Sequence[str], caller: SecretStr | None = None) -> Job:
+    """The champion as it is now, and what the caller is entitled to. Raises StateError without a champion, and where a
+    deployed run was given a caller's secret."""
     with database.transaction() as session:
         catalog.get_stream(session, stream)
         champion = versions.alias_of(session, stream, CHAMPION)
     if champion is None:
         raise StateError(f"stream {stream!r} has no champion; `deciduous run` a batch or promote a version first")
-    entitled = Entitlements().of(stream, caller, groups)
+    shown, grants = caller.get_secret_value() if caller else None, Entitlements()
+    if deployment.id is not None:
+        grants.refuse_secret(stream, shown)
+    entitled = grants.of(stream, shown, groups)
     return Job(stream, champion, entitled.groups, entitled.snapshot)
 
 

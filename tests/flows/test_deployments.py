@@ -1,5 +1,6 @@
 """`deciduous deploy` on a real Prefect server: complete, idempotent, told beforehand, taken back."""
 
+import hashlib
 import json
 import os
 import re
@@ -53,6 +54,15 @@ def test_relative_inputs_of_scheduled_scoring_are_refused(tmp_path):
     scoring = Scoring(source="ask/*.csv", out="told")
     with pytest.raises(StateError, match=r"ask/\*\.csv, told: a worker runs in another folder"):
         deployments.deploy(stream_called("near", tmp_path, scoring=scoring))
+
+
+def test_a_secret_for_a_caller_of_scheduled_scoring_is_refused(tmp_path, set_variable):
+    grants = tmp_path / "grants.yaml"
+    grants.write_text(f"mail:\n  sha256:{hashlib.sha256(b'planted').hexdigest()}: [sales]\n")
+    set_variable("ENTITLEMENTS", grants)
+    scoring = Scoring(source="s3://inbox/ask/*", out="s3://inbox/told", caller="planted")
+    with pytest.raises(StateError, match="is known by a secret"):
+        deployments.deploy(stream_called("mail", tmp_path, scoring=scoring))
 
 
 def test_the_stream_file_says_what_is_scored_when_and_for_whom(tmp_path):

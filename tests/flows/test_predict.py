@@ -1,5 +1,6 @@
 """Answers from files, from S3, from the registered model and while the champion moves."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -124,6 +125,19 @@ def test_grants_decide_over_what_is_asked(stream, tmp_path, set_variable):
     assert len(log_lines()[-1]["entitlements"]) == 16
     with pytest.raises(StateError, match="holds none"):
         predict(stream.name, str(tmp_path / "in.jsonl"), ["a"], None, "bob")
+
+
+def test_a_deployed_run_answers_for_a_name_and_refuses_a_secret(stream, tmp_path, set_variable, monkeypatch):
+    grants, secret = tmp_path / "grants.yaml", "shown-in-a-form"
+    grants.write_text(f"{NAME}:\n  ann: [a]\n  sha256:{hashlib.sha256(secret.encode()).hexdigest()}: [a]\n")
+    set_variable("ENTITLEMENTS", grants)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"key": "1", "words": "a b"}) + "\n")
+    question = stream.name, str(tmp_path / "in.jsonl"), [], None
+    assert len(predict(*question, secret)) == 1
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "as-a-worker-has-it")
+    assert len(predict(*question, "ann")) == 1
+    with pytest.raises(StateError, match="is known by a secret"):
+        predict(*question, secret)
 
 
 def test_every_answer_comes_from_one_version_while_the_champion_moves(stream, set_variable):

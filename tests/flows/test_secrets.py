@@ -1,5 +1,6 @@
 """A planted secret or subject is found nowhere: no log, repr, parameter, artifact, database, bucket or exception."""
 
+import hashlib
 import logging
 import traceback
 from pathlib import Path
@@ -8,14 +9,15 @@ import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
+from flows import actions
 from flows.forget import forget
 from flows.learn import learn
-from flows.predict import predict
 from infra import database, seaweed, signing, storage
 from infra.disk_sweep import sweep_files
 from infra.errors import KeyFileError, UnreachableError
 from infra.settings import Settings, settings
 from registry import artifacts
+from registry.errors import StateError
 from registry.records import TicketState
 from tasks import tickets
 from tasks.tickets import resolve_targets
@@ -24,6 +26,7 @@ from tests.flows.conftest import deliver, make_stream
 pytestmark = pytest.mark.usefixtures("ready")
 
 SUBJECT, DATABASE_PASSWORD = "planted-subject@example.org", "planted-database-9f31"
+CALLER = "planted-caller-e8c1"
 SECRETS = {
     "HASH_KEY": "planted-hash-key-51c0",
     "RETIRED_HASH_KEYS": "planted-retired-2b7e",
@@ -63,7 +66,8 @@ def found(where: str, content: bytes, markers: dict[str, bytes]) -> list[str]:
 def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variable, caplog):
     for name, value in SECRETS.items():
         set_variable(name, value)
-    markers = {name: value.encode() for name, value in SECRETS.items()} | {"subject": SUBJECT.encode()}
+    markers = {name: value.encode() for name, value in SECRETS.items()}
+    markers |= {"subject": SUBJECT.encode(), "caller": CALLER.encode()}
     markers["S3 secret"] = seaweed.credentials(settings().home)[1].encode()
     signing.signing_key()
     markers["signing key"] = (settings().home / "keys" / "signing.pem").read_bytes().splitlines()[1]
@@ -74,7 +78,13 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
     deliver(inbox, "01", ["red", "blue"], rows=60)
     source.write_text(source.read_text().replace("person-3", SUBJECT))
     learn(stream)
-    predict(stream.name, str(source), ["default"], str(tmp_path / "answers.parquet"))
+    grants = tmp_path / "grants.yaml"
+    grants.write_text(f"planted:\n  sha256:{hashlib.sha256(CALLER.encode()).hexdigest()}: [default]\n")
+    set_variable("ENTITLEMENTS", grants)
+    actions.predict_file(stream.name, str(source), [], CALLER, str(tmp_path / "answers.parquet"))
+    actions.predict_source(stream.name, str(source), [], CALLER, str(tmp_path / "told"))
+    with pytest.raises(StateError, match="holds none"):
+        actions.predict_file(stream.name, str(source), [], f"{CALLER}-mistyped", None)
     ticket = tickets.open_ticket(stream.name, resolve_targets(stream.name, [SUBJECT], []), "test")
     assert ticket.records == 6
     assert forget(ticket.ticket_id).state == TicketState.COMPLETE
@@ -85,6 +95,7 @@ def test_what_was_planted_is_found_nowhere(backbone, tmp_path, inbox, set_variab
     assert all(hasattr(record, "flow_run_id") for record in said_by_steps if record.name == "prefect.flow_runs")
 
     told = parameters(stream.name, ticket.ticket_id)
+    assert "'caller': '*****" in told, "the runs that the caller asked for are seen"
     assert all(each in told for each in (stream.source, f"forget-{ticket.ticket_id}", str(source))), "runs are seen"
     hits = found("log", caplog.text.encode(), markers) + found("parameters", told.encode(), markers)
     hits += found("answers", (tmp_path / "answers.parquet").read_bytes(), markers)

@@ -67,6 +67,15 @@ def test_strangers_and_a_digest_in_place_of_its_secret_get_nothing(caller):
 
 
 @pytest.mark.usefixtures("file")
+def test_a_secret_is_refused_where_prefect_would_show_it():
+    Entitlements().refuse_secret("mail", "ann")
+    Entitlements().refuse_secret("mail", None)
+    with pytest.raises(StateError, match="is known by a secret") as refused:
+        Entitlements().refuse_secret("mail", SECRET)
+    assert SECRET not in str(refused.value)
+
+
+@pytest.mark.usefixtures("file")
 def test_groups_and_streams_that_were_not_granted_are_denied():
     for stream, asked in (("mail", ["support"]), ("other", [])):
         with pytest.raises(StateError):
