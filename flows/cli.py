@@ -241,12 +241,16 @@ def env() -> None:
 
 
 @app.command()
-def demo(home: Annotated[Path, typer.Option(help="Emptied at the start.")] = Path(".deciduous/demo")) -> None:
+def demo(
+    home: Annotated[Path, typer.Option(help="Emptied at the start: a new folder, or an earlier demo's.")] = Path(
+        ".deciduous/demo"
+    ),
+) -> None:
     """All of it on real data, embedded, in a couple of minutes. Example: deciduous demo"""
     os.environ["DECIDUOUS_HOME"] = str(home)
     from infra import home as homes
 
-    homes.remove(home)
+    homes.begin_anew(home)
     with acting():
         from flows import demo as newsroom
 
