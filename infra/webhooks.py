@@ -19,11 +19,17 @@ SIGNATURE, TIMESTAMP, DELIVERY = "x-mlflow-signature", "x-mlflow-timestamp", "x-
 def is_signed(secret: str, headers: Mapping[str, str], body: bytes, now: float) -> bool:
     """Whether the body was signed with the secret within the last minutes, as MLflow signs (HMAC-SHA256, v1)."""
     headers = {name.lower(): value for name, value in headers.items()}  # proxies change the case
-    stamp, delivery = headers.get(TIMESTAMP, ""), headers.get(DELIVERY, "")
-    if not stamp.isdigit() or abs(now - int(stamp)) > FRESH_SECONDS:
+    stamp, delivery, signature = (headers.get(name, "") for name in (TIMESTAMP, DELIVERY, SIGNATURE))
+    moment = _number(stamp)
+    if moment is None or abs(now - moment) > FRESH_SECONDS or not (delivery + signature).isascii():
         return False
     signed = hmac.new(secret.encode(), f"{delivery}.{stamp}.".encode() + body, sha256).digest()
-    return hmac.compare_digest(f"v1,{base64.b64encode(signed).decode()}", headers.get(SIGNATURE, ""))
+    return hmac.compare_digest(f"v1,{base64.b64encode(signed).decode()}", signature)
+
+
+def _number(text: str) -> int | None:
+    """None for what `int` would refuse as well: '²' is a digit to Python, and too many of them are an error."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 @contextmanager
@@ -32,9 +38,10 @@ def listening(address: tuple[str, int], secret: str, receive: Callable[[dict[str
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(min(length, LARGEST))
-            signed = length <= LARGEST and is_signed(secret, dict(self.headers.items()), body, time.time())
+            length = _number(self.headers.get("Content-Length") or "0")
+            body = self.rfile.read(min(length or 0, LARGEST))
+            is_whole = length is not None and length <= LARGEST
+            signed = is_whole and is_signed(secret, dict(self.headers.items()), body, time.time())
             if signed:
                 receive(json.loads(body))
             self.send_response(204 if signed else 401)

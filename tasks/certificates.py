@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
@@ -42,11 +42,12 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         trusted = [load_pem_public_key(pem.encode()) for pem in _pems(trusted_key or body["public_key"])]
         if not trusted:
             raise ValueError("no public key")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        signed, whole = canonical_json(body), canonical_json({**body, "signature": b64encode(signature).decode()})
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"this is no certificate: {error!r}") from None
-    if canonical_json({**body, "signature": b64encode(signature).decode()}) != certificate:
+    if whole != certificate:
         raise CertificateError("the file is not the canonical bytes that were signed: something in it was changed")
-    if not any(_signed(key, signature, canonical_json(body)) for key in trusted):
+    if not any(_signed(key, signature, signed) for key in trusted):
         raise CertificateError("the signature does not match: the content was changed or another key signed it")
     content: Certificate = body
     return content

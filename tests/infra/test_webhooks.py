@@ -3,6 +3,7 @@
 import json
 import time
 import urllib.request
+from http.client import HTTPConnection
 from urllib.error import HTTPError
 
 import pytest
@@ -25,6 +26,33 @@ def test_only_mlflows_own_fresh_signature_of_this_body_passes():
     assert not is_signed(SECRET, headers(body, 1000), body.encode() + b" ", 1000)
     assert not is_signed(SECRET, headers(body, 1000), body.encode(), 1001 + FRESH_SECONDS)
     assert not is_signed(SECRET, {}, body.encode(), 1000)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        (TIMESTAMP, "²"),
+        (TIMESTAMP, "1" * 5000),
+        (TIMESTAMP, "-1000"),
+        (SIGNATURE, "v1,é"),
+        (DELIVERY, "é"),
+        ("Content-Length", "²"),
+        ("Content-Length", "-1"),
+    ],
+)
+def test_headers_that_no_sender_writes_are_refused_like_any_other(capsys, header, value):
+    body = "{}"
+    sent = {**headers(body, int(time.time())), "Content-Length": str(len(body)), header: value}
+    with listening(("127.0.0.1", 0), SECRET, lambda _: None) as port:
+        asked = HTTPConnection("127.0.0.1", port, timeout=5)
+        asked.putrequest("POST", "/")
+        for name, each in sent.items():
+            asked.putheader(name, each.encode("latin-1"))
+        asked.endheaders(body.encode())
+        answer = asked.getresponse()
+        asked.close()
+    assert answer.status == 401
+    assert capsys.readouterr().err == ""
 
 
 def test_what_is_not_signed_is_refused_and_not_handed_on():

@@ -45,6 +45,21 @@ def test_reformatted_json_is_not_what_was_signed():
         verify(json.dumps(json.loads(SIGNED), indent=1).encode())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        (b'"records":3', b'"records":NaN'),
+        (b'"records":3', b'"records":"\\ud800"'),
+        (b'"records":3', b'"records":' + b"[" * 100_000 + b"]" * 100_000),
+        (b'"signature":"', b'"signature":"\xc3\xa9'),
+    ],
+    ids=["NaN", "half a character", "depth", "no base64"],
+)
+def test_what_no_certificate_can_hold_is_one_error(change):
+    with pytest.raises(CertificateError, match="no certificate"):
+        verify(SIGNED.replace(*change))
+
+
 @pytest.fixture
 def own_home(tmp_path, set_variable):
     set_variable("HOME", tmp_path)
