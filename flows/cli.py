@@ -176,20 +176,20 @@ def verify(
 ) -> None:
     """Check a certificate offline. Example: deciduous verify certificate.json --key issuer.pem"""
     from registry.errors import CertificateError
+    from tasks.certificates import fields, verify_chain
     from tasks.certificates import verify as verify_bytes
-    from tasks.certificates import verify_chain
 
     try:
         issuer = key.read_text() if key else None
         if certificate.is_dir():
             chain = verify_chain([file.read_bytes() for file in sorted(certificate.glob("*.json"))], issuer)
-            rows = [{name: each[name] for name in ("ticket", "guarantee", "certified_at")} for each in chain]
+            rows = [fields(each, "ticket", "guarantee", "certified_at") for each in chain]
             console.show_json(rows) if json else console.show_rows("chain: valid", rows)
             return
         content = verify_bytes(certificate.read_bytes(), issuer)
     except FileNotFoundError as error:
         raise CertificateError(f"no file {error.filename}; give the path of a certificate") from None
-    shown = {name: content[name] for name in ("ticket", "stream", "guarantee", "records", "certified_at", "scope")}
+    shown = fields(content, "ticket", "stream", "guarantee", "records", "certified_at", "scope")
     console.show_json(content) if json else console.show_record({"signature": "valid", **shown})
 
 

@@ -53,6 +53,13 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
     return content
 
 
+def fields(content: Certificate, *names: str) -> Certificate:
+    """These fields. Raises CertificateError where what was signed lacks one: anybody can sign anything."""
+    if missing := [name for name in names if name not in content]:
+        raise CertificateError(f"this is signed and no certificate: it has no {', '.join(missing)}")
+    return {name: content[name] for name in names}
+
+
 def _pems(text: str) -> list[str]:
     return [f"{part}{END}\n" for part in text.split(END)[:-1]]
 
@@ -73,10 +80,13 @@ def _follows(content: Certificate, before: Certificate, trusted_key: str | None)
     if old == new or {old.strip(), new.strip()} <= {pem.strip() for pem in _pems(trusted_key or "")}:
         return True
     reached = old
-    for change in content.get("key_changes", []):
-        if change["from"] == reached:
-            signature, key = b64decode(change["signature"]), load_pem_public_key(reached.encode())
-            reached = change["to"] if _signed(key, signature, change["to"].encode()) else reached
+    try:
+        for change in content.get("key_changes", []):
+            if change["from"] == reached:
+                signature, key = b64decode(change["signature"]), load_pem_public_key(reached.encode())
+                reached = change["to"] if _signed(key, signature, change["to"].encode()) else reached
+    except (ValueError, KeyError, AttributeError, TypeError, UnsupportedAlgorithm):
+        return False
     return bool(reached == new)
 
 
@@ -90,6 +100,8 @@ def verify_chain(certificates: Iterable[bytes], trusted_key: str | None = None) 
     following: dict[str, tuple[str, Certificate]] = {}
     for each in certificates:
         content = verify(each)
+        if not all(isinstance(text, str) for text in fields(content, "ticket", "previous_certificate").values()):
+            raise CertificateError("this is signed and no certificate: its ticket and the one before are no words")
         if content["previous_certificate"] in following:
             raise CertificateError(f"two certificates follow the same one; the second is {content['ticket']}")
         following[content["previous_certificate"]] = digest(each), content

@@ -60,6 +60,22 @@ def test_what_no_certificate_can_hold_is_one_error(change):
         verify(SIGNED.replace(*change))
 
 
+@pytest.mark.parametrize(
+    "content", [{}, {"ticket": "t-1"}, {"ticket": "t-1", "previous_certificate": []}], ids=["empty", "cut", "a list"]
+)
+def test_what_is_signed_and_no_certificate_is_no_link_of_a_chain(content):
+    with pytest.raises(CertificateError, match="signed and no certificate"):
+        verify_chain([sign(content, KEY)])
+
+
+@pytest.mark.parametrize("change", [{}, 1, {"from": pem(KEY), "to": "x", "signature": "é"}])
+def test_a_change_of_keys_that_cannot_be_read_is_none(change):
+    first = sign({"ticket": "t-1", "previous_certificate": BEGINNING}, KEY)
+    second = {"ticket": "t-2", "previous_certificate": digest(first), "key_changes": [change]}
+    with pytest.raises(CertificateError, match="did not sign"):
+        verify_chain([first, sign(second, Ed25519PrivateKey.generate())])
+
+
 @pytest.fixture
 def own_home(tmp_path, set_variable):
     set_variable("HOME", tmp_path)
