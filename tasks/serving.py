@@ -1,8 +1,8 @@
 """One version of a stream's model, ready to answer: from its manifest, blobs checked against their digests."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from itertools import islice
 
 from torch import Tensor
@@ -18,7 +18,8 @@ from tasks.manifests import Manifest
 from tasks.prefix_cache import encode_inputs
 
 COMPOSED = 16
-"""Sets of groups whose composition is kept: each holds the sums that its heads are solved from, tens of megabytes."""
+"""Sets of groups whose composition is kept: each holds the sums that its heads are solved from, tens of megabytes, or
+its own copy of a language model's adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class _Labels:
 
     def __init__(self, stream: Stream, model: ServingModel) -> None:
         self.stream, self.model, self.backbone = stream, model, open_backbone(stream)
-        self._composed: OrderedDict[tuple[str, ...], Composed] = OrderedDict()
+        self._compose = lru_cache(COMPOSED)(partial(compose, model))
 
     def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
         return predict(self.backbone, self._composed_for(groups), encode_inputs(self.stream, inputs))
@@ -88,27 +89,19 @@ class _Labels:
         return [found[number] for number in range(len(requests))]
 
     def _composed_for(self, groups: Sequence[str]) -> Composed:
-        allowed = permitted(self.model.frozen, groups)
-        if allowed not in self._composed:
-            self._composed[allowed] = compose(self.model, allowed)
-        self._composed.move_to_end(allowed)
-        while len(self._composed) > COMPOSED:
-            self._composed.popitem(last=False)
-        return self._composed[allowed]
+        return self._compose(permitted(self.model.frozen, groups))
 
 
 class _Completions:
     """Callers of a language model are answered prompt by prompt: no answer depends on another caller."""
 
     def __init__(self, stream: Stream, model: LanguageModel) -> None:
-        self.model, self.backbone = model, open_language(stream)
-        self._entitled: dict[tuple[str, ...], Entitled] = {}
+        self.model = model
+        self._compose = lru_cache(COMPOSED)(partial(Entitled, open_language(stream), model))
 
     def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
-        allowed = permitted(self.model.groups, groups)
-        if allowed not in self._entitled:
-            self._entitled[allowed] = Entitled(self.backbone, self.model, allowed)
-        return self._entitled[allowed].answer([text.decode() for text in inputs])
+        entitled = self._compose(permitted(self.model.groups, groups))
+        return entitled.answer([text.decode() for text in inputs])
 
     def answer_each(self, requests: Sequence[Request]) -> list[Prediction | Exception]:
         return [self._answer_one(request) for request in requests]

@@ -81,3 +81,16 @@ def test_bad_signing_key_names_the_file_and_the_remedy(own_home, set_variable, t
     set_variable("SIGNING_KEY", path)
     with pytest.raises(KeyFileError, match=r"mine\.pem.*(give|make)"):
         signing.signing_key()
+
+
+def test_no_retired_key_is_written_over_where_an_older_one_was_moved_away(tmp_path, set_variable):
+    set_variable("HOME", tmp_path)
+    hashed_with = [keys.hash_key()]
+    for _ in range(2):
+        keys.rotate_hash_key()
+        hashed_with.append(keys.hash_key())
+    moved = tmp_path / "keys" / "retired" / "0000.key"
+    moved.unlink()
+    retired = keys.rotate_hash_key()
+    assert retired.name == "0002.key"
+    assert keys.hash_keys() == [keys.hash_key(), hashed_with[2], hashed_with[1]]
