@@ -5,6 +5,7 @@
 import gc
 import os
 import re
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -237,7 +238,7 @@ def env() -> None:
 
     variables = {"DECIDUOUS_HOME": str(settings().home), **mlflow_environment()}
     for name, value in variables.items():
-        print(f"export {name}='{value}'")
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()

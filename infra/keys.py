@@ -4,7 +4,7 @@ import secrets
 from pathlib import Path
 
 from infra.errors import KeyFileError
-from infra.files import create_private, make_folder, write_private
+from infra.files import create_private, locked, write_private
 from infra.settings import settings
 
 
@@ -35,8 +35,16 @@ def rotate_hash_key() -> Path:
             "the key comes from DECIDUOUS_HASH_KEY: add it to DECIDUOUS_RETIRED_HASH_KEYS (a list with commas), then "
             "set DECIDUOUS_HASH_KEY to a new one, in every process"
         )
-    folder = make_folder(settings().home / "keys" / "retired")
-    retired = folder / f"{len(list(folder.iterdir())):04d}.key"
-    write_private(retired, hash_key())  # known as retired before it stops being today's
-    write_private(settings().home / "keys" / "hash.key", secrets.token_bytes(32))
+    keys = settings().home / "keys"
+    with locked(keys / "rotation.lock"):
+        old, retired = hash_key(), _next_file(keys / "retired")
+        if create_private(retired, lambda: old) != old:  # known as retired before it stops being today's
+            raise KeyFileError(f"{retired} came in meanwhile and holds another key; rotate again")
+        write_private(keys / "hash.key", secrets.token_bytes(32))
     return retired
+
+
+def _next_file(folder: Path) -> Path:
+    """After the newest: an older one may have been moved away, and none may be written over."""
+    numbers = [int(path.stem) for path in folder.glob("*.key") if path.stem.isdecimal()]
+    return folder / f"{max(numbers, default=-1) + 1:04d}.key"
