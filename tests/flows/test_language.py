@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
+import tasks.serving
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
@@ -25,8 +26,10 @@ from tasks.certificates import verify
 from tasks.consolidation import refuse_across
 from tasks.evaluation import score_shards
 from tasks.exporting import export_adapter
+from tasks.learning.language.serving import Entitled
 from tasks.manifests import load_manifest
 from tasks.opening import certificate_path
+from tasks.serving import Answerer
 from tasks.shards import load_rows
 from tests.flows.conftest import deliver, make_stream
 from tests.tiny_language import save_tiny_llama
@@ -105,6 +108,21 @@ def test_answers_come_from_the_adapter_that_the_caller_may_use(stream, tmp_path)
     assert {answer["adapter"] for answer in only_b} == {"memos-a2"}
     with pytest.raises(StateError, match="serves none"):
         predict(stream.name, str(tmp_path / "in.jsonl"), ["c"])
+
+
+def test_compositions_of_the_last_sets_of_groups_alone_are_kept(stream, monkeypatch):
+    made = []
+
+    def compose(backbone, model, groups):
+        made.append(groups)
+        return Entitled(backbone, model, groups)
+
+    monkeypatch.setattr(tasks.serving, "COMPOSED", 1)
+    monkeypatch.setattr(tasks.serving, "Entitled", compose)
+    answerer = Answerer(load_manifest(stream.name, queries.status(stream.name)[0]["champion"]))
+    for group in ("a", "a", "b", "a"):
+        answerer.answer([b"a b c a"], [group])
+    assert made == [("a",), ("b",), ("a",)]
 
 
 def test_the_registered_model_completes_prompts(stream):
