@@ -281,10 +281,19 @@ def shards(session: Session, shard_ids: Iterable[int]) -> list[Shard]:
 
 def done_shards(session: Session, stream: str) -> list[Shard]:
     """Shards of every batch that changed the model, oldest first."""
+    return _shards_of(session, stream, BatchState.DONE)
+
+
+def stored_shards(session: Session, stream: str) -> list[Shard]:
+    """Shards of every batch whose rows are kept: also of those that wait or are held, oldest first."""
+    return _shards_of(session, stream, BatchState.READ, BatchState.DONE, BatchState.HELD)
+
+
+def _shards_of(session: Session, stream: str, *states: BatchState) -> list[Shard]:
     query = (
         select(ShardRow)
         .join(BatchRow)
-        .where(BatchRow.stream == stream, BatchRow.state == BatchState.DONE, ShardRow.rows > 0)
+        .where(BatchRow.stream == stream, BatchRow.state.in_(states), ShardRow.rows > 0)
         .order_by(BatchRow.ordinal, ShardRow.shard_id)
         .options(joinedload(ShardRow.batch))
     )

@@ -126,6 +126,6 @@ def _shared_inputs(stream: Stream, inputs: set[bytes], records: set[str]) -> set
     if not inputs:
         return set()
     with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+        shards = catalog.stored_shards(session, stream.name)
     rows = (row for shard in shards for row in load_rows(shard))
     return {row.input for row in rows if row.input in inputs and row.record not in records}

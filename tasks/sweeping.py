@@ -29,7 +29,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
 
     def work() -> Detail:
         targets = targets_of(together)
-        of_ticket = {ticket.ticket_id: _markers_to_find(stream, ticket, targets) for ticket in together}
+        of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
         hits = {
             **_sweep_bytes(markers),
@@ -66,13 +66,18 @@ def _home_entries() -> list[Path]:
     return [entry for entry in settings().home.iterdir() if entry.name not in ("escrow", "keys")]
 
 
-def _markers_to_find(stream: Stream, ticket: Ticket, targets: Set[tuple[str, str]]) -> list[bytes]:
-    """Bytes that only the deleted records had; the suppression list keeps the hashes that the tickets named."""
-    with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+def _markers_to_find(
+    stream: Stream, together: Sequence[Ticket], targets: Set[tuple[str, str]]
+) -> dict[str, list[bytes]]:
+    """Ticket -> bytes that only its deleted records had; the suppression list keeps the hashes that tickets named."""
     named = {keyed.encode() for _, keyed in targets}
-    retained = (row for shard in shards for row in load_rows(shard))
-    return attributable([m for m in load_markers(ticket.ticket_id) if m not in named], retained)
+    left = {t.ticket_id: [m for m in load_markers(t.ticket_id) if m not in named] for t in together}
+    with database.transaction() as session:
+        shards = catalog.stored_shards(session, stream.name)
+    for shard in shards:
+        retained = load_rows(shard)
+        left = {ticket_id: attributable(markers, retained) for ticket_id, markers in left.items()}
+    return left
 
 
 def _count_records(targets: Set[tuple[str, str]]) -> int:

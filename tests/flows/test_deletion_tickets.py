@@ -23,6 +23,7 @@ from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
 from tasks.held_back import held_file
+from tasks.identity import keyed_hash
 from tasks.markers import escrow
 from tasks.opening import certificate_path
 from tasks.rows import held_out, trainable
@@ -288,6 +289,20 @@ def test_a_batch_that_was_being_read_as_a_ticket_came_is_read_again(stream, monk
     storage.s3().delete_object(Bucket=settings().inbox_bucket, Key=f"{stream.name}/03.parquet")
     forget(opened[0].ticket_id)
     assert_complete(opened[0].ticket_id)
+
+
+def test_a_text_of_somebody_who_stays_is_no_trace_while_their_batch_is_held(stream, inbox):
+    leaving = keyed_hash("subject", stream.name, "person-58")
+    with database.transaction() as session:
+        shards = catalog.done_shards(session, stream.name)
+    text = next(row.input for shard in shards for row in load_rows(shard) if row.subject == leaving).decode()
+    put_in_inbox(stream.name, "04", [{**row, "words": text} for row in deliver(inbox, "04", ["red"], rows=1)])
+    ((uri, tag),) = batches.discover.fn(stream)
+    batch = batches.read_batch.fn(stream, uri, tag)
+    batches.hold_batch.fn(stream, batch, "for this test")
+    ticket = open_ticket(stream, "person-58")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
 
 
 def test_the_stream_is_held_against_learning_and_merging(stream):
