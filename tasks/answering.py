@@ -69,7 +69,8 @@ class Watch:
             self._go_on(number, error)
             return
         if settings().follow == "champion":
-            blob_cache.retain(digests_in(manifest), blob_cache.WEIGHTS)  # nothing of the version before
+            # nothing of the version before stays; weights of the home's other streams are fetched again when asked for
+            blob_cache.retain(digests_in(manifest), blob_cache.WEIGHTS)
 
     def _go_on(self, number: int, error: Exception) -> None:
         """Stay with the version before, if that may still answer; the next look tries the new one again."""

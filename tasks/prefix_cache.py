@@ -44,7 +44,7 @@ def states_of(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
 
 
 def encode_missing(stream: Stream, rows: Sequence[Row]) -> int:
-    """Run the frozen prefix for rows that the cache does not hold; returns how many. None where nothing is cached."""
+    """Run the frozen prefix for rows that the cache does not hold; returns how many: 0 where nothing is kept."""
     missing = [row for row in rows if not _file(stream, row.record).exists()] if plan_of(stream).cached else []
     for _ in _encode_and_keep(stream, missing):
         pass

@@ -28,7 +28,9 @@ BY = "deciduous restore"
 
 def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
     """Replace the catalog and MLflow's tables by a backup's, then bring every ticket that took effect since into force
-    and withdraw the versions that it or a missing blob taints: one transaction, so that nobody reads a state between.
+    and withdraw the versions that it or a missing blob taints: one transaction of the catalog, so that nobody reads a
+    state between. MLflow's tables are a transaction of their own, before it, and come without aliases: what the catalog
+    lets serve is set at the end.
 
     Raises StateError when the catalog is not empty and `replace` was not asked for."""
     index = read_index(folder)
