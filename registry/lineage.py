@@ -46,10 +46,10 @@ def closure(session: Session, shard_ids: Iterable[int], kinds: Collection[EdgeKi
         )
         reach = reach.union(select(EdgeRow.child).join(reach, EdgeRow.parent == reach.c.node).where(*allowed))
         nodes.update(session.scalars(select(reach.c.node)))
-    return [node.removeprefix("adapter:") for node in sorted(nodes, key=_number)]
+    return [node.removeprefix("adapter:") for node in sorted(nodes, key=by_number)]
 
 
-def _number(node: str) -> tuple[int, str]:
+def by_number(node: str) -> tuple[int, str]:
     """Ids count up (`new_adapter_id`), so that by number a merge comes after its parents."""
     digits = node.rsplit("-a", 1)[-1]
     return (int(digits) if digits.isdigit() else 0, node)

@@ -144,6 +144,8 @@ def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     left = [f"adapter:{a} was suppressed, not trained again" for a in sorted(details["rebuild"].get("suppressed", {}))]
     left += [f"{node} differs from one made without the records" for node in different]
     left += [f"{node} was rebuilt and not compared" for node in sorted(kept - set(compared))]
+    planned = {repair["adapter_id"]: repair["action"] for repair in details["resolve"]["repairs"]}
+    left += [f"adapter:{a} was not repaired (planned: {planned[a]})" for a in sorted(planned.keys() - actions.keys())]
     left += details["purge"]["refused"]
     swept = details["sweep"]
     left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]

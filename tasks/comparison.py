@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, suppression, tickets
+from registry import catalog, ownership, suppression, tickets
 from registry.artifacts import encode_tensors
 from registry.errors import MissingObjectError
 from registry.records import Adapter, Shard, Ticket
@@ -32,7 +32,7 @@ from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.membership import is_near, leaning, trace_left
 from tasks.learning.merging import merge
 from tasks.narration import say
-from tasks.policies.guarantee import ALARM
+from tasks.policies.guarantee import ALARM, is_clean
 from tasks.prefix_cache import encode
 from tasks.rebuilding import block_evaluations, is_named
 from tasks.retries import step
@@ -52,7 +52,8 @@ SHARDS_IN_MEMORY = 16
 def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuilt: Detail) -> Detail:
     """Compare every rebuilt artifact with one made from scratch: weights, descriptors, statistics, merges.
 
-    What was condemned and came out byte-equal is pardoned: it may serve. Nothing else lifts that.
+    What was condemned and came out byte-equal is pardoned: it may serve. Nothing else lifts that. What differs is
+    condemned: no later version takes it up.
     """
 
     def work() -> Detail:
@@ -61,11 +62,15 @@ def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuil
         actions = {a: action for a, action in rebuilt["actions"].items() if action not in ("drop", "suppress")}
         before = block_evaluations(stream)
         compared, proven = compare_artifacts(stream, touched, actions, resolved["before"])
-        if left := _rows_left(together, resolved):
-            compared |= left  # what was made from these inputs shows nothing
-        else:
-            with database.transaction() as session:
-                suppression.pardon(session, stream.name, proven)
+        left = _rows_left(together, resolved)
+        if left:
+            proven = set()  # what was made from these inputs shows nothing
+        doubted = [node for node, found in compared.items() if left or not is_clean(found)]
+        with database.transaction() as session:
+            suppression.pardon(session, stream.name, proven)
+            stored = {each.sha256 for each in ownership.objects_of(session, doubted)}
+            suppression.condemn(session, stream.name, together[0].ticket_id, stored - proven)
+        compared |= left
         work_done = block_evaluations(stream) - before
         return {"compared": compared, "block_evaluations": work_done, "environment": environment(stream)}
 

@@ -16,7 +16,7 @@ from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.markers import keep_markers
 from tasks.monitoring import hold_for_monitors
 from tasks.narration import say
-from tasks.policies.forgetting import Plan, plan_repairs
+from tasks.policies.forgetting import Plan, Repair, plan_repairs
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
@@ -61,15 +61,16 @@ def make_plan(stream: str, targets: Targets) -> tuple[Plan, dict[int, list[int]]
         return plan_for(session, stream, {shard_id: len(keys) for shard_id, keys in found.items()}), found
 
 
-def plan_for(session: Session, stream: str, leaving: Mapping[int, int]) -> Plan:
-    """The repairs of all that these shards shape when so many of their rows go."""
-    closure = adapter_rows.get_adapters(session, lineage.closure(session, leaving))
+def plan_for(session: Session, stream: str, leaving: Mapping[int, int], begun: Sequence[Repair] = ()) -> Plan:
+    """The repairs of all that these shards shape when so many of their rows go, and of what a run had `begun`."""
+    reached = {*lineage.closure(session, leaving), *(repair.adapter_id for repair in begun)}
+    closure = adapter_rows.get_adapters(session, sorted(reached, key=lineage.by_number))
     alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
     shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
     rows = {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards}
     parents = adapter_rows.get_adapters(session, sorted({p for a in alive for p in a.parent_ids}))
     erased = [parent.adapter_id for parent in parents if parent.state == AdapterState.ERASED]
-    return plan_repairs(sorted(leaving), alive, rows, erased)
+    return plan_repairs(sorted(leaving), alive, rows, begun, erased)
 
 
 @step("resolve-{together[0].ticket_id}")

@@ -7,7 +7,7 @@ from typing import Any
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, ownership, tickets
-from registry.records import Adapter, Shard, Ticket
+from registry.records import Adapter, AdapterState, Shard, Ticket
 from registry.stream import Stream
 from tasks import mixing, prefix_cache, shards
 from tasks.adapters import (
@@ -59,7 +59,7 @@ def rebuild(stream: Stream, together: Sequence[Ticket], resolved: Detail, droppe
     """Repair the adapters of the closure: parents before children."""
 
     def work() -> Detail:
-        before, done, suppressed = block_evaluations(stream), dict[str, str](), dict[str, Any]()
+        before, done, suppressed = block_evaluations(stream), _dropped_before(resolved), dict[str, Any]()
         approximate = is_approximate(together)
         # asked again until nothing is left: a merge may have come in since the closure was resolved
         while repairs := _open_repairs(stream, resolved, done):
@@ -87,9 +87,17 @@ def block_evaluations(stream: Stream) -> int:
 
 
 def _open_repairs(stream: Stream, resolved: Detail, done: Mapping[str, str]) -> list[Repair]:
+    begun = [Repair(**repair) for repair in resolved["repairs"]]
     with database.transaction() as session:
-        plan = plan_for(session, stream.name, dict.fromkeys(resolved["shards"], 0))
+        plan = plan_for(session, stream.name, dict.fromkeys(resolved["shards"], 0), begun)
     return [repair for repair in plan.repairs if repair.adapter_id not in done]
+
+
+def _dropped_before(resolved: Detail) -> dict[str, str]:
+    """What a run that was broken off erased of its plan."""
+    with database.transaction() as session:
+        planned = adapter_rows.get_adapters(session, [repair["adapter_id"] for repair in resolved["repairs"]])
+    return {adapter.adapter_id: "drop" for adapter in planned if adapter.state == AdapterState.ERASED}
 
 
 def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[int]) -> None:

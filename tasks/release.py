@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import catalog, lineage, suppression
+from registry import catalog, lineage, suppression, tickets
 from registry.errors import StaleEpochError, SuppressedRecordError
+from registry.records import TicketState
 from tasks.exclusion import naming
 from tasks.identity import catalog_key
 from tasks.manifests import Manifest, digests_in, without
@@ -29,7 +30,7 @@ def check_release(session: Session, manifest: Manifest, what: str) -> None:
     served = {shard["shard_id"] for shard in manifest["shards"]}
     served |= {part["shard_id"] for adapter in manifest["adapters"] for part in adapter["statistics"]}
     named = {adapter["adapter_id"] for adapter in (*manifest["adapters"], *manifest["waiting"])}
-    reached = set(lineage.closure(session, tainted)) & named
+    reached = {*lineage.closure(session, tainted), *_unproven(session, stream)} & named
     if served & tainted or reached:
         raise SuppressedRecordError(
             f"{what} rests on records that a deletion ticket names (shards {sorted(served & tainted)}, adapters "
@@ -48,8 +49,19 @@ def clean_part(manifest: Manifest) -> Manifest:
     stream = manifest["stream"]["name"]
     with database.transaction() as session:
         tainted = tainted_shards(session, stream)
-        reached = lineage.closure(session, tainted)
+        reached = {*lineage.closure(session, tainted), *_unproven(session, stream)}
         return without(manifest, suppression.condemned(session, stream, digests_in(manifest)), tainted, reached)
+
+
+def _unproven(session: Session, stream: str) -> set[str]:
+    """Adapters that a ticket in progress reaches, until each was compared with one made without the records."""
+    leads = {t.lead or t.ticket_id for t in tickets.tickets(session, stream, TicketState.IN_PROGRESS)}
+    found = set[str]()
+    for lead in leads:
+        resolved = tickets.done_step(session, lead, "resolve")
+        if resolved is not None and tickets.done_step(session, lead, "compare") is None:
+            found |= {repair["adapter_id"] for repair in resolved["repairs"]}
+    return found
 
 
 def begin_work(stream: str, shard_ids: Collection[int]) -> int:

@@ -22,20 +22,29 @@ class Plan:
     rows_to_train: int
 
 
+STRENGTH = ("refit", "replay", "retrain", "drop")
+
+
 def plan_repairs(
-    touched: Sequence[int], closure: Sequence[Adapter], rows: Mapping[int, int], erased: Collection[str] = ()
+    touched: Sequence[int],
+    closure: Sequence[Adapter],
+    rows: Mapping[int, int],
+    begun: Sequence[Repair] = (),
+    erased: Collection[str] = (),
 ) -> Plan:
     """Choose the repair of every adapter in the closure of the touched shards.
 
     `closure` comes parents first and includes adapters that only keep statistics of a touched shard; `rows` are the
     rows that remain in each shard. An adapter none of whose shards has a row left is dropped; a merged one is replayed
-    from those parents that remain. `erased` names parents that a run which was broken off had dropped already: a merge
-    that still names one was not replayed.
+    from those parents that remain. `begun` is the plan of a run that was broken off, and `erased` names parents that it
+    dropped: what it did has changed the lineage, so that today's alone would ask for less.
     """
-    shards, changed, repairs = set(touched), set(erased), list[Repair]()
-    dropped = set(erased)
+    before = {repair.adapter_id: repair for repair in begun}
+    shards, repairs, dropped = set(touched), list[Repair](), set(erased)
+    changed = dropped | {repair.adapter_id for repair in begun if repair.action != "refit"}
     for adapter in closure:
         repair = _repair(adapter, shards, changed, dropped, rows)
+        repair = max(repair, before.get(adapter.adapter_id, repair), key=lambda each: STRENGTH.index(each.action))
         repairs.append(repair)
         if repair.action == "drop":
             dropped.add(adapter.adapter_id)

@@ -22,6 +22,7 @@ from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, 
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
+from tasks.forms import load_weights
 from tasks.held_back import held_file
 from tasks.identity import keyed_hash
 from tasks.markers import escrow
@@ -35,6 +36,7 @@ from tests.flows.adversary import (
     learn,
     learn_batch,
     learned_stream,
+    merge,
     open_ticket,
     plain_steps,  # noqa: F401
     put_in_inbox,
@@ -432,6 +434,72 @@ def test_a_deletion_broken_off_after_it_dropped_a_parent_replays_the_merge(backb
             for found in (before, ownership.objects_of(session, [left.node]))
         )
     assert not old & new
+
+
+def test_a_deletion_broken_off_after_it_emptied_a_shard_of_an_adapter_works_its_plan_to_the_end(
+    backbone, tmp_path, monkeypatch
+):
+    """Trained again, the adapter no longer hangs on the shard: today's lineage alone would ask for nothing more."""
+    stream = learned_stream("unhinged", backbone, tmp_path, merged=False)
+    rows = [{**row, "who": "zed"} for row in deliver(tmp_path, "03", ["red", "blue"], rows=60)]
+    put_in_inbox(stream.name, "03", rows)
+    learn(stream)
+    first, second = serve_all(stream)
+    with database.transaction() as session:
+        last = catalog.done_shards(session, stream.name)[-1]
+    adapters.refresh_adapter.fn(stream, last, first)
+    merged = merge(stream, first, second)
+    before = weights_of(merged)
+    ticket = open_ticket(stream, "zed")
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuilding, "_drop_stale_checkpoints", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            forget(ticket.ticket_id)
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    content = certificate_of(ticket.ticket_id)
+    assert (content["guarantee"], content["rebuilt"]["actions"]) == ("E0", {first: "retrain", merged: "replay"})
+    assert {f"adapter:{first}", f"adapter:{merged}"} <= content["comparison"].keys()
+    assert weights_of(merged) != before
+
+
+def test_what_differs_or_was_not_compared_serves_in_no_later_version(backbone, tmp_path, monkeypatch):
+    stream = learned_stream("doubted", backbone, tmp_path, merged=False)
+    first, _ = serve_all(stream)
+    ticket = open_ticket(stream, records=["01-3"])
+    work = rebuilding.fit_trained
+
+    def a_little_off(stream, adapter):
+        work(stream, adapter)
+        return adapters.fit_closed_forms(stream, adapter, {n: w * 1.001 for n, w in load_weights(adapter).items()})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuilding, "fit_trained", a_little_off)
+        patch.setattr(saga, "compare", power_cut)
+        with pytest.raises(OSError, match="power cut"):
+            forget(ticket.ticket_id)
+    registration.stand_in.fn(stream, open_ticket(stream, records=["02-3"]).ticket_id)
+    assert first not in {a["adapter_id"] for a in manifests.load_manifest(stream.name, champion_of(stream))["adapters"]}
+    forget(ticket.ticket_id)
+    assert f"adapter:{first} differs" in state_of(ticket.ticket_id).note
+    put_in_inbox(stream.name, "03", deliver(tmp_path, "03", ["pink", "grey"], rows=60))
+    with pytest.raises(SuppressedRecordError, match="reopen the ticket"):
+        learn(stream)
+    opening.reopen_ticket(ticket.ticket_id, "test", "mended")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    [left] = batches.unfinished_batches.fn(stream)
+    learn_batch(stream, left)
+    assert first in {a["adapter_id"] for a in manifests.load_manifest(stream.name, champion_of(stream))["adapters"]}
+
+
+def power_cut(*_):
+    raise OSError("power cut")
+
+
+def weights_of(adapter_id: str) -> str:
+    with database.transaction() as session:
+        return ownership.find_object(session, f"adapter:{adapter_id}", "weights").sha256
 
 
 def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the_stream(stream, inbox):

@@ -28,8 +28,8 @@ def test_an_adapter_without_rows_is_dropped_and_its_merge_replayed_from_what_rem
 def test_a_run_that_goes_on_knows_which_parents_were_dropped_before():
     """The dropped one is erased: no edge of it is left, the merge still names it."""
     left = [adapter("a2", [2]), adapter("m", [1, 2], ["a1", "a2"])]
-    assert actions(plan_repairs([1], left, {1: 0, 2: 10}, ["a1"])) == {"a2": "refit", "m": "replay"}
-    assert actions(plan_repairs([1], left[1:], {1: 0}, ["a1", "a2"])) == {"m": "drop"}
+    assert actions(plan_repairs([1], left, {1: 0, 2: 10}, erased=["a1"])) == {"a2": "refit", "m": "replay"}
+    assert actions(plan_repairs([1], left[1:], {1: 0}, erased=["a1", "a2"])) == {"m": "drop"}
 
 
 def test_a_merge_of_dropped_parents_is_dropped():

@@ -10,7 +10,10 @@ from tasks.policies.guarantee import guarantee, hear_monitor
 from tests.tasks.test_certificates import KEY
 
 CLEAN = {
-    "resolve": {"tickets": {"t-1": {"records": 3}, "t-2": {"records": 0}}},
+    "resolve": {
+        "tickets": {"t-1": {"records": 3}, "t-2": {"records": 0}},
+        "repairs": [{"adapter_id": "a1", "action": "retrain", "reason": ""}],
+    },
     "rebuild": {"actions": {"a1": "retrain", "a2": "drop"}},
     "compare": {"compared": {"adapter:a1": {"equal": True}, "shard:1": {"equal": True}}},
     "purge": {"refused": []},
@@ -33,6 +36,7 @@ def test_everything_equal_and_nothing_found_is_e0():
     [
         ({"compare": {"compared": {"adapter:a1": {"equal": False}}}}, "adapter:a1 differs"),
         ({"rebuild": {"actions": {"a1": "retrain", "a3": "replay"}}}, "adapter:a3 was rebuilt and not compared"),
+        ({"rebuild": {"actions": {}}}, "adapter:a1 was not repaired (planned: retrain)"),
         ({"sweep": {"by_store": {"bucket x": 1}, "markers": {"t-1": 9}}}, "1 hits in bucket x"),
         ({"sweep": {"by_store": {}, "markers": {"t-1": 0}}}, "no marker"),
         ({"purge": {"refused": ["s3://b/k is held"]}}, "s3://b/k is held"),
@@ -42,6 +46,7 @@ def test_everything_equal_and_nothing_found_is_e0():
     ids=[
         "a difference",
         "rebuilt and not compared",
+        "planned and not done",
         "a hit",
         "nothing to look for",
         "a refusal",
