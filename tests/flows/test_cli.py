@@ -106,14 +106,15 @@ def test_access_prints_the_policy_and_an_identity_of_the_groups():
     assert told["identity"] == expected
 
 
-def test_a_shell_reads_back_what_env_prints(capsys, monkeypatch, set_variable):
+def test_a_shell_reads_back_what_env_prints(capsys, monkeypatch, set_variable, tmp_path):
     password = "it's $(touch hit) `true` \\"
     for name, value in {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_USERNAME": "ann"}.items():
         set_variable(name, value)
     set_variable("MLFLOW_PASSWORD", password)
     _, out, _ = call(capsys, monkeypatch, "env")
     script = f'{out}\nprintf %s "$MLFLOW_TRACKING_PASSWORD"'
-    assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == password
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (done.stdout, list(tmp_path.iterdir())) == (password, [])
 
 
 def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:

@@ -227,7 +227,7 @@ def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, lock
 
 def test_an_exception_is_worked_again_after_the_ticket_that_led_it_completed(stream, monkeypatch, tmp_path):
     """The markers of one of two tickets are out of reach while both are worked."""
-    done, left = open_ticket(stream, "person-17"), open_ticket(stream, "person-18")
+    done, left = open_ticket(stream, "person-40"), open_ticket(stream, "person-41")
     markers, elsewhere = escrow(left.ticket_id), tmp_path / "markers"
     in_the_middle_of(monkeypatch, saga, "rebuild", lambda: markers.rename(elsewhere))
     forget(done.ticket_id)
