@@ -183,8 +183,9 @@ class ShiftEvidence:
     """Layer name -> mean z-score of the shard under the adapter's descriptor."""
     novelty: float = 0.0
     """Largest statistic that other deals of the same classes to two sides reach; 0 where old classes were compared."""
-    breadth: float = 0.0
-    """Share of the signature's dimensions whose distribution differs (KS, Bonferroni): told, not decided by."""
+    breadth: float | None = None
+    """Share of the signature's dimensions whose distribution differs (KS, Bonferroni), where it was measured: told, not
+    decided by."""
 
 
 @dataclass(frozen=True, slots=True)

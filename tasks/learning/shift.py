@@ -19,9 +19,9 @@ from tasks.learning.tensors import require_finite
 
 COORDINATES = 32
 LEAST_SHARED = 16
-"""Fewer rows of shared classes than this on a side say nothing about their looks."""
+"""With fewer rows of shared classes than this on a side, a batch that has new ones as well is judged by all."""
 LEAST_ROWS = 2
-"""Rows that a class keeps where classes are balanced."""
+"""Rows of a side that can be compared, and that a class keeps where classes are balanced."""
 DEALS = 99
 """Ways to deal classes to two sides that are tried at most."""
 MARGIN = 1.2
@@ -74,18 +74,21 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     """Has the input changed, whatever happened to the classes?
 
     Classes that both samples hold are compared alone, by relabelings within each class, so that neither new classes
-    nor other shares of old ones count as shift. Where there are none, new classes count only beyond their novelty: one
-    new class against one never does, since nothing tells it from a change.
+    nor other shares of old ones count as shift. Where there are none, or few, new classes count only beyond their
+    novelty: one new class against one never does, since nothing tells it from a change.
     Samples without labels are compared as they are. A single row on a side says nothing: p = 1. Raises NonFiniteError.
     """
-    if min(len(batch.rows_ND), len(reference.rows_ND)) < 2:
+    if min(len(batch.rows_ND), len(reference.rows_ND)) < LEAST_ROWS:
         return ShiftTest(0.0, 1.0)
     if batch.labels is None or reference.labels is None:
         return mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
-    shared = set(batch.labels) & set(reference.labels)
+    shared, new = set(batch.labels) & set(reference.labels), set(batch.labels) - set(reference.labels)
     mine, theirs = batch.of(shared), reference.of(shared)
-    if min(len(mine.rows_ND), len(theirs.rows_ND)) >= LEAST_SHARED:
+    rows = min(len(mine.rows_ND), len(theirs.rows_ND))
+    if rows >= (LEAST_SHARED if new else LEAST_ROWS):
         return _within_classes(mine, theirs, permutations, seed)
+    if not new:
+        return ShiftTest(0.0, 1.0)
     batch, reference = balance_classes(batch, reference)
     plain = mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
     novelty = class_novelty(batch, reference, seed)

@@ -31,7 +31,8 @@ def choose_expansion(
     many adapters there are. Ties go to the smaller statistic, then to the name.
     """
     z_scores = _by_layer(evidence)
-    closest = min(evidence, key=lambda e: (-e.p_value, e.statistic, e.adapter_id), default=None)
+    explaining = [e for e in evidence if e.p_value > rule.alpha]
+    closest = min(explaining, key=_distance, default=min(evidence, key=_distance, default=None))
     if closest is not None and closest.p_value > rule.alpha:
         return _explained(closest, z_scores, _lack(labelled, held_out, 1))
     why = "no adapter exists yet" if closest is None else _rejected(closest, rule.alpha)
@@ -41,9 +42,14 @@ def choose_expansion(
     return Decision(DecisionKind.EXPAND, None, why, p_value, z_scores)
 
 
+def _distance(evidence: ShiftEvidence) -> tuple[bool, float, float, str]:
+    """An adapter that knows the batch's classes comes first: of one that knows none of them little can be told."""
+    return evidence.novelty > 0, -evidence.p_value, evidence.statistic, evidence.adapter_id
+
+
 def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], lack: str) -> Decision:
     reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
-    if closest.novelty > 0:
+    if closest.novelty > 0 and closest.p_value == 1:
         reason += f"; its classes are new, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"
     if lack:
         held = f"{reason}, but {lack}: measured and predicted, the model stays as it is"
@@ -63,9 +69,10 @@ def _lack(labelled: int, held_out: int, needed: int) -> str:
 
 
 def _rejected(closest: ShiftEvidence, alpha: float) -> str:
+    moved = "" if closest.breadth is None else f", {closest.breadth:.0%} of the dimensions moved"
     return (
         f"the batch differs from every adapter (closest {closest.adapter_id}: p = {closest.p_value:.3f} <= {alpha:g}, "
-        f"MMD² = {closest.statistic:.4f}, {closest.breadth:.0%} of the dimensions moved)"
+        f"MMD² = {closest.statistic:.4f}{moved})"
     )
 
 

@@ -119,6 +119,13 @@ def test_nothing_tells_one_new_class_from_a_shift(look: float) -> None:
     assert (test.p_value, test.p_beyond_novelty) == (1 / 200, 1)
 
 
+@pytest.mark.parametrize("rows", [8, 12])
+def test_a_new_look_of_old_classes_shows_on_few_rows(rows: int) -> None:
+    tests = [compare_samples(by_class(rows, 1, "01", look), by_class(rows, 2, "01"), 199, 0) for look in (0, 3)]
+    assert tests[0].p_value > 0.05 > tests[1].p_value
+    assert [test.novelty for test in tests] == [0, 0]
+
+
 @pytest.mark.parametrize("alpha", [0.05, 0.2])
 def test_false_alarms_within_classes_stay_within_their_binomial_interval(alpha: float) -> None:
     trials = 200

@@ -122,3 +122,11 @@ def test_what_grew_is_told_layer_by_layer():
     assert tell_growth({}, (1, 2), 1.0) == "first adapters in layers 1, 2"
     told = tell_growth({"2": 0.5, "3": 1.5, "4": None}, (3, 4), 1.0)
     assert told == "layer 2 is reused: z 0.50 <= 1; layer 3 grew: z 1.50 > 1; layer 4 grew: no descriptor"
+
+
+def test_an_adapter_that_knows_the_classes_comes_before_one_that_knows_none():
+    strange = ShiftEvidence("a", 1.0, 0.04, {}, novelty=0.05)
+    known = ShiftEvidence("b", 0.3, 0.001, {})
+    assert choose_expansion([strange, known], 100, RULE).adapter_id == "b"
+    differs = ShiftEvidence("b", 0.001, 0.5, {})
+    assert choose_expansion([strange, differs], 100, RULE).adapter_id == "a"
