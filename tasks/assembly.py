@@ -113,7 +113,8 @@ def load_model(manifest: Manifest, read: ReadTensors = blob_cache.read_tensors) 
     of_shard = {shard["shard_id"]: _statistics(shard["statistics"], read) for shard in manifest["shards"]}
     frozen: dict[str, list[ClassStatistics]] = {}
     for shard in manifest["shards"]:
-        frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
+        if of_shard[shard["shard_id"]].labels:  # rows without a label make no head
+            frozen.setdefault(shard["group"], []).append(of_shard[shard["shard_id"]])
     stream, bank = Stream.model_validate(manifest["stream"]), AdapterBank()
     for adapter in manifest["adapters"]:
         weights = decompress(read(adapter["weights"]["key"], adapter["weights"]["sha256"]))

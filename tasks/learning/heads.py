@@ -21,6 +21,7 @@ from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, 
 VIEWS = 2
 RANDOM_FEATURES = 512  # of each view
 ROWS = 16  # of every scoring product
+ROUNDING = 1e-9
 PRIOR_ROWS = 256
 """The ridge's penalty: a prior that weighs as much as so many rows of average variance, whatever the number of rows.
 Chosen on training rows (docs/decisions/0101)."""
@@ -138,11 +139,13 @@ def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | Non
 
 def solve_sums(sums: Sums, prior_rows: float = PRIOR_ROWS) -> Head:
     """The ridge head of sums; `prior_rows` as in `solve_head`."""
-    total = sums.counts_C.sum()
+    total = sums.counts_C.sum().clamp_min(1)
     mean_VW = (sums.sums_CE.sum(0) / total).unflatten(0, (VIEWS, -1))
     centred_VWW = sums.gram_VWW - total * mean_VW[:, :, None] * mean_VW[:, None]
     variances_VW = centred_VWW.diagonal(dim1=1, dim2=2)
-    penalty_V = (prior_rows * variances_VW.mean(1) / total).clamp_min(1e-12)
+    # rows that are all alike have no variance but what rounding leaves of their squares
+    least_V = ROUNDING * sums.gram_VWW.diagonal(dim1=1, dim2=2).mean(1)
+    penalty_V = (prior_rows * variances_VW.mean(1) / total).maximum(least_V.clamp_min(1e-12))
     variances_VW.add_(penalty_V[:, None])
     sums_VCW = sums.sums_CE.unflatten(1, (VIEWS, -1)).transpose(0, 1)
     right_VWC = (sums_VCW - sums.counts_C[:, None] * mean_VW[:, None]).mT

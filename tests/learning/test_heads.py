@@ -73,6 +73,17 @@ def test_statistics_survive_their_tensors(number: int) -> None:
     assert torch.equal(solve_head([again]).weight_CE, solve_head([statistics]).weight_CE)
 
 
+@pytest.mark.parametrize("rows", [1, 64, 300])
+def test_rows_that_are_all_alike_make_a_head_of_their_shares(rows: int) -> None:
+    features_NF = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).repeat(rows, 1)
+    head = solve_head([class_statistics(features_NF, ["a"] * (rows - rows // 4) + ["b"] * (rows // 4))])
+    assert head_scores(head, features_NF[:1])[0, 0] == pytest.approx((rows - rows // 4) / rows, abs=1e-3)
+
+
+def test_a_shard_without_a_label_makes_an_empty_head() -> None:
+    assert solve_head([class_statistics(torch.zeros(0, 32), [])]).labels == ()
+
+
 def test_errors_name_the_trouble() -> None:
     with pytest.raises(NonFiniteError):
         class_statistics(torch.full((2, 6), torch.inf), ["a", "b"])
