@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from benchmarks.continual_stream import Run, split_rows
-from registry.errors import StreamFileError
+from benchmarks.continual_stream import LEAST_HELD, Run, split_rows
 from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.banks import stacked
@@ -59,9 +58,10 @@ def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool 
             frozen.append(_meet(suffix.features_NF, batch.train_labels, run.seed))
             if use_adapters:
                 name = _decide(run, known, suffix.signatures_LND, number)
-                if name not in known:
+                if name is not None and name not in known:
                     known[name] = _expand(run, suffix, number, spec, recipe)
-                _join(run, known[name], suffix, frozen[-1], number)
+                if name is not None:
+                    _join(run, known[name], suffix, frozen[-1], number)
             serving = {name: k for name, k in known.items() if _earns_its_place(run, spec, k, frozen)}
         if use_adapters:
             run.decisions[-1]["serving"] = list(serving)
@@ -111,13 +111,16 @@ def _earns_its_place(run: Run, spec: AdapterSpec, known: Known, frozen: list[Met
     return adapter_earns_its_place(right[0], right[1], len(labels)).passed
 
 
-def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: int) -> str:
-    """The name of the adapter to reuse, or of the one to make."""
+def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: int) -> str | None:
+    """The name of the adapter to reuse, or of the one to make; None where too few rows can be held out: then the batch
+    joins the exact head alone."""
     labels = run.batches[number].train_labels
     _, held_out = split_rows(labels, run.seed)
-    if len(held_out) < 2:
-        rows = f"{len(labels)} training rows, of which {len(held_out)} can be held out"
-        raise StreamFileError(f"batch {number} has {rows}; to detect shift takes two: bring more rows of its classes")
+    if len(held_out) < LEAST_HELD:
+        why = f"{len(held_out)} of {len(labels)} rows can be held out, too few to measure a shift"
+        told = {"decision": str(DecisionKind.HOLD.value), "adapter": None, "reason": why}
+        run.decisions.append({**told, "p_value": None, "z_scores": {}})
+        return None
     sample = Sample(as_sample(signatures_LND[:, held_out]), [labels[i] for i in held_out])
     evidence = []
     for name, adapter in known.items():

@@ -15,6 +15,9 @@ from registry.errors import StreamFileError
 from tasks.learning.backbones import Backbone
 
 PARTS = ("train", "test")
+CHANNELS = (1, 3, 4)
+LEAST_HELD = 2
+"""Held-out rows that a shift can be measured on."""
 COLUMNS = ("classes_per_task", *(f"{name}_{part}" for name in ("x", "y", "task") for part in PARTS))
 
 
@@ -52,14 +55,23 @@ def _read(path: str) -> dict[str, np.ndarray]:
         if missing := {f"x_{part}", f"y_{part}"} - data.keys():
             raise StreamFileError(f"{path} has no {', '.join(sorted(missing))}; images are x, their classes y")
         images, columns = data[f"x_{part}"], [f"y_{part}", *({f"task_{part}"} & data.keys())]
-        if images.dtype != np.uint8 or images.ndim not in (3, 4):
-            raise StreamFileError(
-                f"{path}: x_{part} is {images.dtype} {images.shape}; store uint8 images (N, 3, H, W), 0 to 255"
-            )
+        data[f"x_{part}"] = _channels_first(images, f"{path}: x_{part}")
         for name in columns:
             if data[name].shape != images.shape[:1]:
                 raise StreamFileError(f"{path}: {name} is {data[name].shape} for {len(images)} images of x_{part}")
     return data
+
+
+def _channels_first(images: np.ndarray, what: str) -> np.ndarray:
+    """uint8 (N, 3, H, W) from that, (N, H, W, 3), a fourth channel for opacity, or gray with one channel or none."""
+    known = images.dtype == np.uint8 and images.ndim in (3, 4) and images.size > 0
+    if known and images.ndim == 3:
+        images = images[:, None]
+    elif known and images.shape[1] not in CHANNELS and images.shape[3] in CHANNELS:
+        images = images.transpose(0, 3, 1, 2)
+    if not known or images.shape[1] not in CHANNELS:
+        raise StreamFileError(f"{what} is {images.dtype} {images.shape}; store uint8 images (N, 3, H, W), 0 to 255")
+    return images.repeat(3, 1) if images.shape[1] == 1 else images[:, :3]
 
 
 def _tasks(data: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
@@ -69,9 +81,10 @@ def _tasks(data: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
         if len(told) < len(PARTS):
             raise StreamFileError(f"{path} has task_{told[0]} alone; name the batches of both parts, or of neither")
         return {part: data[f"task_{part}"] for part in PARTS}
-    per_task = int(data.get("classes_per_task", 4))
-    if per_task < 1:
-        raise StreamFileError(f"{path}: classes_per_task is {per_task}; a batch holds one class or more")
+    told_per_task = data.get("classes_per_task", np.array(4))
+    if told_per_task.size != 1 or told_per_task.dtype.kind not in "iu" or int(told_per_task.item()) < 1:
+        raise StreamFileError(f"{path}: classes_per_task is {told_per_task}; it is one number, of 1 or more")
+    per_task = int(told_per_task.item())
     classes = np.unique(np.concatenate([data[f"y_{part}"] for part in PARTS]))
     return {part: np.searchsorted(classes, data[f"y_{part}"]) // per_task for part in PARTS}
 
@@ -86,13 +99,16 @@ def _rows(data: Mapping[str, np.ndarray], chosen_N: np.ndarray, part: str, where
 
 
 def split_rows(labels: Sequence[str], seed: int, share: float = 0.2) -> tuple[list[int], list[int]]:
-    """Training and held-out positions, the same share of every class held out, and at least one row of two."""
+    """Training and held-out positions, the same share of every class held out, and at least one row of two; of four
+    rows of one class two, for fewer measure no shift."""
     generator = torch.Generator().manual_seed(seed)
     held_out: set[int] = set()
     for name in sorted(set(labels)):
         members = [i for i, label in enumerate(labels) if label == name]
         order = torch.randperm(len(members), generator=generator).tolist()
         count = max(int(len(members) * share), int(len(members) > 1))
+        if len(members) == len(labels) >= LEAST_HELD * 2:
+            count = max(count, LEAST_HELD)
         held_out |= {members[i] for i in order[:count]}
     return [i for i in range(len(labels)) if i not in held_out], sorted(held_out)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.continual_default import as_sample
 from benchmarks.continual_stream import Batch, load_stream
-from registry.errors import PipelineError
+from registry.errors import PipelineError, StreamFileError
 from tasks.learning.adapters import default_layers
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.descriptors import fit_descriptor, z_scores
@@ -25,6 +25,7 @@ from tasks.learning.features import signatures
 from tasks.learning.shift import Sample, compare_samples
 
 PERMUTATIONS = 199
+SIZES = (20, 40, 80)
 
 
 def grey_inverted(x: np.ndarray) -> np.ndarray:
@@ -55,14 +56,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="stream file as of benchmarks.continual")
     parser.add_argument("--backbone", required=True, help="Hugging Face folder of a ViT or DINOv2")
     parser.add_argument("--alpha", type=float, default=0.01)
-    parser.add_argument("--trials", type=int, default=400, help="of the null; a tenth of them for each power")
+    parser.add_argument("--trials", type=int, default=400, help="of the null, 10 at least; a tenth for each power")
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.trials < 10:
+        parser.error(f"--trials is {options.trials}; a share of fewer than 10 says nothing")
     try:
-        backbone, batch = load_backbone(options.backbone), load_stream(options.data)[0]
+        batch = load_stream(options.data)[0]
+        sizes = sizes_of(len(batch.train_labels))
+        result = measure(load_backbone(options.backbone), batch, options.alpha, options.trials, sizes)
     except PipelineError as error:
         raise SystemExit(str(error)) from None
-    result = measure(backbone, batch, options.alpha, options.trials)
     if options.json:
         print(json.dumps(result))
         return
@@ -70,12 +74,22 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stdout.write(f"{name:>26}  {value}\n")
 
 
-def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int) -> dict[str, object]:
+def sizes_of(rows: int) -> list[int]:
+    """Rows of the tested sample: 20, 40 and 80, as far as a batch has twice as many. Raises StreamFileError."""
+    sizes = [size for size in SIZES if 2 * size <= rows]
+    if not sizes:
+        raise StreamFileError(
+            f"the first batch has {rows} training rows; the test is measured on {2 * SIZES[0]} or more"
+        )
+    return sizes
+
+
+def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int, sizes: list[int]) -> dict[str, object]:
     """Share of alarms without shift, its 99 % binomial interval around alpha, and the power by look and rows."""
     clean_LND = _signatures(backbone, batch.train_images)
     clean_ND = as_sample(clean_LND)
     descriptor = fit_descriptor(clean_LND[:, ::2], clean_LND[:, 1::4])
-    alarms = sum(_p_value(clean_ND, clean_ND, batch.train_labels, 80, trial) <= alpha for trial in range(trials))
+    alarms = sum(_p_value(clean_ND, clean_ND, batch.train_labels, sizes[-1], trial) <= alpha for trial in range(trials))
     power: dict[str, dict[str, float]] = {}
     z: dict[str, float] = {"none": round(float(z_scores(descriptor, clean_LND[:, 3::4]).mean()), 2)}
     for name, look in LOOKS.items():
@@ -92,11 +106,12 @@ def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int) -> dict
                     ]
                 )
             )
-            for rows in (20, 40, 80)
+            for rows in sizes
         }
     return {
         "alpha": alpha,
         "trials": trials,
+        "rows": sizes[-1],
         "false_alarms": alarms / trials,
         "alpha_is_honoured": bool(binomtest(alarms, trials, alpha, alternative="greater").pvalue > 0.005),
         "power": power,

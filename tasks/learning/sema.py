@@ -22,6 +22,7 @@ from tasks.learning.loops import Descent, descend
 from tasks.learning.router import Mixture, first_mixture
 
 DETECTION_ROWS = 128
+LEAST_HELD = 2  # held-out rows that a descriptor or a scan can be based on
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,9 @@ def learn_first(
     """Batch 0: an adapter in every block, trained from the embedding on; descriptors in the watched blocks."""
     scan = begin(sema, states, labels, held_out, seed)
     suffix_states = enter_suffix(sema, states)
-    for block in range(sema.cut, sema.backbone.num_blocks):
-        sema.descriptors[block] = [describe(sema, suffix_states, block, held_out)]
+    if len(held_out) >= LEAST_HELD:  # of a block without a descriptor nothing is known
+        for block in range(sema.cut, sema.backbone.num_blocks):
+            sema.descriptors[block] = [describe(sema, suffix_states, block, held_out)]
     return scan
 
 
@@ -111,7 +113,7 @@ def learn_next(
     """
     scan = grow(sema, suffix_states, labels, held_out, seed)
     for block in scan.expanded:
-        sema.descriptors[block].append(describe(sema, suffix_states, block, held_out))
+        sema.descriptors.setdefault(block, []).append(describe(sema, suffix_states, block, held_out))
     if not scan.expanded and sema.options.published_head:
         rows = _trained_rows(sema, len(suffix_states), held_out)
         _train(sema, [], lambda: sema.mixtures, sema.cut, suffix_states, labels, rows, seed)
@@ -126,8 +128,11 @@ def grow(
     seed: int,
     blocks: Collection[int] | None = None,
 ) -> Scan:
-    """The scan without its descriptors; with `blocks` these grow, as was found before, and nothing is measured."""
+    """The scan without its descriptors; with `blocks` these grow, as was found before, and nothing is measured. With
+    fewer than two held-out rows nothing is, and nothing grows."""
     found: dict[int, Shift] = {}
+    if blocks is None and len(held_out) < LEAST_HELD:
+        return Scan({}, ())
     expanded: list[int] = []
     for block in range(sema.cut, sema.backbone.num_blocks):
         if blocks is None:

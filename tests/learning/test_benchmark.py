@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import shift
 from benchmarks.continual import METHODS, main, run_method
 from benchmarks.continual_default import SHAPING
 from benchmarks.continual_stream import load_stream, split_rows
@@ -113,6 +114,9 @@ GOOD = {
         ({"y_test": np.zeros(8, int)}, "batch 1 has no test rows"),
         ({"task_train": np.arange(8)}, "task_train alone"),
         ({"classes_per_task": 0}, "classes_per_task is 0"),
+        ({"classes_per_task": np.array([2, 2])}, "it is one number"),
+        ({"x_train": np.zeros((8, 5, 8, 8), np.uint8)}, r"x_train is uint8 \(8, 5, 8, 8\)"),
+        ({"x_train": np.zeros((8, 3, 0, 8), np.uint8)}, "x_train is uint8"),
         ({"y_train": np.array(["a"] * 8, dtype=object)}, "cannot be read"),
         ({"y_train": None}, "has no y_train"),
     ],
@@ -140,10 +144,39 @@ def test_the_command_ends_in_a_message(tmp_path: Path, folders: dict[str, Path])
     arguments = ["--data", str(tmp_path / "none.npz"), "--backbone", str(folders["vit"])]
     with pytest.raises(SystemExit, match=r"none.npz cannot be read"):
         main(arguments)
-    few = {"x": np.zeros((4, 3, 8, 8), np.uint8), "y": np.arange(4)}
-    np.savez(tmp_path / "few.npz", **{f"{name}_{part}": few[name] for name in few for part in ("train", "test")})
-    with pytest.raises(SystemExit, match="batch 0 has 4 training rows, of which 0 can be held out"):
-        main(["--data", str(tmp_path / "few.npz"), *arguments[2:]])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_batches_too_thin_to_measure_a_shift_are_learned_all_the_same(
+    tmp_path: Path, folders: dict[str, Path], method: str
+) -> None:
+    """A row of each of four classes, then six rows of one, then three of another."""
+    y = np.array([0, 1, 2, 3, *[4] * 6, *[5] * 3])
+    x = np.random.default_rng(0).integers(0, 255, (len(y), 3, 16, 16), dtype=np.uint8)
+    rows = {"x": x, "y": y, "task": np.repeat([0, 1, 2], [4, 6, 3])}
+    np.savez(tmp_path / "s.npz", **{f"{name}_{part}": rows[name] for name in rows for part in ("train", "test")})
+    result = run_method(str(tmp_path / "s.npz"), str(folders["vit"]), method, 1)
+    assert len(result["matrix"]) == len(result["decisions"]) == 3
+    if method == "default":
+        assert [each["decision"] for each in result["decisions"]] == ["hold", "expand", "hold"]
+
+
+@pytest.mark.parametrize("form", [(8, 8, 8), (8, 1, 8, 8), (8, 8, 8, 3), (8, 4, 8, 8)])
+def test_images_of_any_layout_have_three_channels_first(tmp_path: Path, form: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "s.npz", **(GOOD | {f"x_{part}": np.zeros(form, np.uint8) for part in ("train", "test")}))
+    assert {batch.train_images.shape for batch in load_stream(str(tmp_path / "s.npz"))} == {(4, 3, 8, 8)}
+
+
+def test_the_shift_benchmark_measures_what_a_batch_allows(
+    stream: Path, tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    backbone = ["--backbone", str(folders["vit"]), "--trials", "10", "--json"]
+    shift.main(["--data", str(stream), *backbone])
+    result = json.loads(capsys.readouterr().out)
+    assert (result["rows"], result["power"]["grey_inverted"].keys()) == (40, {"20", "40"})
+    np.savez(tmp_path / "s.npz", **GOOD)
+    with pytest.raises(SystemExit, match="4 training rows; the test is measured on 40 or more"):
+        shift.main(["--data", str(tmp_path / "s.npz"), *backbone])
 
 
 def test_one_of_two_rows_is_held_out() -> None:
