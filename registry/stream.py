@@ -3,7 +3,7 @@
 import json
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -162,7 +162,8 @@ def load_stream(path: Path) -> Stream:
     import yaml  # noqa: PLC0415  a verb that names a stream reads no file
 
     try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            fields = _read_yaml(file)
     except FileNotFoundError:
         raise StreamFileError(f"no stream file {path}; `deciduous init {path}` writes one to edit") from None
     except OSError as error:
@@ -178,3 +179,21 @@ def load_stream(path: Path) -> Stream:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
         raise StreamFileError(f"stream file {path} has fields to correct:\n" + "\n".join(lines)) from None
+
+
+def _read_yaml(file: IO[str]) -> Any:
+    """YAML itself would take the last of two fields of one name, and say nothing."""
+    import yaml  # noqa: PLC0415
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+            node = super().compose_mapping_node(anchor)
+            seen = set[str]()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    raise StreamFileError(f"stream file {file.name} has {key.value!r} again in line {line}; keep one")
+                seen.add(key.value)
+            return node
+
+    return Loader(file).get_single_data()

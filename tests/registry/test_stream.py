@@ -21,6 +21,14 @@ def test_the_file_that_init_writes_is_a_stream(tmp_path):
         ("name: mail\nbackbone: b\nsource: s\nbackbon: x", "backbon: Extra inputs"),
         ("name: mail\nbackbone: b\nsource: s\nadapter: {prune: snip, precision: 1bit}", "larger than 1bit alone"),
         ("name: mail\nbackbone: b\nsource: s\ndeletion: {approval: true}", "approval: .erasure: always"),
+        ("name: mail\nbackbone: b\nsource: ''", "source: String should have at least 1 character"),
+        ("name: mail\nbackbone: b\nsource: s\ncolumns: 5", "columns: Input should be a valid dictionary"),
+        ("name: mail\nbackbone: b\nsource: s\nadapter: 5", "adapter: Input should be a valid dictionary"),
+        ("name: mail\nbackbone: b\nsource: s\ncomposition: mix\nadapter: 5", "a section holds fields.*not 5"),
+        ("name: mail\nbackbone: b\nsource: s\ntask: causal-lm\ncolumns: 5", "a section holds fields.*not 5"),
+        ("name: mail\nbackbone: b\nsource: s\nsource: t", r"s.yaml has 'source' again in line 4; keep one"),
+        ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 0.1, alpha: 0.2}", "'alpha' again in line 4"),
+        ("? [name]\n: mail", "not YAML"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path, text, match):
@@ -32,6 +40,18 @@ def test_a_wrong_field_is_named(tmp_path, text, match):
 def test_a_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(StreamFileError, match="deciduous init"):
         load_stream(tmp_path / "none.yaml")
+
+
+def test_a_folder_is_no_stream_file(tmp_path):
+    with pytest.raises(StreamFileError, match="cannot be read: Is a directory; name the YAML file"):
+        load_stream(tmp_path)
+
+
+def test_the_same_field_may_stand_in_two_sections(tmp_path):
+    (tmp_path / "s.yaml").write_text(
+        "name: a\nbackbone: b\nsource: s\nscoring: &s {source: t, out: o}\ncolumns: {id: name}"
+    )
+    assert load_stream(tmp_path / "s.yaml").scoring.source == "t"
 
 
 def test_a_cron_expression_has_five_fields():
