@@ -60,7 +60,7 @@ def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("st
     if file.exists():
         raise StateError(f"{file} exists; choose another name or delete it first")
     try:
-        file.write_text(STREAM_FILE.format(name=re.sub(r"[^a-z0-9]+", "-", file.stem.lower()).strip("-")))
+        file.write_text(STREAM_FILE.format(name=_stream_name(file.stem)))
     except OSError as error:
         raise StateError(f"cannot write {file}: {error.strerror}; make its folder, or choose another one") from None
     console.console.print(f"wrote {file}; edit it, then: deciduous run {file}")
@@ -133,10 +133,12 @@ def predict(
             console.show_json(written) if json else console.console.print(f"wrote {len(written)} objects under {out}")
             return
         rows = actions.predict_file(stream, file, groups or [], caller, out)
-    if out is not None:
-        console.console.print(f"wrote {len(rows)} answers to {out}")
-    else:
+    if out is None:
         console.show_json(rows) if json else console.show_rows("answers", rows)
+    elif json:
+        console.show_json({"answers": len(rows), "out": out})
+    else:
+        console.console.print(f"wrote {len(rows)} answers to {out}")
 
 
 @app.command()
@@ -177,19 +179,25 @@ def verify(
 ) -> None:
     """Check a certificate offline. Example: deciduous verify certificate.json --key issuer.pem"""
     from registry.errors import CertificateError
-    from tasks.certificates import fields, verify_chain
+    from tasks.certificates import fields, read_published, verify_chain
     from tasks.certificates import verify as verify_bytes
 
+    issuer = read_published(key) if key else None
     try:
-        issuer = key.read_text() if key else None
         if certificate.is_dir():
             chain = verify_chain([file.read_bytes() for file in sorted(certificate.glob("*.json"))], issuer)
+            if not chain:
+                raise CertificateError(
+                    f"folder {certificate} holds no certificate (*.json): there is nothing to verify"
+                )
             rows = [fields(each, "ticket", "guarantee", "certified_at") for each in chain]
             console.show_json(rows) if json else console.show_rows("chain: valid", rows)
             return
         content = verify_bytes(certificate.read_bytes(), issuer)
-    except FileNotFoundError as error:
-        raise CertificateError(f"no file {error.filename}; give the path of a certificate") from None
+    except OSError as error:
+        raise CertificateError(
+            f"cannot read {error.filename}: {error.strerror}; give the path of a certificate"
+        ) from None
     shown = fields(content, "ticket", "stream", "guarantee", "records", "certified_at", "scope")
     console.show_json(content) if json else console.show_record({"signature": "valid", **shown})
 
@@ -256,6 +264,12 @@ def demo(
         from flows import demo as newsroom
 
         newsroom.run(home)
+
+
+def _stream_name(words: str) -> str:
+    """The words as a stream's name, which begins with a letter."""
+    name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
+    return (name if name[:1].isalpha() else f"stream-{name}").rstrip("-")[:63]
 
 
 def _queries() -> Any:

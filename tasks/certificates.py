@@ -4,12 +4,14 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
+from infra.errors import KeyFileError
 from registry.artifacts import canonical_json
 from registry.errors import CertificateError
 
@@ -37,11 +39,13 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
     Without it the certificate is checked against the key that it carries: that shows any changed byte, not who signed.
     """
     try:
+        given = None if trusted_key is None else _public_keys(trusted_key)
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise CertificateError(f"the trusted key is no public key in PEM: {error}") from None
+    try:
         body = json.loads(certificate)
         signature = b64decode(body.pop("signature"), validate=True)
-        trusted = [load_pem_public_key(pem.encode()) for pem in _pems(trusted_key or body["public_key"])]
-        if not trusted:
-            raise ValueError("no public key")
+        trusted = given or _public_keys(body["public_key"])
         signed, whole = canonical_json(body), canonical_json({**body, "signature": b64encode(signature).decode()})
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UnsupportedAlgorithm) as error:
         raise CertificateError(f"this is no certificate: {error!r}") from None
@@ -51,6 +55,28 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         raise CertificateError("the signature does not match: the content was changed or another key signed it")
     content: Certificate = body
     return content
+
+
+def read_published(file: Path) -> str:
+    """The public keys (PEM) that an issuer published in a file. Raises KeyFileError."""
+    remedy = "give the public key that the issuer published (PEM)"
+    try:
+        text = file.read_text(encoding="utf-8")
+        keys = _public_keys(text)
+    except OSError as error:
+        raise KeyFileError(f"cannot read the key {file}: {error.strerror}; {remedy}") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise KeyFileError(f"{file} holds no public key: {error}; {remedy}") from None
+    if not all(isinstance(key, Ed25519PublicKey) for key in keys):
+        raise KeyFileError(f"{file} holds a key that is no Ed25519 key; {remedy}")
+    return text
+
+
+def _public_keys(pems: str) -> list[object]:
+    keys: list[object] = [load_pem_public_key(pem.encode()) for pem in _pems(pems)]
+    if not keys:
+        raise ValueError("no public key")
+    return keys
 
 
 def fields(content: Certificate, *names: str) -> Certificate:

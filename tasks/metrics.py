@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from infra import database
 from infra.ports import LOOPBACK
 from registry import totals
+from registry.errors import StateError
 
 BY_STREAM = ("stream",)
 
@@ -46,12 +47,19 @@ def exposition() -> str:
 
 def write_textfile(path: Path) -> None:
     """For the textfile collector of node_exporter: whole or not at all."""
-    write_to_textfile(str(path), _registry())
+    try:
+        write_to_textfile(str(path), _registry())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise StateError(f"cannot write {path}: {error.strerror}; make its folder, or name another file") from None
 
 
 def serve(port: int, host: str = LOOPBACK) -> int:
     """Answer GET /metrics in a thread of this process; returns the port."""
-    server, _ = start_http_server(port, host, _registry())
+    registry = _registry()
+    try:
+        server, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise StateError(f"cannot answer on {host}:{port}: {error.strerror}; name another port") from None
     return int(server.server_port)
 
 

@@ -61,14 +61,21 @@ def open_job(stream: str, groups: Sequence[str], caller: SecretStr | None = None
 @step("list-inputs-{job.stream}")
 def list_unanswered(job: Job, uri: str, out: str) -> list[tuple[str, str]]:
     """(input, output) of the objects whose answers are not there yet: what an interrupted run left, and what is new."""
+    _require_place(out)
     asked = [(found, answers_uri(job, found, tag, out)) for found, tag in source.list_objects(uri)]
     left = [(found, answers) for found, answers in asked if not _exists(answers)]
     say(f"{job.stream}: {len(left)} of {len(asked)} objects have no answers by version {job.version} yet")
     return left
 
 
+def _require_place(out: str) -> None:
+    if not out.strip() or (out.startswith("s3://") and not source.split_s3(out)[0]):
+        raise StateError(f"{out!r} names no place for answers; give a folder, a .parquet file or s3://BUCKET/PREFIX")
+
+
 def answers_uri(job: Job, uri: str, tag: str, out: str) -> str:
-    """Named by the input's content, the version and the groups: the same question finds its answers again."""
+    """Named by the input and its tag (size and time, or ETag), the version and the groups: the same question finds its
+    answers again."""
     asked = "\x1f".join([uri, tag, str(job.version), *job.groups])
     return f"{out.rstrip('/')}/{source.batch_name(uri)}-{hashlib.sha256(asked.encode()).hexdigest()[:12]}.parquet"
 

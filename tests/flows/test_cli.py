@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 from prefect import get_client
+from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from flows import cli
@@ -18,6 +19,9 @@ from infra.environment import mlflow_environment
 from infra.settings import settings
 from infra.workers import worker_environment
 from registry import catalog
+from registry.errors import StateError
+from registry.stream import load_stream
+from tasks.prediction import Job, list_unanswered
 from tests.flows.conftest import deliver, make_stream
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +176,9 @@ def test_what_was_learned_can_be_listed_and_described(capsys, monkeypatch, backb
     assert json.loads(out)["records"] == 4
     _, out, _ = call(capsys, monkeypatch, "predict", "listed", str(inbox / "01.jsonl"), "--json")
     assert len(json.loads(out)) == 40
+    told = str(inbox / "told.parquet")
+    _, out, _ = call(capsys, monkeypatch, "predict", "listed", str(inbox / "01.jsonl"), "--out", told, "--json")
+    assert json.loads(out) == {"answers": 40, "out": told}
 
 
 @pytest.mark.usefixtures("ready")
@@ -179,9 +186,10 @@ def test_a_retired_adapter_can_be_reinstated(capsys, monkeypatch, backbone, inbo
     stream = make_stream("seasons", backbone, inbox)
     deliver(inbox, "01", ["red", "blue"])
     learn(stream)
-    code, _, errors = call(capsys, monkeypatch, "reinstate", "seasons-a1")
-    assert code == 1
-    assert "cannot be reinstated" in errors
+    for words in ((), ("--dry-run",)):
+        code, _, errors = call(capsys, monkeypatch, "reinstate", "seasons-a1", *words)
+        assert code == 1
+        assert "cannot be reinstated" in errors
     call(capsys, monkeypatch, "retire", "seasons-a1", "--reason", "season is over")
     _, out, _ = call(capsys, monkeypatch, "ls", "adapters", "--stream", "seasons", "--json")
     assert json.loads(out)[0]["state"] == "retired"
@@ -232,3 +240,105 @@ def test_a_json_log_is_an_object_a_line_with_the_ids_of_run_and_batch(backbone, 
     assert all(line["flow_run_id"] and line["task_run_id"] for line in lines if line["name"] == "prefect.task_runs")
     assert {line["stream"] for line in said} == {stream.name}
     assert batch.batch_id in {line.get("batch") for line in lines}
+
+
+def known(name: str, backbone, inbox):
+    """A stream of the catalog that has learned nothing."""
+    stream = make_stream(name, backbone, inbox)
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, "digest")
+    return stream
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("task", ["text-classification", "image-classification"])
+def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatch, backbone, inbox, task):
+    """Neither the catalog nor the name: the corrected file runs."""
+    config = ViTConfig(image_size=16, patch_size=8, hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(inbox / "vit")
+    made = make_stream(f"unfit-{task[:5].rstrip('-')}", backbone, inbox)
+    embeds, shown = ("images", inbox / "vit") if task.startswith("text") else ("texts", backbone)
+    fields = {**made.model_dump(mode="json"), "task": task, "backbone": str(shown)}
+    deliver(inbox, "01", ["red", "blue"])
+    (inbox / "s.yaml").write_text(json.dumps(fields))
+    code, _, errors = call(capsys, monkeypatch, "run", str(inbox / "s.yaml"))
+    assert (code, f"is of task {task}" in errors, f"embeds {embeds}: correct" in errors) == (1, True, True)
+    with database.transaction() as session:
+        assert made.name not in catalog.stream_names(session)
+    (inbox / "s.yaml").write_text(made.model_dump_json())
+    assert call(capsys, monkeypatch, "run", str(inbox / "s.yaml"))[0] == 0
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("ls", "batches", "--stream", "nosuch"),
+        ("ls", "streams", "--stream", "nosuch"),
+        ("gc", "nosuch"),
+        ("requests", "nosuch"),
+        ("ticket", "overdue", "--stream", "nosuch"),
+        ("erase", "nosuch", "--subject", "ann", "--dry-run"),
+        ("erase", "nosuch", "--subject", "ann"),
+    ],
+    ids=" ".join,
+)
+def test_a_stream_that_is_not_known_is_an_error(capsys, monkeypatch, words):
+    code, _, errors = call(capsys, monkeypatch, *words)
+    assert (code, "no stream 'nosuch' in the catalog" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("id_", ["mail/²", "mail/99999999999999999999", "mail/", "nosuch"])
+def test_an_id_of_nothing_is_an_error(capsys, monkeypatch, id_):
+    code, _, errors = call(capsys, monkeypatch, "describe", id_)
+    assert (code, f"'{id_}' in the catalog" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("words", [("promote", "unmoved", "999"), ("rollback", "unmoved", "--to", "999")])
+def test_a_dry_run_refuses_what_the_real_one_refuses(capsys, monkeypatch, backbone, inbox, words):
+    known("unmoved", backbone, inbox)
+    real = call(capsys, monkeypatch, *words)
+    assert (real[0], "'unmoved/999'" in real[2]) == (1, True)
+    assert call(capsys, monkeypatch, *words, "--dry-run") == real
+
+
+def test_a_home_that_is_a_file_and_a_wrong_setting_are_one_line(capsys, monkeypatch, set_variable, tmp_path):
+    (tmp_path / "file").write_text("")
+    set_variable("HOME", "")  # set back afterwards
+    code, _, errors = call(capsys, monkeypatch, "--home", str(tmp_path / "file"), "status")
+    assert (code, "file cannot be made: " in errors) == (1, True)
+    set_variable("THREADS", "abc")
+    code, _, errors = call(capsys, monkeypatch, "status")
+    assert (code, errors.startswith("error: settings to correct: DECIDUOUS_THREADS: ")) == (1, True)
+
+
+@pytest.mark.parametrize("words", [("describe",), ("metrics", "--port", "99999"), ("metrics", "--port", "-1")])
+def test_words_that_no_verb_takes_are_refused(capsys, monkeypatch, words):
+    code, _, errors = call(capsys, monkeypatch, *words)
+    assert (code, "Traceback" in errors) == (2, False)
+
+
+def test_init_makes_a_valid_name_of_the_files(capsys, monkeypatch, tmp_path):
+    assert call(capsys, monkeypatch, "init", str(tmp_path / "My Mail.yaml"))[0] == 0
+    assert load_stream(tmp_path / "My Mail.yaml").name == "my-mail"
+    assert call(capsys, monkeypatch, "init", str(tmp_path / "2026.yaml"))[0] == 0
+    assert load_stream(tmp_path / "2026.yaml").name == "stream-2026"
+    code, _, errors = call(capsys, monkeypatch, "init", str(tmp_path / "nowhere" / "x.yaml"))
+    assert (code, "make its folder" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize("out", ["", " ", "s3://", "s3:///told"])
+def test_answers_go_nowhere_unless_a_place_is_named(out):
+    with pytest.raises(StateError, match="names no place for answers"):
+        list_unanswered.fn(Job("mail", 1, (), ""), "/nowhere/*.csv", out)
+
+
+def test_a_folder_without_a_certificate_is_no_valid_chain(capsys, monkeypatch, tmp_path):
+    code, out, errors = call(capsys, monkeypatch, "verify", str(tmp_path))
+    assert (code, out, "holds no certificate" in errors) == (1, "", True)
+    (tmp_path / "folder.json").mkdir()
+    code, _, errors = call(capsys, monkeypatch, "verify", str(tmp_path))
+    assert (code, "folder.json: Is a directory" in errors) == (1, True)

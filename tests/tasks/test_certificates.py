@@ -2,6 +2,7 @@ import json
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,10 +11,14 @@ from infra import signing
 from infra.errors import KeyFileError
 from infra.files import write_private as write
 from registry.errors import CertificateError
-from tasks.certificates import BEGINNING, digest, sign, verify, verify_chain
+from tasks.certificates import BEGINNING, digest, read_published, sign, verify, verify_chain
 
 KEY = Ed25519PrivateKey.generate()
 SIGNED = sign({"ticket": "t-1", "records": 3, "guarantee": "E0"}, KEY)
+
+
+def rsa_pem() -> bytes:
+    return generate_private_key(65537, 2048).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 def pem(key: Ed25519PrivateKey) -> str:
@@ -147,3 +152,34 @@ def test_a_key_of_the_environment_is_its_owners_to_change(tmp_path, set_variable
     set_variable("SIGNING_KEY", tmp_path / "keys" / "signing.pem")
     with pytest.raises(KeyFileError, match="DECIDUOUS_SIGNING_KEY"):
         signing.rotate_signing_key()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a letter", "holds no public key"),
+        (b"", "holds no public key"),
+        (b"\xff\xfe\x00", "holds no public key"),
+        (b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n", "holds no public key"),
+        (rsa_pem(), "no Ed25519 key"),
+        (None, "cannot read the key"),
+    ],
+    ids=["text", "empty", "binary", "no PEM", "RSA", "folder"],
+)
+def test_a_file_that_is_no_published_key_is_named_and_not_the_certificate(tmp_path, content, told):
+    file = tmp_path / "issuer.pem"
+    file.mkdir() if content is None else file.write_bytes(content)
+    with pytest.raises(KeyFileError, match=rf"issuer\.pem.*{told}|{told} .*issuer\.pem"):
+        read_published(file)
+
+
+def test_keys_that_an_issuer_published_are_read(tmp_path):
+    other = pem(Ed25519PrivateKey.generate())
+    (tmp_path / "issuer.pem").write_text(other + pem(KEY))
+    assert verify(SIGNED, read_published(tmp_path / "issuer.pem"))["ticket"] == "t-1"
+
+
+@pytest.mark.parametrize("trusted", ["", "a letter"])
+def test_a_trusted_key_that_is_none_is_blamed_and_never_left_out(trusted):
+    with pytest.raises(CertificateError, match="trusted key is no public key"):
+        verify(SIGNED, trusted)

@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from infra import database
 from registry import tables
+from registry.errors import StateError
 from tasks import metrics
 
 
@@ -87,3 +88,12 @@ def test_the_endpoint_and_the_textfile_say_the_same(tmp_path):
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
         served = samples(answer.read().decode())
     assert served.keys() == samples((tmp_path / "deciduous.prom").read_text()).keys()
+
+
+@pytest.mark.usefixtures("catalog")
+def test_a_port_that_is_taken_and_a_file_without_a_folder_are_named(tmp_path):
+    port = metrics.serve(0)
+    with pytest.raises(StateError, match=f"{port}: Address already in use; name another port"):
+        metrics.serve(port)
+    with pytest.raises(StateError, match=r"x\.prom: No such file or directory; make its folder"):
+        metrics.write_textfile(tmp_path / "nowhere" / "x.prom")
