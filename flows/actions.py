@@ -29,6 +29,8 @@ from tasks.retirement import check_reinstate, refuse_mixture, reinstate_adapter,
 
 Record = dict[str, Any]
 
+NONE_KNOWN = "no record of them is known"
+
 
 def run_stream(stream: Stream, limit: int | None) -> Record:
     opening.open_home()
@@ -86,11 +88,14 @@ def erase(
 ) -> Record:
     """Open a ticket and work it, or go on with one. Subjects become keyed hashes before anything is written."""
     opening.open_home()
-    if ticket_id is None:
+    if ticket_id is not None:
+        _require_own(stream, ticket_id, bool(subjects or records or file or approximate))
+    else:
         targets = _targets(stream, subjects, records, file)
         ticket_id = tickets.open_ticket(stream, targets, getuser(), approximate).ticket_id
     closed = follow(ticket_id) if deploying.is_deployed("forget", stream) else forget(ticket_id)
-    return {**asdict(closed), "certificate": opening.certificate_path(ticket_id)}
+    told = {} if closed.records else {"note": f"{NONE_KNOWN}; they are kept out from now on"}
+    return {**asdict(closed), **told, "certificate": opening.certificate_path(ticket_id)}
 
 
 def follow(ticket_id: str) -> Ticket:
@@ -117,14 +122,33 @@ def plan_erasure(
 ) -> Record:
     """The closure of a ticket, its plan and its price; opens nothing."""
     opening.open_home()
-    named = _targets(stream, subjects, records, file) if ticket_id is None else tickets.targets_of_ticket(ticket_id)
+    if ticket_id is not None:
+        _require_own(stream, ticket_id, bool(subjects or records or file))
+        named = tickets.targets_of_ticket(ticket_id)
+    else:
+        named = _targets(opening.stream_of(stream).name, subjects, records, file)
     plan, found = forgetting.make_plan(stream, named)
+    count = sum(map(len, found.values()))
     return {
-        "records": sum(map(len, found.values())),
+        "records": count,
+        **({} if count else {"note": f"{NONE_KNOWN}; a ticket keeps them out from then on"}),
         "shards": plan.shard_ids,
         "repairs": [asdict(repair) for repair in plan.repairs],
         "rows_to_train_again": plan.rows_to_train,
     }
+
+
+def _require_own(stream: str, ticket_id: str, names_more: bool) -> None:
+    """A ticket is worked as it was opened, in its own stream."""
+    if names_more:
+        raise StateError(
+            f"ticket {ticket_id!r} names what it forgets already: give --ticket alone, or open another ticket with "
+            "--subject, --record, --file or --approximate"
+        )
+    if (owner := tickets.read_ticket(ticket_id).stream) != stream:
+        raise StateError(
+            f"ticket {ticket_id!r} is one of stream {owner!r}: deciduous erase {owner} --ticket {ticket_id}"
+        )
 
 
 def _targets(stream: str, subjects: Sequence[str], records: Sequence[str], file: Path | None) -> list[tuple[str, str]]:
@@ -133,18 +157,25 @@ def _targets(stream: str, subjects: Sequence[str], records: Sequence[str], file:
         subjects, records = [*subjects, *listed["subject"]], [*records, *listed["record"]]
     if not subjects and not records:
         raise StateError("nothing to erase: give --subject, --record or --file")
+    if not all(name.strip() for name in (*subjects, *records)):
+        raise StateError("a --subject or --record is blank, and a blank names nobody; give the name or the id")
     return tickets.resolve_targets(stream, subjects, records)
 
 
 def _listed(file: Path) -> dict[str, list[str]]:
+    """The names by column; an empty cell names nobody."""
     try:
-        with file.open(newline="", encoding="utf-8") as handle:
+        with file.open(newline="", encoding="utf-8-sig") as handle:  # Excel begins a file with a mark
             rows = list(csv.DictReader(handle))
     except OSError as error:
         raise SourceError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SourceError(f"{file} is not UTF-8, so names in it could be others; save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise SourceError(f"{file} is no CSV: {error}; save it as CSV in UTF-8") from None
     if not rows or not {"subject", "record"} & set(rows[0]):
         raise SourceError(f"{file} needs a header with a column `subject` or `record`, and rows")
-    return {kind: [row[kind] for row in rows if row.get(kind)] for kind in ("subject", "record")}
+    return {kind: [row[kind] for row in rows if (row.get(kind) or "").strip()] for kind in ("subject", "record")}
 
 
 def merge(stream: str, adapters: Sequence[str], dry_run: bool) -> Record:

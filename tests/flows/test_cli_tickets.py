@@ -9,8 +9,9 @@ import pytest
 
 from flows.learn import learn
 from registry.sections import Approval
+from tasks import tickets
 from tests.flows.conftest import deliver, make_stream
-from tests.flows.test_cli import call
+from tests.flows.test_cli import call, known
 
 pytestmark = pytest.mark.usefixtures("ready")
 VERIFY = "import sys; from flows.cli import main; sys.argv[0] = 'deciduous'; main()"
@@ -99,3 +100,56 @@ def test_people_take_a_ticket_through_its_states(ask, backbone, inbox):
     assert ask("erase", "by-hand", "--subject", "person-2")[0] == 1
     denied = ask("ls", "tickets", "--stream", "by-hand")[1][-1]["ticket_id"]
     assert ask("ticket", "deny", denied, "--by", "ann", "--reason", "identity not shown")[1]["state"] == "denied"
+
+
+@pytest.fixture
+def opened(backbone, inbox):
+    """A ticket of a stream that has learned nothing."""
+    stream = known("unlearned", backbone, inbox)
+    return tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["ann"], []), "test").ticket_id
+
+
+@pytest.mark.parametrize("more", [("--subject", "bo"), ("--record", "7"), ("--file", "ids.csv"), ("--approximate",)])
+def test_a_ticket_names_what_it_forgets_itself(ask, opened, more):
+    code, errors = ask("erase", "unlearned", "--ticket", opened, *more)
+    assert (code, "give --ticket alone" in errors) == (1, True)
+
+
+def test_a_dry_run_of_a_ticket_takes_no_names_either(ask, opened):
+    code, errors = ask("erase", "unlearned", "--ticket", opened, "--subject", "bo", "--dry-run")
+    assert (code, "give --ticket alone" in errors) == (1, True)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_a_ticket_is_worked_in_its_own_stream(ask, opened, dry):
+    code, errors = ask("erase", "by-file", "--ticket", opened, *dry)
+    assert (code, f"deciduous erase unlearned --ticket {opened}" in errors) == (1, True)
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("named", [("--subject", ""), ("--record", " "), ("--subject", "ann", "--subject", "\u3000")])
+def test_a_blank_names_nobody(ask, opened, named, dry):
+    code, errors = ask("erase", "unlearned", *named, *dry)
+    assert (code, "a blank names nobody" in errors) == (1, True), opened
+
+
+def test_a_ticket_that_reaches_no_record_says_so(ask, opened):
+    code, planned = ask("erase", "unlearned", "--subject", "nobody", "--dry-run")
+    assert (code, planned["records"]) == (0, 0)
+    assert planned["note"] == "no record of them is known; a ticket keeps them out from then on"
+    code, closed = ask("erase", "unlearned", "--ticket", opened)
+    assert (code, closed["state"], closed["records"]) == (0, "complete", 0)
+    assert closed["note"] == "no record of them is known; they are kept out from now on"
+
+
+def test_what_goes_into_a_pipe_shows_whole_ids(capsys, monkeypatch, opened):
+    assert opened in call(capsys, monkeypatch, "ls", "tickets", "--stream", "unlearned")[1]
+
+
+def test_a_file_that_excel_wrote_is_read(ask, opened, tmp_path):
+    (tmp_path / "ids.csv").write_text("subject\nJürgen\n", encoding="utf-8-sig")
+    code, planned = ask("erase", "unlearned", "--file", str(tmp_path / "ids.csv"), "--dry-run")
+    assert (code, planned["records"]) == (0, 0), opened
+    (tmp_path / "ids.csv").write_text("subject\nJürgen\n", encoding="latin-1")
+    code, errors = ask("erase", "unlearned", "--file", str(tmp_path / "ids.csv"), "--dry-run")
+    assert (code, "ids.csv is not UTF-8" in errors) == (1, True)
