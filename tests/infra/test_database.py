@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from infra import database
 from infra.disk_sweep import sweep_files
-from infra.errors import UnreachableError
+from infra.errors import SettingsError, UnreachableError
 
 
 @pytest.fixture
@@ -116,3 +116,10 @@ def test_database_that_is_down_names_itself_and_hides_the_password(set_variable)
     with pytest.raises(UnreachableError, match="DECIDUOUS_DATABASE_URL") as caught:
         database.migrate()
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["foo://x", "no address"])
+def test_an_address_of_no_database_names_the_forms_there_are(set_variable, url):
+    set_variable("DATABASE_URL", url)
+    with pytest.raises(SettingsError, match=r"of no known form .*postgresql.*sqlite:///FILE"):
+        database.migrate()

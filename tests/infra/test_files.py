@@ -6,8 +6,11 @@ import sys
 import threading
 from dataclasses import replace
 
+import pytest
+
 from infra import children
-from infra.files import create_private, locked, write_private
+from infra.errors import FolderError
+from infra.files import create_private, locked, make_folder, write_private
 
 
 def test_the_first_writer_wins_and_the_file_is_private(tmp_path):
@@ -65,3 +68,10 @@ def test_end_takes_the_whole_family():
         assert all(child.is_alive() for child in family)
         children.end(family[0], grace=5)
         assert not any(child.is_alive() for child in family)
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_folder_where_a_file_lies_names_the_remedy(tmp_path, place):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(FolderError, match=f"{place} cannot be made: .*--home"):
+        make_folder(tmp_path / place)

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from pydantic import ValidationError
 
 from infra import keys, signing
-from infra.errors import KeyFileError
+from infra.errors import KeyFileError, SettingsError
 from infra.settings import Settings, settings
 
 
@@ -47,6 +47,16 @@ def test_repr_and_errors_show_no_secret():
     with pytest.raises(ValidationError) as caught:
         Settings(hash_key="s3cret-short")
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_wrong_variable_is_named_without_its_value(set_variable):
+    set_variable("THREADS", "abc")
+    set_variable("HASH_KEY", "s3cret-short")
+    with pytest.raises(
+        SettingsError, match=r"DECIDUOUS_HASH_KEY: .*DECIDUOUS_THREADS: Input should be a valid"
+    ) as told:
+        settings()
+    assert "s3cret" not in str(told.value)
 
 
 def test_settings_are_frozen():

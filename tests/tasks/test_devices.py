@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from infra.errors import SettingsError
 from infra.settings import settings
 from registry.errors import StateError
 from registry.stream import Stream
@@ -36,7 +37,7 @@ def test_a_gpu_that_is_not_there_is_an_error(set_variable):
 
 def test_a_device_that_is_none_is_refused(set_variable):
     set_variable("DEVICE", "gpu")
-    with pytest.raises(ValueError, match="device"):
+    with pytest.raises(SettingsError, match="DECIDUOUS_DEVICE"):
         settings()
 
 

@@ -258,3 +258,22 @@ def test_every_row_is_accepted_or_has_a_reason(rows):
     reading = read(table)
     assert len(reading.rows) + len(reading.quarantined) == len(table)
     assert all(q.reason for q in reading.quarantined)
+
+
+@pytest.mark.parametrize(
+    ("uri", "data", "told"),
+    [
+        ("x.csv", b"", "it is empty"),
+        ("x.jsonl", b"\n", "it is empty"),
+        ("x.jsonl", b'[{"id": "1", "who": "a"}]\n', "no line of it is a JSON object"),
+        ("x.csv", b"id;who;text;y\n1;a;hello;ham\n", "cut at its commas, names others"),
+        ("X.JSONL", b'{"id": "1", "words": "hello"}\n', "it has id, words"),
+    ],
+)
+def test_an_object_without_the_columns_says_what_it_is_instead(uri, data, told):
+    with pytest.raises(SourceError, match=rf"{uri} has no column for .*; .*{told}.*correct the object, or `columns`"):
+        read_bytes(data, uri)
+
+
+def test_an_ending_in_upper_case_says_the_same():
+    assert [row.input for row in read_bytes(lines(row("1")), "X.JSONL").rows] == [row("1")["text"].encode()]

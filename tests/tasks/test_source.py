@@ -1,6 +1,7 @@
 """Which files and keys become objects, whatever they are called and wherever they point."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -86,3 +87,54 @@ def test_a_batch_of_a_million_rows_stays_within_three_kilobytes_a_row(kind):
     ]
     print(f"{kind}: {peaks[0] / 1e6:.0f} MB for 1e3 rows, {peaks[1] / 1e6:.0f} MB for 1e6")
     assert (peaks[1] - peaks[0]) / 999_000 < 3000
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("gs://bucket/in", "neither an s3:// address nor a path"),
+        ("file:///tmp/in", "neither an s3:// address nor a path"),
+        ("s3:///in/*.csv", "names no bucket"),
+        ("/nowhere/*.csv", "matches no .parquet, .jsonl, .csv object; check the folder and pattern"),
+    ],
+)
+def test_an_address_that_leads_nowhere_is_refused_by_name(address, told):
+    with pytest.raises(SourceError, match=re.escape(address) + ".* " + re.escape(told)):
+        source.list_objects(address)
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_named():
+    with pytest.raises(SourceError, match="bucket 'no-such-bucket' cannot be listed"):
+        source.list_objects("s3://no-such-bucket/in/")
+    with pytest.raises(SourceError, match="there is no bucket 'no-such-bucket'"):
+        source.fetch("s3://no-such-bucket/in/x.csv", "")
+
+
+def test_a_pattern_may_stand_for_folders(tmp_path):
+    for name in ("in1/b.jsonl", "in2/b.jsonl", "in2/deep/b.jsonl", "out/b.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+
+    def found(pattern):
+        return [os.path.relpath(uri, tmp_path) for uri, _ in source.list_objects(f"{tmp_path}/{pattern}")]
+
+    assert found("in*/b.jsonl") == ["in1/b.jsonl", "in2/b.jsonl"]
+    assert found("in2/**/*.jsonl") == ["in2/b.jsonl", "in2/deep/b.jsonl"]
+    assert found("**/b.jsonl") == ["in1/b.jsonl", "in2/b.jsonl", "in2/deep/b.jsonl", "out/b.jsonl"]
+
+
+def test_endings_may_be_upper_case_in_a_folder_and_in_a_bucket(s3, bucket, tmp_path):
+    (tmp_path / "X.CSV").write_text("id,text\n")
+    s3.put_object(Bucket=bucket, Key="in/Y.JSONL", Body=b"{}")
+    assert names(tmp_path) == ["X"]
+    assert names(f"s3://{bucket}/in/") == ["Y"]
+
+
+def test_files_of_other_endings_are_named(tmp_path, caplog):
+    for name in ("a.csv", "b.xlsx", "notes.txt"):
+        (tmp_path / name).write_text("id,text\n")
+    with caplog.at_level("INFO", "deciduous"):
+        assert names(tmp_path) == ["a"]
+    assert "2 files are left out" in caplog.text
+    assert "'b.xlsx', 'notes.txt'" in caplog.text
