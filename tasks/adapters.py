@@ -66,7 +66,7 @@ def join_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Adapter:
     """Reuse: the weights stay, the shard's labels join the statistics under this adapter."""
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
-    epoch = begin_work(stream.name, [shard.shard_id])
+    epoch = begin_work(stream.name, [shard.shard_id], [adapter])
     joined = replace(adapter, serves=tuple(dict.fromkeys((*adapter.serves, shard.shard_id))))
     stored = store_statistics(stream, joined, statistics_under(stream, [shard], load_weights(adapter)))
     with database.transaction() as session:

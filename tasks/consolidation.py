@@ -119,7 +119,7 @@ def _try_merge(stream: Stream, parent_ids: tuple[str, ...]) -> _Trial:
         refuse_gone(parents)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
     merged = _merged(parents, stream.consolidation.operator)
-    epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves})
+    epoch = begin_work(stream.name, {*merged.shard_ids, *merged.serves}, parents)
     merged, drafts = closed_forms(stream, merged, merged_weights(parents, merged.recipe))
     others = [a for a in serving if a.adapter_id not in parent_ids]
     before = _scores(stream, load_model(current_manifest(stream, adapters=serving)), parents)

@@ -5,15 +5,15 @@ and whether the manifest names a blob that a ticket condemned. The second holds 
 the records are gone from the catalog and an artifact was not rebuilt.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import catalog, lineage, suppression, tickets
+from registry import catalog, lineage, ownership, suppression, tickets
 from registry.errors import StaleEpochError, SuppressedRecordError
-from registry.records import TicketState
+from registry.records import Adapter, TicketState
 from tasks.exclusion import naming
 from tasks.identity import catalog_key
 from tasks.manifests import Manifest, digests_in, without
@@ -64,19 +64,35 @@ def _unproven(session: Session, stream: str) -> set[str]:
     return found
 
 
-def begin_work(stream: str, shard_ids: Collection[int]) -> int:
+def begin_work(stream: str, shard_ids: Collection[int], starting_from: Sequence[Adapter] = ()) -> int:
     """The deletion epoch at which work on these shards begins: whoever stores its result gives it to `check_epoch`.
 
-    Raises SuppressedRecordError while a ticket has rows to drop from one of them."""
+    Raises SuppressedRecordError while a ticket has rows to drop from one of them, or one of the adapters whose weights
+    the work starts from to rebuild."""
     with database.transaction() as session:
         epoch = catalog.stream_epoch(session, stream, lock=True)
         tainted = tainted_shards(session, stream) & set(shard_ids)
+        refuse_condemned(session, stream, starting_from)
     if tainted:
         raise SuppressedRecordError(
             f"shards {sorted(tainted)} hold records that a deletion ticket names; finish the open tickets of stream "
             f"{stream!r} first, then run the batch again"
         )
     return epoch
+
+
+def refuse_condemned(session: Session, stream: str, adapters: Sequence[Adapter]) -> None:
+    """Raise SuppressedRecordError where a ticket has to rebuild one of them or to compare it: what is made of its
+    weights has other bytes, which nobody condemned."""
+    stored = ownership.objects_of(session, [adapter.node for adapter in adapters])
+    weights = {each.sha256: each.owner.removeprefix("adapter:") for each in stored if each.kind == "weights"}
+    reached = {weights[sha256] for sha256 in suppression.condemned(session, stream, weights)}
+    reached |= _unproven(session, stream) & {adapter.adapter_id for adapter in adapters}
+    if reached:
+        raise SuppressedRecordError(
+            f"deleted records shaped the adapters {sorted(reached)}, which are not rebuilt and compared yet; finish the "
+            f"open tickets of stream {stream!r} first, reopen those that are exceptions, then try again"
+        )
 
 
 def check_epoch(session: Session, stream: str, started: int | None, what: str) -> None:

@@ -23,6 +23,7 @@ from tasks.narration import say
 from tasks.policies.promotion import merge_is_kept
 from tasks.policies.retirement import Retirement, Routing, choose_retirements
 from tasks.prediction_log import predictions_since
+from tasks.release import refuse_condemned
 from tasks.retries import step
 from tasks.shift import KNOWN
 
@@ -151,7 +152,8 @@ def refuse_mixture(adapter_id: str) -> None:
 def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
     """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
 
-    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place.
+    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place, and
+    SuppressedRecordError where a ticket has to rebuild it first.
     """
     with database.transaction() as session:
         adapter = _require_retired(session, stream, adapter_id)
@@ -173,4 +175,5 @@ def _require_retired(session: Session, stream: Stream, adapter_id: str) -> Adapt
     if adapter.state != AdapterState.RETIRED or heirs:
         why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
         raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
+    refuse_condemned(session, stream.name, [adapter])
     return adapter

@@ -18,7 +18,18 @@ from registry.errors import CertificateError, StaleEpochError, StateError, Suppr
 from registry.records import AdapterState, BatchState, TicketState, VersionState
 from registry.sections import Approval
 from registry.tables import TicketEventRow
-from tasks import adapters, auditing, batches, blobs, consolidation, exclusion, manifests, rebuilding, registration
+from tasks import (
+    adapters,
+    auditing,
+    batches,
+    blobs,
+    consolidation,
+    exclusion,
+    manifests,
+    rebuilding,
+    registration,
+    retirement,
+)
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
@@ -500,6 +511,30 @@ def power_cut(*_):
 def weights_of(adapter_id: str) -> str:
     with database.transaction() as session:
         return ownership.find_object(session, f"adapter:{adapter_id}", "weights").sha256
+
+
+def test_nothing_is_made_of_weights_that_a_broken_off_deletion_condemned(backbone, tmp_path, monkeypatch):
+    """The rows are dropped, the adapters still hold them: what is made of their weights would have other bytes."""
+    stream = learned_stream("broken-off", backbone, tmp_path, merged=False)
+    first, second = serve_all(stream)
+    with database.transaction() as session:
+        shard = catalog.done_shards(session, stream.name)[0]
+    ticket = open_ticket(stream, "person-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(saga, "rebuild", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+        with pytest.raises(OSError, match="power cut"):
+            forget(ticket.ticket_id)
+    with pytest.raises(SuppressedRecordError, match="not rebuilt yet"):
+        consolidation.merge_adapters.fn(stream, (first, second))
+    with pytest.raises(SuppressedRecordError, match="not rebuilt yet"):
+        adapters.join_adapter.fn(stream, shard, second)
+    retirement.retire_adapter.fn(second, "for this test")
+    with pytest.raises(SuppressedRecordError, match=second):
+        retirement.check_reinstate(stream, second)
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    retirement.reinstate_adapter.fn(stream, second, "it is rebuilt")
+    consolidation.merge_adapters.fn(stream, (first, second))
 
 
 def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the_stream(stream, inbox):
