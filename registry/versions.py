@@ -6,8 +6,8 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from registry.errors import UnknownIdError
-from registry.records import ModelVersion, VersionState
-from registry.tables import AccuracyRow, AliasEventRow, BatchRow, VersionRow
+from registry.records import BatchState, ModelVersion, VersionState
+from registry.tables import AccuracyRow, AliasEventRow, BatchRow, VersionRow, in_chunks
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 
@@ -59,11 +59,21 @@ def versions(session: Session, stream: str, *states: VersionState) -> list[Model
 
 
 def registered_since(session: Session, stream: str, batch_ids: Iterable[str]) -> list[int]:
-    """Versions, erased ones apart, from the first that one of these batches led to: all that may rest on them."""
-    causes = [find_by_cause(session, stream, f"batch:{batch_id}") for batch_id in batch_ids]
-    firsts = [version.version for version in causes if version is not None]
+    """Versions, erased ones apart, since the first of these batches was received: all that may rest on them.
+
+    A join, a refresh or growth changes an adapter before its batch leads to a version, and whatever is registered
+    meanwhile holds it. Clocks of several machines differ: never later than the first version that a batch led to. What
+    is held or discarded changed nothing."""
+    named = list(batch_ids)
+    causes = [find_by_cause(session, stream, f"batch:{batch_id}") for batch_id in named]
+    firsts = {version.version for version in causes if version is not None}
+    for chunk in in_chunks(named):
+        these = BatchRow.batch_id.in_(chunk), BatchRow.state.not_in([BatchState.HELD, BatchState.DISCARDED])
+        received = select(func.min(BatchRow.received_at)).where(*these).scalar_subquery()
+        later = VersionRow.stream == stream, VersionRow.created_at >= received
+        firsts.add(session.scalar(select(func.min(VersionRow.version)).where(*later)) or BEYOND)
     known = versions(session, stream, VersionState.READY, VersionState.QUARANTINED)
-    return [version.version for version in known if firsts and version.version >= min(firsts)]
+    return [version.version for version in known if version.version >= min(firsts, default=BEYOND)]
 
 
 def stand_ins(session: Session, stream: str) -> set[int]:

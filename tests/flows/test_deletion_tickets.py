@@ -42,6 +42,7 @@ from tasks.rows import held_out, trainable
 from tasks.shards import load_rows
 from tests.flows.adversary import (
     assert_complete,
+    assert_nothing_tainted_serves,
     champion_of,
     forget,
     learn,
@@ -132,6 +133,11 @@ def every_run(stream) -> set[str]:
     client = tracking.prepare_tracking()
     found = client.search_runs([tracking.experiment(client, stream.name)], run_view_type=ViewType.ALL)
     return {run.info.run_id for run in found}
+
+
+def ready_versions(stream) -> list[int]:
+    with database.transaction() as session:
+        return [found.version for found in versions.versions(session, stream.name, VersionState.READY)]
 
 
 def in_the_middle_of(monkeypatch, module, name: str, happens):
@@ -547,6 +553,30 @@ def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the
     assert batches.unfinished_batches.fn(stream) == []
     with database.transaction() as session:
         assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
+
+
+def test_a_version_that_holds_an_unfinished_batch_is_withdrawn_with_it(backbone, tmp_path):
+    """The batch joined an adapter, its run ended, and another ticket registered that adapter."""
+    stream = make_stream("joined", backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/joined/*.parquet")
+    of_batch = {name: deliver(tmp_path, name, ["red", "blue"], rows=60) for name in ("01", "02")}
+    put_in_inbox(stream.name, "01", of_batch["01"])
+    learn(stream)
+    (adapter,) = serve_all(stream)
+    put_in_inbox(stream.name, "02", [{**row, "who": f"later-{row['who']}"} for row in of_batch["02"]])
+    ((uri, tag),) = batches.discover.fn(stream)
+    batch = batches.read_batch.fn(stream, uri, tag)
+    batches.encode_batch.fn(stream, batch)
+    adapters.join_adapter.fn(stream, batch.shards[0], adapter)
+    forget(open_ticket(stream, "person-3").ticket_id)
+    holding = champion_of(stream)
+    (served,) = manifests.load_manifest(stream.name, holding)["adapters"]
+    assert batch.shards[0].shard_id in [part["shard_id"] for part in served["statistics"]]
+    ticket = open_ticket(stream, "later-person-3")
+    assert champion_of(stream) is None
+    assert_nothing_tainted_serves(stream)
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert holding not in ready_versions(stream)
 
 
 def test_a_merge_goes_with_its_parents_where_each_has_too_few_rows_and_both_have_enough(backbone, tmp_path):
