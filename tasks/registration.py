@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
+from sqlalchemy.orm import Session
+
 from infra import database, tracking
 from registry import catalog, models, ownership, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
@@ -21,7 +23,7 @@ from tasks.packaging import packed_model
 from tasks.policies.guarantee import is_clean
 from tasks.release import check_release, clean_part
 from tasks.retries import step
-from tasks.saga import Detail
+from tasks.saga import Detail, once
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class Change:
     """What a version is registered for."""
 
     cause: str
-    """'batch:ID', 'merge:ID' or 'ticket:ID': a repeated run finds the version by it."""
+    """'batch:ID', 'merge:ID' or 'ticket:ID': a repeated run finds the version by it, where it would be the same one."""
     reason: str
     decisions: tuple[Decision, ...] = ()
 
@@ -53,23 +55,25 @@ def register_change(stream: Stream, cause: str, reason: str, epoch: int | None) 
 
 
 @step("register-ticket:{together[0].ticket_id}")
-def register_rebuilt(
-    stream: Stream, together: Sequence[Ticket], rebuilt: Detail, compared: Detail
-) -> ModelVersion | None:
-    """The version without the tickets' records, promoted; None when no shard is left to answer from.
+def register_rebuilt(stream: Stream, together: Sequence[Ticket], rebuilt: Detail, compared: Detail) -> Detail:
+    """The version without the tickets' records, promoted; none when no shard is left to answer from.
 
     What a ticket that took effect meanwhile names is left out: it is worked next. Nothing is registered where an
     artifact differs from one made without the records. No accuracy gate: what was withdrawn must not come back because
-    it was better.
+    it was better. Once: tickets that are reopened from the purge on leave the champion of the day.
     """
-    if not all(map(is_clean, compared["compared"].values())):
-        return None
-    names = ", ".join(ticket.ticket_id for ticket in together)
-    done = f"rebuilt without the records of {names}"
-    if suppressed := rebuilt.get("suppressed"):
-        done = f"an interim: {', '.join(suppressed)} suppressed, not deleted (guarantee A), for {names}"
-    change = Change(f"ticket:{together[0].ticket_id}", done)
-    return _register_clean(stream, change, measured=True)
+
+    def work() -> Detail:
+        if not all(map(is_clean, compared["compared"].values())):
+            return {"version": None}
+        names = ", ".join(ticket.ticket_id for ticket in together)
+        done = f"rebuilt without the records of {names}"
+        if suppressed := rebuilt.get("suppressed"):
+            done = f"an interim: {', '.join(suppressed)} suppressed, not deleted (guarantee A), for {names}"
+        version = _register_clean(stream, Change(f"ticket:{together[0].ticket_id}", done), measured=True)
+        return {"version": version and version.version}
+
+    return once(together, "register", work)
 
 
 @step("stand-in-{ticket_id}")
@@ -115,8 +119,8 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
         known = versions.find_by_cause(session, stream.name, change.cause)
         check_release(session, manifest, f"the version for {change.cause}")
         shards = catalog.shards(session, [shard["shard_id"] for shard in manifest["shards"]])
-    if known is not None and known.state == VersionState.READY:
-        return known
+        if known is not None and known.state == VersionState.READY and _is_of(session, known, manifest):
+            return known
     shards = shards if measured else []
     scores = score_shards(stream, load_model(manifest), shards)
     with tracking.asking():
@@ -142,6 +146,12 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
     accuracy = "not measured" if version.accuracy is None else f"held-out accuracy {version.accuracy:.3f}"
     say(f"  version {number} of {stream.name} registered, {accuracy}")
     return version
+
+
+def _is_of(session: Session, known: ModelVersion, manifest: Manifest) -> bool:
+    """Whether the version's manifest is this one but for the epoch, which tickets for others raise."""
+    digest = sha256(blobs.json_bytes({**manifest, "epoch": known.epoch})).hexdigest()
+    return versions.manifest_digest(session, known.stream, known.version) == digest
 
 
 def _publish(

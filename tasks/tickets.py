@@ -27,7 +27,7 @@ APPROXIMATE = "approximate"
 """Noted like a step where a ticket is worked approximately first; reopened, it is worked exactly."""
 
 LAST_STEPS = ("purge", "sweep", "certify")
-ALL_STEPS = (APPROXIMATE, "quarantine", "drop", "rebuild", "compare", "monitor", *LAST_STEPS)
+ALL_STEPS = (APPROXIMATE, "quarantine", "drop", "rebuild", "compare", "monitor", "register", *LAST_STEPS)
 
 SERVED = ("statistics", "weights", "descriptor")
 """Kinds of blobs that a version's manifest names."""

@@ -555,6 +555,34 @@ def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the
         assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
 
 
+def test_a_reopened_ticket_leaves_the_champion_that_came_after_it(backbone, tmp_path, monkeypatch):
+    """Its markers were out of reach, and the stream learned another batch before they were back."""
+    source = f"s3://{settings().inbox_bucket}/came-after/*.parquet"
+    stream = make_stream("came-after", backbone, tmp_path, source=source)
+    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
+    learn(stream)
+    ticket = open_ticket(stream, "person-3")
+    markers, elsewhere = escrow(ticket.ticket_id), tmp_path / "markers"
+    in_the_middle_of(monkeypatch, saga, "rebuild", lambda: markers.rename(elsewhere))
+    forget(ticket.ticket_id)
+    assert "no marker" in state_of(ticket.ticket_id).note
+    put_in_inbox(stream.name, "02", deliver(tmp_path, "02", ["green", "gold"], rows=60))
+    learn(stream)
+    champion, ready = champion_of(stream), ready_versions(stream)
+    elsewhere.rename(markers)
+    opening.reopen_ticket(ticket.ticket_id, "ann", "the markers are back")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert (champion_of(stream), ready_versions(stream)) == (champion, ready)
+
+    # a repeated change finds its version only where it would register the same
+    again = [registration.register_change.fn(stream, f"ticket:{ticket.ticket_id}", "again", None) for _ in range(2)]
+    assert again[0].version > champion
+    assert again[1] == again[0]
+    served = manifests.load_manifest(stream.name, again[0].version)["shards"]
+    assert served == manifests.load_manifest(stream.name, champion)["shards"]
+
+
 def test_a_version_that_holds_an_unfinished_batch_is_withdrawn_with_it(backbone, tmp_path):
     """The batch joined an adapter, its run ended, and another ticket registered that adapter."""
     stream = make_stream("joined", backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/joined/*.parquet")
