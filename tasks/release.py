@@ -90,7 +90,7 @@ def refuse_condemned(session: Session, stream: str, adapters: Sequence[Adapter])
     reached |= _unproven(session, stream) & {adapter.adapter_id for adapter in adapters}
     if reached:
         raise SuppressedRecordError(
-            f"deleted records shaped the adapters {sorted(reached)}, which are not rebuilt and compared yet; finish the "
+            f"deleted records shaped the adapters {sorted(reached)}, which are not rebuilt and compared; finish the "
             f"open tickets of stream {stream!r} first, reopen those that are exceptions, then try again"
         )
 
