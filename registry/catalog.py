@@ -218,7 +218,10 @@ def reopen_batch(session: Session, batch_id: str) -> Batch:
 def discard_batch(session: Session, batch_id: str) -> None:
     """Let go of a held batch's records and of all that was stored of it; that it came, and why it was held, stays."""
     batch = require_held(session, batch_id)
-    session.execute(delete(RecordRow).where(RecordRow.shard_id.in_([shard.shard_id for shard in batch.shards])))
+    theirs = RecordRow.shard_id.in_([shard.shard_id for shard in batch.shards])
+    subjects = session.scalars(select(RecordRow.subject_id).where(theirs).distinct()).all()
+    session.execute(delete(RecordRow).where(theirs))
+    drop_subjects(session, subjects)
     for owner in (batch.node, *(shard.node for shard in batch.shards)):
         ownership.drop_objects(session, owner)
     set_batch_state(session, batch_id, BatchState.DISCARDED, "discarded by hand")
@@ -262,6 +265,13 @@ def _subject_ids(session: Session, keys: Sequence[int]) -> dict[int, int]:
     session.add_all(new)
     session.flush()
     return known | {row.key: row.subject_id for row in new}
+
+
+def drop_subjects(session: Session, subject_ids: Sequence[int]) -> None:
+    """Drop those of the subjects that no record names any more."""
+    left = select(RecordRow.key).where(RecordRow.subject_id == SubjectRow.subject_id).exists()
+    for chunk in in_chunks(subject_ids):
+        session.execute(delete(SubjectRow).where(SubjectRow.subject_id.in_(chunk), ~left))
 
 
 def known_records(session: Session, keys: Sequence[int]) -> set[int]:

@@ -9,7 +9,7 @@ from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, lineage, ownership, suppression, tickets, versions
 from registry.errors import StateError
-from registry.records import AdapterState, Ticket, TicketState
+from registry.records import AdapterState, BatchState, Ticket, TicketState
 from registry.stream import Stream
 from registry.tickets import WAITING
 from tasks.alias_moves import mirror_aliases, withdraw_versions
@@ -21,6 +21,9 @@ from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
 from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, is_shaped
+
+LISTED = [state for state in BatchState if state != BatchState.DISCARDED]
+"""Of the batches whose refused rows are listed."""
 
 
 @step("begin-{ticket_id}")
@@ -112,11 +115,13 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
 
 
 def _batches_that_refused(stream: Stream, together: Sequence[Ticket]) -> set[str]:
-    """Batches whose list of refused rows names a target: such a row is no record, but it lies in the source object."""
+    """Batches whose list of refused rows names a target: such a row is no record, but it lies in the source object.
+
+    A discarded batch keeps no list: the purge looks through its source object whomever a ticket names."""
     with database.transaction() as session:
         targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
-        batches = [batch for batch in catalog.batches(session, stream.name) if batch.quarantined]
-    return {batch.batch_id for batch in batches if any(is_refused(row, targets) for row in load_quarantine(batch))}
+        listed = [batch for batch in catalog.batches(session, stream.name, *LISTED) if batch.quarantined]
+    return {batch.batch_id for batch in listed if any(is_refused(row, targets) for row in load_quarantine(batch))}
 
 
 def _counts(reached: Mapping[int, Sequence[int]]) -> Detail:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import ViewType
+from sqlalchemy import func, select
 
 from flows import forget as saga
 from infra import database, keys, storage, tracking
@@ -17,7 +18,7 @@ from registry import artifacts, catalog, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
 from registry.records import AdapterState, BatchState, TicketState, VersionState
 from registry.sections import Approval
-from registry.tables import TicketEventRow
+from registry.tables import SubjectRow, TicketEventRow
 from tasks import (
     adapters,
     auditing,
@@ -25,6 +26,7 @@ from tasks import (
     blobs,
     consolidation,
     exclusion,
+    held_batches,
     manifests,
     rebuilding,
     registration,
@@ -123,6 +125,26 @@ def move_first_batch(stream, uri: str) -> str:
             database.text("update batch set uri = :uri where batch_id = :id"), {"uri": uri, "id": batch.batch_id}
         )
     return batch.uri
+
+
+def in_our_inbox(name: str, backbone, folder, ending: str = "parquet"):
+    """A stream with one batch that it learned from our inbox bucket, 60 rows of ten persons."""
+    stream = make_stream(name, backbone, folder, source=f"s3://{settings().inbox_bucket}/{name}/*.{ending}")
+    rows = deliver(folder, "01", ["red", "blue"], rows=60)
+    {"parquet": put_in_inbox, "jsonl": put_lines}[ending](name, "01", rows)
+    learn(stream)
+    return stream
+
+
+def put_lines(stream: str, name: str, rows: list[dict], cut: int = 0) -> None:
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    key = f"{stream}/{name}.jsonl"
+    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=key, Body=body[: len(body) - cut])
+
+
+def lines_of(stream: str, name: str) -> list[dict]:
+    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream}/{name}.jsonl"}
+    return [json.loads(line) for line in storage.s3().get_object(**where)["Body"].read().splitlines()]
 
 
 def certificate_of(ticket_id: str) -> dict:
@@ -396,6 +418,25 @@ def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path
     learn(stream)  # the rewritten object is not a new batch
     with database.transaction() as session:
         assert len(catalog.batches(session, name)) == 1
+
+
+def test_a_discarded_batch_that_had_refused_rows_is_cleaned_by_name_and_holds_no_ticket_up(backbone, tmp_path):
+    """Its list of refused rows went with it; its source object still has their owners."""
+    stream = in_our_inbox("discarded", backbone, tmp_path, "jsonl")
+    rows = [{**row, "topic": None} for row in deliver(tmp_path, "02", ["red", "blue"], rows=30)]
+    put_lines(stream.name, "02", [{**row, "who": f"only-held-{n}"} for n, row in enumerate([*rows, rows[3]])])
+    learn(stream)
+    with database.transaction() as session:
+        (held,) = catalog.batches(session, stream.name, BatchState.HELD)
+        subjects = session.scalar(select(func.count()).select_from(SubjectRow))
+    assert held.quarantined == 1
+    held_batches.discard_batch.fn(held.batch_id)
+    with database.transaction() as session:
+        assert session.scalar(select(func.count()).select_from(SubjectRow)) == subjects - 30
+    ticket = open_ticket(stream, "only-held-30", "person-1")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert len(lines_of(stream.name, "02")) == 30
 
 
 def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):
