@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, ownership, tickets, versions
-from registry.errors import PurgeError, UnknownIdError
+from registry.errors import PurgeError, SourceError, UnknownIdError
 from registry.records import Batch, BatchState, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
@@ -135,15 +135,23 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
     """Write a batch's source object without the targets, if it lies in our inbox bucket; its old versions go.
 
     An object elsewhere belongs to its owner: the suppression list keeps its rows out, and the certificate says so.
+    Raises PurgeError for one that cannot be read.
     """
     with database.transaction() as session:
         batch = catalog.get_batch(session, batch_id)
     bucket, key = source.split_s3(batch.uri) if batch.uri.startswith("s3://") else ("", "")
     if bucket != settings().inbox_bucket:
         return False
-    _, data = source.fetch(batch.uri, "")
-    # a row that cannot be read may be anybody's: it was never learned from, and goes as well
-    named = named_rows(data, batch.uri, stream, by_kind(targets), or_unreadable=True)
+    if not _is_there(bucket, key):
+        # whoever delivered it took it away; its rows lie under the marker
+        artifacts.purge_keys(storage.s3(), bucket, [key])
+        return True
+    try:
+        _, data = source.fetch(batch.uri, "")
+        # a row that cannot be read may be anybody's: it was never learned from, and goes as well
+        named = named_rows(data, batch.uri, stream, by_kind(targets), or_unreadable=True)
+    except SourceError as error:
+        raise PurgeError(f"{error}, or delete it: nobody can say whose rows it holds") from None
     if any(named):
         data = without_rows(data, batch.uri, named)
         # known before it lies there: a crash in between must not make the rest of the batch a new batch
@@ -154,6 +162,11 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
     artifacts.abort_uploads(storage.s3(), bucket, [upload for upload in uploads if upload.key == key])
     _know(stream, batch, data, next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri))
     return True
+
+
+def _is_there(bucket: str, key: str) -> bool:
+    """Whether a reader gets the object: neither gone nor under a delete marker."""
+    return any(version.key == key for version in artifacts.list_current(storage.s3(), bucket, key))
 
 
 def _purge_older(bucket: str, key: str) -> None:

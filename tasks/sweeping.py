@@ -10,6 +10,7 @@ from pathlib import Path
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, models, ownership, row_sweep, versions
+from registry.errors import SourceError
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
@@ -86,13 +87,22 @@ def _count_records(targets: Set[tuple[str, str]]) -> int:
 
 
 def _named_in_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> int:
-    """Rows that the targets name in any version of a batch's source object, where it lies in our inbox."""
+    """Rows that the targets name in any version of a batch's source object, where it lies in our inbox.
+
+    A version that cannot be read counts for one."""
     with database.transaction() as session:
         uri = catalog.get_batch(session, batch_id).uri
     bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
     if bucket != settings().inbox_bucket:
         return 0
-    return sum(sum(named_rows(data, uri, stream, by_kind(targets))) for data in _every_version(bucket, key))
+    return sum(_count_named(stream, targets, uri, data) for data in _every_version(bucket, key))
+
+
+def _count_named(stream: Stream, targets: Set[tuple[str, str]], uri: str, data: bytes) -> int:
+    try:
+        return sum(named_rows(data, uri, stream, by_kind(targets)))
+    except SourceError:
+        return 1
 
 
 def _every_version(bucket: str, key: str) -> Iterator[bytes]:

@@ -439,6 +439,23 @@ def test_a_discarded_batch_that_had_refused_rows_is_cleaned_by_name_and_holds_no
     assert len(lines_of(stream.name, "02")) == 30
 
 
+def test_a_source_object_that_is_gone_or_broken_stops_no_ticket(backbone, tmp_path):
+    """Taken away, it lies under a delete marker; overwritten by what cannot be read, it is left and named."""
+    stream = in_our_inbox("taken-away", backbone, tmp_path)
+    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
+    storage.s3().put_object(**where, Body=b"PAR1 and no more")
+    ticket = open_ticket(stream, "person-3")
+    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
+    (refused,) = certificate_of(ticket.ticket_id)["purge"]["refused"]
+    assert "01.parquet cannot be read" in refused
+    assert "deliver it again, whole, or delete it" in refused
+    storage.s3().delete_object(**where)
+    opening.reopen_ticket(ticket.ticket_id, "ann", "it was taken away")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert artifacts.list_versions(storage.s3(), where["Bucket"], where["Key"]) == []
+
+
 def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):
     stream = learned_stream("emptied", backbone, tmp_path, subjects=10, merged=False)
     serve_all(stream)
