@@ -113,6 +113,17 @@ def _put_parts(s3: "S3Client", bucket: str, key: str, data: bytes) -> None:
         s3.upload_fileobj(BytesIO(data), bucket, key, Config=parts)
 
 
+def replace_object(s3: "S3Client", bucket: str, key: str, etag: str, data: bytes) -> str | None:
+    """Put bytes in the place of the object that has this ETag; returns theirs, None where another is there or none."""
+    with _named(s3, bucket, key):
+        try:
+            return s3.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')["ETag"]
+        except ClientError as error:
+            if _code(error) not in CONFLICT | MISSING:
+                raise
+    return None
+
+
 def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
     """The bytes. Raises MissingObjectError, or TamperedBlobError when they do not match the digest."""
     with _named(s3, bucket, key):

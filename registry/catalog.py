@@ -89,6 +89,12 @@ def known_deliveries(session: Session, stream: str) -> tuple[set[str], set[str]]
     return {digest for digest, _ in rows}, {tag for _, tag in rows}
 
 
+def batch_of(session: Session, stream: str, digest: str) -> str | None:
+    """The batch that a source object of this content was taken in as."""
+    row = session.get(DeliveryRow, (stream, digest))
+    return None if row is None else row.batch_id
+
+
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
     """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
     row = BatchRow(

@@ -67,8 +67,8 @@ def read_batch(stream: Stream, uri: str, tag: str) -> Batch | None:
 
     Raises SourceError when the object cannot be read or has no good row; nothing of it is kept then.
     """
-    delivery, data = source.fetch(uri, tag)
-    with taking_in(stream.name):
+    with taking_in(stream.name):  # held from here on: a purge may be rewriting the object
+        delivery, data = source.fetch(uri, tag)
         return _take_in(stream, delivery, data)
 
 

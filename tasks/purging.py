@@ -9,10 +9,10 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, ownership, tickets, versions
 from registry.errors import PurgeError, SourceError, UnknownIdError
-from registry.records import Batch, BatchState, Delivery, Ticket, VersionState
+from registry.records import BatchState, Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
-from tasks.exclusion import naming
+from tasks.exclusion import naming, taking_in
 from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
 from tasks.markers import load_markers, texts_of
@@ -24,6 +24,9 @@ from tasks.saga import Detail, once
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+TRIES = 3
+"""How often an object is read that somebody delivers anew before it is rewritten."""
 
 
 @step("purge-{together[0].ticket_id}")
@@ -135,33 +138,50 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str
     """Write a batch's source object without the targets, if it lies in our inbox bucket; its old versions go.
 
     An object elsewhere belongs to its owner: the suppression list keeps its rows out, and the certificate says so.
-    Raises PurgeError for one that cannot be read.
+    Raises PurgeError for one that cannot be read, or that is delivered anew as often as it is read.
     """
     with database.transaction() as session:
-        batch = catalog.get_batch(session, batch_id)
-    bucket, key = source.split_s3(batch.uri) if batch.uri.startswith("s3://") else ("", "")
+        uri = catalog.get_batch(session, batch_id).uri
+    bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
     if bucket != settings().inbox_bucket:
         return False
-    if not _is_there(bucket, key):
-        # whoever delivered it took it away; its rows lie under the marker
-        artifacts.purge_keys(storage.s3(), bucket, [key])
-        return True
+    with taking_in(stream.name):
+        for _ in range(TRIES):
+            if not _is_there(bucket, key):
+                # whoever delivered it took it away; its rows lie under the marker
+                artifacts.purge_keys(storage.s3(), bucket, [key])
+                return True
+            if _rewrite_current(stream, targets, uri):
+                _purge_older(bucket, key)
+                uploads = artifacts.list_uploads(storage.s3(), bucket, key)
+                artifacts.abort_uploads(storage.s3(), bucket, [upload for upload in uploads if upload.key == key])
+                return True
+    raise PurgeError(f"object {uri} was delivered anew each time it was read; wait until it stays, then purge again")
+
+
+def _rewrite_current(stream: Stream, targets: Set[tuple[str, str]], uri: str) -> bool:
+    """Write the object that a reader gets without the targets; False where another was put in its place meanwhile.
+
+    What was taken in is known afterwards too; what came under the same key since stays new, for the next run to learn.
+    """
     try:
-        _, data = source.fetch(batch.uri, "")
-        # a row that cannot be read may be anybody's: it was never learned from, and goes as well
-        named = named_rows(data, batch.uri, stream, by_kind(targets), or_unreadable=True)
+        delivery, data = source.fetch(uri, "")
+        with database.transaction() as session:
+            batch_id = catalog.batch_of(session, stream.name, delivery.digest)
+        # of what was taken in, a row that cannot be read may be anybody's: it was never learned from, and goes as well
+        named = named_rows(data, uri, stream, by_kind(targets), or_unreadable=batch_id is not None)
     except SourceError as error:
         raise PurgeError(f"{error}, or delete it: nobody can say whose rows it holds") from None
+    tag: str | None = delivery.tag
     if any(named):
-        data = without_rows(data, batch.uri, named)
-        # known before it lies there: a crash in between must not make the rest of the batch a new batch
-        _know(stream, batch, data, "")
-        storage.s3().put_object(Bucket=bucket, Key=key, Body=data)
-    _purge_older(bucket, key)
-    uploads = artifacts.list_uploads(storage.s3(), bucket, key)
-    artifacts.abort_uploads(storage.s3(), bucket, [upload for upload in uploads if upload.key == key])
-    _know(stream, batch, data, next(tag for uri, tag in source.list_objects(batch.uri) if uri == batch.uri))
-    return True
+        data = without_rows(data, uri, named)
+        if batch_id is not None:
+            # known before it lies there: a crash in between must not make the rest of the batch a new batch
+            _know(stream, batch_id, uri, data, "")
+        tag = source.replace_object(delivery, data)
+    if batch_id is not None and tag is not None:
+        _know(stream, batch_id, uri, data, tag)
+    return tag is not None
 
 
 def _is_there(bucket: str, key: str) -> bool:
@@ -172,16 +192,18 @@ def _is_there(bucket: str, key: str) -> bool:
 def _purge_older(bucket: str, key: str) -> None:
     """Remove every version of an object but the current one, also those that an interrupted purge left."""
     s3 = storage.s3()
+    before = artifacts.list_versions(s3, bucket, key)
+    # asked last: what is delivered after the listing is not in it
     current = s3.head_object(Bucket=bucket, Key=key)["VersionId"]
-    for version in artifacts.list_versions(s3, bucket, key):
+    for version in before:
         if version.key == key and version.version_id != current:
             artifacts.delete_versions(s3, bucket, [version])
 
 
-def _know(stream: Stream, batch: Batch, data: bytes, tag: str) -> None:
-    delivery = Delivery(batch.uri, sha256(data).hexdigest(), len(data), tag)
+def _know(stream: Stream, batch_id: str, uri: str, data: bytes, tag: str) -> None:
+    delivery = Delivery(uri, sha256(data).hexdigest(), len(data), tag)
     with database.transaction() as session:
-        catalog.add_delivery(session, stream.name, delivery, batch.batch_id)
+        catalog.add_delivery(session, stream.name, delivery, batch_id)
 
 
 def by_kind(targets: Set[tuple[str, str]]) -> dict[str, set[str]]:

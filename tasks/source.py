@@ -10,6 +10,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from infra import storage
 from infra.settings import settings
+from registry import artifacts
 from registry.errors import SourceError
 from registry.records import Delivery
 from tasks.narration import say
@@ -31,12 +32,19 @@ def list_objects(source: str) -> list[tuple[str, str]]:
 
 
 def fetch(uri: str, tag: str) -> tuple[Delivery, bytes]:
+    """The object as it is now. In S3 the tag is that of the bytes that were read: a listing may be older."""
     if uri.startswith("s3://"):
-        bucket, key = split_s3(uri)
-        data = _read_s3(bucket, key)
+        data, tag = _read_s3(uri)
     else:
         data = _read_local(Path(uri))
     return Delivery(uri=uri, digest=sha256(data).hexdigest(), size=len(data), tag=tag), data
+
+
+def replace_object(read: Delivery, data: bytes) -> str | None:
+    """Put these bytes in an S3 object's place and return the new tag; None where it is no more what was read."""
+    bucket, key = split_s3(read.uri)
+    etag = artifacts.replace_object(storage.s3(), bucket, key, read.tag.rpartition("#")[2], data)
+    return None if etag is None else _tag(read.uri, etag)
 
 
 def split_s3(uri: str) -> tuple[str, str]:
@@ -59,14 +67,15 @@ def _list_s3(source: str) -> Iterator[tuple[str, str]]:
             fnmatch(key, pattern) if fixed != pattern else key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
         )
         if matches and key.lower().endswith(FORMATS):
-            yield f"s3://{bucket}/{key}", f"s3://{bucket}/{key}#{etag}"
+            uri = f"s3://{bucket}/{key}"
+            yield uri, _tag(uri, etag)
 
 
 def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
     try:
         for page in storage.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                yield found["Key"], found["ETag"].strip('"')
+                yield found["Key"], found["ETag"]
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in {"NoSuchBucket", "AccessDenied"}:
             raise SourceError(f"bucket {bucket!r} cannot be listed: {error}; check the name and the rights") from None
@@ -75,12 +84,13 @@ def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
         raise storage.failure(error) from error
 
 
-def _read_s3(bucket: str, key: str) -> bytes:
-    uri = f"s3://{bucket}/{key}"
+def _read_s3(uri: str) -> tuple[bytes, str]:
+    """(content, tag)."""
+    bucket, key = split_s3(uri)
     try:
         answer = storage.s3().get_object(Bucket=bucket, Key=key)
         _check_size(uri, answer["ContentLength"])
-        return answer["Body"].read()
+        return answer["Body"].read(), _tag(uri, answer["ETag"])
     except ClientError as error:
         code = error.response.get("Error", {}).get("Code")
         if code == "NoSuchBucket":
@@ -92,6 +102,11 @@ def _read_s3(bucket: str, key: str) -> bytes:
         raise storage.failure(error) from error
     except BotoCoreError as error:
         raise storage.failure(error) from error
+
+
+def _tag(uri: str, etag: str) -> str:
+    bare = etag.strip('"')
+    return f"{uri}#{bare}"
 
 
 def _check_size(uri: str, size: int) -> None:

@@ -456,6 +456,26 @@ def test_a_source_object_that_is_gone_or_broken_stops_no_ticket(backbone, tmp_pa
     assert artifacts.list_versions(storage.s3(), where["Bucket"], where["Key"]) == []
 
 
+@pytest.mark.parametrize("when", ["before the ticket", "while its object is rewritten"])
+def test_what_is_delivered_under_the_same_key_is_learned_by_the_next_run(backbone, tmp_path, monkeypatch, when):
+    stream = in_our_inbox(f"again-{when[:3]}", backbone, tmp_path, "jsonl")
+    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60, first=500)
+    if when == "before the ticket":
+        put_lines(stream.name, "01", rows)
+    else:
+        in_the_middle_of(monkeypatch, artifacts, "replace_object", lambda: put_lines(stream.name, "01", rows))
+    ticket = open_ticket(stream, "person-3")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert lines_of(stream.name, "01") == [row for row in rows if row["who"] != "person-3"]
+    key = f"{stream.name}/01.jsonl"
+    assert len(artifacts.list_versions(storage.s3(), settings().inbox_bucket, key)) == 1
+    learn(stream)
+    with database.transaction() as session:
+        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54]
+    assert batches.discover.fn(stream) == []
+
+
 def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):
     stream = learned_stream("emptied", backbone, tmp_path, subjects=10, merged=False)
     serve_all(stream)

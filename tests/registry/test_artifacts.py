@@ -187,3 +187,12 @@ def test_sweep_looks_at_keys_metadata_and_tags(s3, bucket):
 def test_sweep_finds_a_marker_across_two_chunks(s3, bucket, offset):
     s3.put_object(Bucket=bucket, Key="k", Body=b"." * offset + b"secret" + b"." * 7)
     assert len(sweep_bytes(s3, bucket, [b"secret", b"long absent marker"])) == 1
+
+
+def test_an_object_is_replaced_only_as_it_was_read(s3, bucket):
+    etag = s3.put_object(Bucket=bucket, Key="k", Body=b"read")["ETag"].strip('"')
+    assert artifacts.replace_object(s3, bucket, "k", etag, b"ours") == s3.head_object(Bucket=bucket, Key="k")["ETag"]
+    assert artifacts.replace_object(s3, bucket, "k", etag, b"late") is None
+    assert s3.get_object(Bucket=bucket, Key="k")["Body"].read() == b"ours"
+    s3.delete_object(Bucket=bucket, Key="k")
+    assert artifacts.replace_object(s3, bucket, "k", etag, b"late") is None
