@@ -82,6 +82,9 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
         say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
         return None
     reading = read_rows(data, uri, stream, _seen, suppressed)
+    if reading.suppressed and not reading.rows and not reading.quarantined:
+        _enter_suppressed(stream, delivery, reading, epoch)
+        return None
     if not reading.rows:
         raise SourceError(
             f"object {uri} has no good row ({_reasons(reading) or 'it is empty'}); correct and deliver again"
@@ -98,6 +101,15 @@ def _seen(keyed: list[str]) -> set[str]:
 
 def _reasons(reading: Reading) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reading.reasons.items()))
+
+
+def _enter_suppressed(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> None:
+    """Know an object of suppressed rows alone, which the next run would read and refuse again."""
+    with database.transaction() as session:
+        batch = catalog.add_batch(session, _batch(stream, delivery, reading, {}, epoch), delivery, {})
+        reason = f"its {reading.suppressed} rows are suppressed"
+        catalog.set_batch_state(session, batch.batch_id, BatchState.DISCARDED, reason)
+    say(f"{batch.name}: nothing to learn, {reason}")
 
 
 def _enter(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> Batch:

@@ -9,16 +9,16 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, model_purge, ownership, tickets, versions
 from registry.errors import PurgeError, SourceError, UnknownIdError
-from registry.records import BatchState, Delivery, Ticket, VersionState
+from registry.records import Delivery, Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs, source
 from tasks.exclusion import naming, taking_in
 from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
+from tasks.inbox import count_named, learned_objects, named_in, other_objects, uri_of
 from tasks.markers import load_markers, texts_of
 from tasks.narration import say
 from tasks.orphans import orphans_of, purge_run
-from tasks.reading import named_rows
 from tasks.retries import step
 from tasks.saga import Detail, once
 
@@ -44,15 +44,17 @@ def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
             removed.append(_attempt(refused, _purge_garbage, stream))
         removed.append(_attempt(refused, _purge_traces, stream, together))
         targets = targets_of(together)
-        holding = source_batches(stream, resolved)
-        rewritten = [_attempt(refused, _rewrite_source, stream, targets, batch_id) for batch_id in holding]
+        learned, left_to_owner = learned_objects(stream, resolved)
+        # what was never learned from is left alone where it names nobody
+        others = {key for key in other_objects(stream) - learned if count_named(stream, targets, key)}
+        rewritten = [_attempt(refused, _rewrite_source, stream, targets, key) for key in sorted(learned | others)]
         _compact()
         return {
             "mlflow_versions": len(quarantined["versions"]),
             "mlflow_rows": sum(each[0] for each in removed if each),
             "objects": sum(each[1] for each in removed if each),
             "source_objects_rewritten": rewritten.count(True),
-            "source_objects_left_to_owner": rewritten.count(False),
+            "source_objects_left_to_owner": left_to_owner,
             "refused": refused,
         }
 
@@ -127,53 +129,48 @@ def _purge_version(stream: Stream, version: int) -> tuple[int, int]:
     return sum(sum(p.rows.values()) for p in removed), sum(len(p.objects) for p in removed)
 
 
-def source_batches(stream: Stream, resolved: Detail) -> list[str]:
-    """Whose source objects may hold the records: those that were learned from, and what was discarded by hand."""
-    with database.transaction() as session:
-        discarded = catalog.batches(session, stream.name, BatchState.DISCARDED)
-    return [*resolved["batches"], *(batch.batch_id for batch in discarded)]
-
-
-def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> bool:
-    """Write a batch's source object without the targets, if it lies in our inbox bucket; its old versions go.
+def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], key: str) -> bool:
+    """Write an object of our inbox bucket without the targets; its old versions go, and all where it was taken away.
 
     An object elsewhere belongs to its owner: the suppression list keeps its rows out, and the certificate says so.
     Raises PurgeError for one that cannot be read, or that is delivered anew as often as it is read.
     """
-    with database.transaction() as session:
-        uri = catalog.get_batch(session, batch_id).uri
-    bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
-    if bucket != settings().inbox_bucket:
-        return False
+    s3, bucket = storage.s3(), settings().inbox_bucket
     with taking_in(stream.name):
         for _ in range(TRIES):
-            if not _is_there(bucket, key):
-                # whoever delivered it took it away; its rows lie under the marker
-                artifacts.purge_keys(storage.s3(), bucket, [key])
-                return True
-            if _rewrite_current(stream, targets, uri):
+            before = artifacts.list_versions(s3, bucket, key)
+            if _current(bucket, key) is None or _rewrite_current(stream, targets, key, before):
                 _purge_older(bucket, key)
-                uploads = artifacts.list_uploads(storage.s3(), bucket, key)
-                artifacts.abort_uploads(storage.s3(), bucket, [upload for upload in uploads if upload.key == key])
+                uploads = artifacts.list_uploads(s3, bucket, key)
+                artifacts.abort_uploads(s3, bucket, [upload for upload in uploads if upload.key == key])
                 return True
-    raise PurgeError(f"object {uri} was delivered anew each time it was read; wait until it stays, then purge again")
+    raise PurgeError(
+        f"object {uri_of(key)} was delivered anew each time it was read; wait until it stays, then purge again"
+    )
 
 
-def _rewrite_current(stream: Stream, targets: Set[tuple[str, str]], uri: str) -> bool:
+def _rewrite_current(
+    stream: Stream, targets: Set[tuple[str, str]], key: str, before: Sequence[artifacts.ObjectVersion]
+) -> bool:
     """Write the object that a reader gets without the targets; False where another was put in its place meanwhile.
 
-    What was taken in is known afterwards too; what came under the same key since stays new, for the next run to learn.
+    What was taken in is known afterwards too. What was not stays new, for the next run to learn, and goes with the
+    versions `before` where no row would be left.
     """
+    uri = uri_of(key)
     try:
         delivery, data = source.fetch(uri, "")
         with database.transaction() as session:
             batch_id = catalog.batch_of(session, stream.name, delivery.digest)
         # of what was taken in, a row that cannot be read may be anybody's: it was never learned from, and goes as well
-        named = named_rows(data, uri, stream, by_kind(targets), or_unreadable=batch_id is not None)
+        taken_in = batch_id is not None
+        named = named_in(stream, targets, uri, data, taken_in, or_unreadable=taken_in)
     except SourceError as error:
         raise PurgeError(f"{error}, or delete it: nobody can say whose rows it holds") from None
     tag: str | None = delivery.tag
-    if any(named):
+    if batch_id is None and named and all(named):
+        _purge(key, before)
+    elif any(named):
         data = without_rows(data, uri, named)
         if batch_id is not None:
             # known before it lies there: a crash in between must not make the rest of the batch a new batch
@@ -184,30 +181,30 @@ def _rewrite_current(stream: Stream, targets: Set[tuple[str, str]], uri: str) ->
     return tag is not None
 
 
-def _is_there(bucket: str, key: str) -> bool:
-    """Whether a reader gets the object: neither gone nor under a delete marker."""
-    return any(version.key == key for version in artifacts.list_current(storage.s3(), bucket, key))
+def _current(bucket: str, key: str) -> str | None:
+    """The version that a reader gets; None for an object that is gone or under a delete marker."""
+    found = artifacts.list_current(storage.s3(), bucket, key)
+    return next((version.version_id for version in found if version.key == key), None)
 
 
 def _purge_older(bucket: str, key: str) -> None:
     """Remove every version of an object but the current one, also those that an interrupted purge left."""
-    s3 = storage.s3()
-    before = artifacts.list_versions(s3, bucket, key)
+    before = artifacts.list_versions(storage.s3(), bucket, key)
     # asked last: what is delivered after the listing is not in it
-    current = s3.head_object(Bucket=bucket, Key=key)["VersionId"]
-    for version in before:
-        if version.key == key and version.version_id != current:
-            artifacts.delete_versions(s3, bucket, [version])
+    current = _current(bucket, key)
+    _purge(key, [version for version in before if version.version_id != current])
+
+
+def _purge(key: str, versions: Sequence[artifacts.ObjectVersion]) -> None:
+    for version in versions:
+        if version.key == key:
+            artifacts.delete_versions(storage.s3(), settings().inbox_bucket, [version])
 
 
 def _know(stream: Stream, batch_id: str, uri: str, data: bytes, tag: str) -> None:
     delivery = Delivery(uri, sha256(data).hexdigest(), len(data), tag)
     with database.transaction() as session:
         catalog.add_delivery(session, stream.name, delivery, batch_id)
-
-
-def by_kind(targets: Set[tuple[str, str]]) -> dict[str, set[str]]:
-    return {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
 
 
 def _compact() -> None:

@@ -54,15 +54,16 @@ def rows_of(data: bytes, uri: str, columns: Sequence[str]) -> Iterator[RawRow]:
     return raw_rows(data, uri, columns, settings().object_bytes)
 
 
-def check_columns(data: bytes, uri: str, stream: Stream) -> list[str]:
-    """The columns that the stream names. Raises SourceError where the object lacks one."""
-    wanted = {name: column for name, column in stream.columns.model_dump().items() if column is not None}
+def check_columns(data: bytes, uri: str, stream: Stream, *fields: str) -> list[str]:
+    """The columns that the stream names for these fields, or for all. Raises SourceError where the object lacks one."""
+    named = stream.columns.model_dump().items()
+    wanted = {name: column for name, column in named if column is not None and (not fields or name in fields)}
     missing, told = missing_columns(data, uri, list(wanted.values()), settings().object_bytes)
     if missing:
-        named = ", ".join(f"{name}: {column}" for name, column in wanted.items() if column in missing)
+        lacking = ", ".join(f"{name}: {column}" for name, column in wanted.items() if column in missing)
         raise SourceError(
-            f"object {uri} has no column for {named}; {what_it_has(data, uri, told)}: correct the object, or `columns` "
-            f"in the stream file of {stream.name!r}"
+            f"object {uri} has no column for {lacking}; {what_it_has(data, uri, told)}: correct the object, or "
+            f"`columns` in the stream file of {stream.name!r}"
         )
     return list(wanted.values())
 

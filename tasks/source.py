@@ -24,7 +24,7 @@ def list_objects(source: str) -> list[tuple[str, str]]:
     scheme, _, rest = source.partition("://")
     if rest and scheme != "s3":
         raise SourceError(f"source {source!r} is neither an s3:// address nor a path of this machine")
-    found = sorted(_list_s3(source) if rest else _list_local(source))
+    found = sorted(list_s3(source) if rest else _list_local(source))
     if not found:
         where = "bucket, prefix and pattern" if rest else "folder and pattern"
         raise SourceError(f"source {source!r} matches no {', '.join(FORMATS)} object; check the {where}")
@@ -57,18 +57,30 @@ def batch_name(uri: str) -> str:
     return uri.rsplit("/", 1)[-1].rsplit(".", 1)[0]
 
 
-def _list_s3(source: str) -> Iterator[tuple[str, str]]:
-    bucket, pattern = split_s3(source)
+def list_s3(source: str) -> Iterator[tuple[str, str]]:
+    """(uri, tag) of every object of an S3 source."""
+    bucket, _ = split_s3(source)
     if not bucket:
         raise SourceError(f"source {source!r} names no bucket; s3://BUCKET/PREFIX is asked for")
-    fixed = pattern.split("*", 1)[0].split("?", 1)[0]
-    for key, etag in _keys_under(bucket, fixed):
-        matches = (
-            fnmatch(key, pattern) if fixed != pattern else key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
-        )
-        if matches and key.lower().endswith(FORMATS):
+    for key, etag in _keys_under(bucket, fixed_prefix(source)):
+        if is_object(source, key):
             uri = f"s3://{bucket}/{key}"
             yield uri, _tag(uri, etag)
+
+
+def fixed_prefix(source: str) -> str:
+    """What every key of an S3 source begins with."""
+    return split_s3(source)[1].split("*", 1)[0].split("?", 1)[0]
+
+
+def is_object(source: str, key: str) -> bool:
+    """Whether an S3 source names the key, and its ending is one that is read."""
+    _, pattern = split_s3(source)
+    if fixed_prefix(source) != pattern:
+        matches = fnmatch(key, pattern)
+    else:
+        matches = key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
+    return matches and key.lower().endswith(FORMATS)
 
 
 def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:

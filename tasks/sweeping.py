@@ -4,20 +4,19 @@ Bytes are the stronger question where they lie bare; what is compressed (a sourc
 for by name: rows, digests, versions.
 """
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, models, ownership, row_sweep, versions
-from registry.errors import SourceError
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
-from tasks import blobs, source
+from tasks import blobs
+from tasks.inbox import count_named, learned_objects, other_objects
 from tasks.markers import attributable, load_markers, texts_of
 from tasks.narration import say
-from tasks.purging import by_kind, source_batches, targets_of
-from tasks.reading import named_rows
+from tasks.purging import targets_of
 from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.shards import load_rows
@@ -32,12 +31,11 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         targets = targets_of(together)
         of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
+        searched = learned_objects(stream, resolved)[0] | other_objects(stream)
         hits = {
             **_sweep_bytes(markers),
             "records in the catalog": _count_records(targets),
-            "rows of source objects": sum(
-                _named_in_source(stream, targets, each) for each in source_batches(stream, resolved)
-            ),
+            "rows of source objects": sum(count_named(stream, targets, key) for key in searched),
             "replaced blobs": len(_kept_blobs(stream, resolved)),
             "withdrawn versions": len(_kept_versions(stream, quarantined["versions"])),
         }
@@ -84,31 +82,6 @@ def _markers_to_find(
 def _count_records(targets: Set[tuple[str, str]]) -> int:
     with database.transaction() as session:
         return sum(map(len, find_records(session, targets).values()))
-
-
-def _named_in_source(stream: Stream, targets: Set[tuple[str, str]], batch_id: str) -> int:
-    """Rows that the targets name in any version of a batch's source object, where it lies in our inbox.
-
-    A version that cannot be read counts for one."""
-    with database.transaction() as session:
-        uri = catalog.get_batch(session, batch_id).uri
-    bucket, key = source.split_s3(uri) if uri.startswith("s3://") else ("", "")
-    if bucket != settings().inbox_bucket:
-        return 0
-    return sum(_count_named(stream, targets, uri, data) for data in _every_version(bucket, key))
-
-
-def _count_named(stream: Stream, targets: Set[tuple[str, str]], uri: str, data: bytes) -> int:
-    try:
-        return sum(named_rows(data, uri, stream, by_kind(targets)))
-    except SourceError:
-        return 1
-
-
-def _every_version(bucket: str, key: str) -> Iterator[bytes]:
-    for version in artifacts.list_versions(storage.s3(), bucket, key):
-        if version.key == key and not version.is_delete_marker:
-            yield storage.s3().get_object(Bucket=bucket, Key=key, VersionId=version.version_id)["Body"].read()
 
 
 def _kept_blobs(stream: Stream, resolved: Detail) -> set[str]:

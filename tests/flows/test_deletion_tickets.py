@@ -325,8 +325,8 @@ def test_a_batch_that_was_being_read_as_a_ticket_came_is_read_again(stream, monk
     in_the_middle_of(monkeypatch, batches, "_enter", lambda: opened.append(open_ticket(stream, "person-11")))
     with pytest.raises(StaleEpochError, match="03"):
         batches.read_batch.fn(stream, uri, tag)
-    with pytest.raises(Exception, match="no good row"):
-        batches.read_batch.fn(stream, uri, tag)
+    assert batches.read_batch.fn(stream, uri, tag) is None  # its every row is suppressed by now
+    assert (uri, tag) not in batches.discover.fn(stream)
     storage.s3().delete_object(Bucket=settings().inbox_bucket, Key=f"{stream.name}/03.parquet")
     forget(opened[0].ticket_id)
     assert_complete(opened[0].ticket_id)
@@ -474,6 +474,50 @@ def test_what_is_delivered_under_the_same_key_is_learned_by_the_next_run(backbon
     with database.transaction() as session:
         assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54]
     assert batches.discover.fn(stream) == []
+
+
+def test_objects_that_were_never_taken_in_are_looked_through_too(backbone, tmp_path):
+    """Compressed, cut, replaced, all of one person's: whatever names the target goes, what cannot be read is named."""
+    stream = in_our_inbox("never-in", backbone, tmp_path)
+    stream = stream.model_copy(update={"source": f"s3://{settings().inbox_bucket}/never-in/*"})
+    rows = deliver(tmp_path, "02", ["red", "blue"], rows=60)
+    put_in_inbox(stream.name, "02", [{**row, "who": "person-3"} for row in rows])
+    put_in_inbox(stream.name, "02", [row for row in rows if row["who"] != "person-3"])  # over what held more
+    put_in_inbox(stream.name, "03", [{**row, "key": f"03-{n}"} for n, row in enumerate(rows)])
+    put_in_inbox(stream.name, "04", [{**row, "key": f"04-{n}", "who": "person-3"} for n, row in enumerate(rows)])
+    put_in_inbox(stream.name, "05", [{"subject": "person-3", "text": rows[3]["words"]}])
+    put_lines(stream.name, "06", [{**row, "key": f"06-{n}"} for n, row in enumerate(rows)], cut=20)
+    ticket = open_ticket(stream, "person-3")
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, catalog.backbone_digest(session, stream.name))
+    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
+    refused = certificate_of(ticket.ticket_id)["purge"]["refused"]
+    assert [each.split()[1].rpartition("/")[2] for each in refused] == ["05.parquet", "06.jsonl"]
+    assert all("or delete it" in each for each in refused)
+    s3, bucket = storage.s3(), settings().inbox_bucket
+    for name in ("05.parquet", "06.jsonl"):
+        s3.delete_object(Bucket=bucket, Key=f"never-in/{name}")
+    opening.reopen_ticket(ticket.ticket_id, "ann", "they were deleted")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    left = [version.key for version in artifacts.list_versions(s3, bucket, "never-in/")]
+    assert left == [f"never-in/{name}.parquet" for name in ("01", "02", "03")]
+    learn(stream)
+    with database.transaction() as session:
+        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54, 54]
+
+
+def test_an_object_of_suppressed_rows_alone_is_known_and_fails_no_run(backbone, tmp_path):
+    stream = in_our_inbox("suppressed", backbone, tmp_path)
+    ticket = open_ticket(stream, "person-3")
+    forget(ticket.ticket_id)
+    late = [{**row, "who": "person-3"} for row in deliver(tmp_path, "02", ["red", "blue"], rows=20)]
+    put_in_inbox(stream.name, "02", late)
+    learn(stream)
+    assert batches.discover.fn(stream) == []
+    with database.transaction() as session:
+        last = catalog.batches(session, stream.name)[-1]
+    assert (last.state, last.rows, last.suppressed) == (BatchState.DISCARDED, 0, 20)
 
 
 def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):

@@ -1,0 +1,79 @@
+"""The objects of our own inbox bucket that a deletion looks through, and the rows that its targets name in them."""
+
+from collections import Counter
+from collections.abc import Set
+from hashlib import sha256
+
+from infra import database, storage
+from infra.settings import settings
+from registry import artifacts, catalog
+from registry.errors import SourceError
+from registry.records import BatchState
+from registry.stream import Stream
+from tasks import source
+from tasks.reading import check_columns, named_rows
+from tasks.saga import Detail
+
+
+def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
+    """Keys of the source objects that the ticket's batches came from, and those that were discarded by hand; and how
+    many of them lie elsewhere, with their owners."""
+    with database.transaction() as session:
+        discarded = catalog.batches(session, stream.name, BatchState.DISCARDED)
+        reached = [catalog.get_batch(session, batch_id) for batch_id in resolved["batches"]]
+    uris = [batch.uri for batch in {batch.batch_id: batch for batch in (*reached, *discarded)}.values()]
+    ours = [uri for uri in uris if _is_ours(uri)]
+    return {source.split_s3(uri)[1] for uri in ours}, len(uris) - len(ours)
+
+
+def other_objects(stream: Stream) -> set[str]:
+    """Keys under the stream's source of which something was never taken in: objects that are new, were refused, or have
+    versions before the current one. What was taken in and is alone is in the catalog, where a ticket finds it."""
+    if not _is_ours(stream.source):
+        return set()
+    with database.transaction() as session:
+        _, tags = catalog.known_deliveries(session, stream.name)
+    prefix = source.fixed_prefix(stream.source)
+    listed = artifacts.list_versions(storage.s3(), settings().inbox_bucket, prefix)
+    versions = Counter(version.key for version in listed if source.is_object(stream.source, version.key))
+    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags}
+    return {key for key, count in versions.items() if count > 1 or key not in settled}
+
+
+def count_named(stream: Stream, targets: Set[tuple[str, str]], key: str) -> int:
+    """Rows that the targets name in any version of an object; a version that cannot be read counts for one."""
+    s3, bucket = storage.s3(), settings().inbox_bucket
+    found = [v for v in artifacts.list_versions(s3, bucket, key) if v.key == key and not v.is_delete_marker]
+    return sum(_count_in(stream, targets, version) for version in found)
+
+
+def named_in(
+    stream: Stream, targets: Set[tuple[str, str]], uri: str, data: bytes, taken_in: bool, or_unreadable: bool = False
+) -> list[bool]:
+    """Per row of an object, whether the targets name it, or nobody can say whom it names where that is asked for.
+    Raises SourceError where no row of it says whom it names."""
+    if not taken_in and data.strip():
+        check_columns(data, uri, stream, "id", "subject")
+    kinds = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
+    return named_rows(data, uri, stream, kinds, or_unreadable)
+
+
+def uri_of(key: str) -> str:
+    return f"s3://{settings().inbox_bucket}/{key}"
+
+
+def _is_ours(uri: str) -> bool:
+    return uri.startswith(f"s3://{settings().inbox_bucket}/")
+
+
+def _count_in(stream: Stream, targets: Set[tuple[str, str]], version: artifacts.ObjectVersion) -> int:
+    if version.size > settings().object_bytes:  # it was never unpacked, and is not now
+        return 1
+    bucket = settings().inbox_bucket
+    data = storage.s3().get_object(Bucket=bucket, Key=version.key, VersionId=version.version_id)["Body"].read()
+    with database.transaction() as session:
+        taken_in = catalog.batch_of(session, stream.name, sha256(data).hexdigest()) is not None
+    try:
+        return sum(named_in(stream, targets, uri_of(version.key), data, taken_in))
+    except SourceError:
+        return 1
