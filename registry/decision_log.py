@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from registry.records import Batch, Decision, DecisionKind, Shard
@@ -49,6 +49,11 @@ def expansions(session: Session, stream: str) -> list[int]:
     query = select(BatchRow.ordinal).join(DecisionRow, DecisionRow.batch_id == BatchRow.batch_id)
     query = query.where(DecisionRow.stream == stream, DecisionRow.kind == DecisionKind.EXPAND)
     return list(session.scalars(query.order_by(BatchRow.ordinal)))
+
+
+def drop_decision(session: Session, shard_id: int) -> None:
+    """Have a shard decided again."""
+    session.execute(delete(DecisionRow).where(DecisionRow.shard_id == shard_id))
 
 
 def find_decision(session: Session, shard_id: int) -> DecisionRow | None:

@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+from sqlalchemy.orm import Session
+
 from infra import database
-from registry import catalog, ownership, suppression
+from registry import adapters as adapter_rows
+from registry import catalog, decision_log, ownership, suppression
 from registry.errors import SourceError, StaleEpochError
-from registry.records import Batch, BatchState, Decision, DecisionKind, Delivery, Shard
+from registry.records import AdapterState, Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
 from tasks import source
 from tasks.backbones import open_frozen
@@ -16,6 +19,7 @@ from tasks.exclusion import naming, taking_in
 from tasks.identity import catalog_key
 from tasks.local_copies import follow_deletions
 from tasks.narration import say
+from tasks.policies.expansion import lacks_rows
 from tasks.prefix_cache import encode_missing
 from tasks.reading import Reading, read_rows
 from tasks.retries import step
@@ -49,7 +53,7 @@ def unfinished_batches(stream: Stream) -> list[Batch]:
     """Batches that an interrupted run read and did not finish, brought to the stream's deletion epoch.
 
     A ticket that came in between has removed its rows from them, or the release gate will refuse their version. What it
-    emptied is finished.
+    emptied is finished; what it left without the adapter or the rows that were decided on is decided again.
     """
     with database.transaction() as session:
         catalog.renew_epochs(session, stream.name)
@@ -58,7 +62,24 @@ def unfinished_batches(stream: Stream) -> list[Batch]:
         for batch in left:
             if not batch.shards:
                 catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, "a ticket took its every row")
+            for shard in batch.shards:
+                _check_decision(session, stream, shard)
     return [batch for batch in left if batch.shards]
+
+
+def _check_decision(session: Session, stream: Stream, shard: Shard) -> None:
+    """Drop a decision that cannot be carried out any more. One that was carried out is kept: the ticket has rebuilt its
+    adapter."""
+    known = decision_log.find_decision(session, shard.shard_id)
+    if known is None:
+        return
+    adapter = adapter_rows.find_adapter(session, known.adapter_id or "")
+    erased = adapter is not None and adapter.state == AdapterState.ERASED
+    carried_out = adapter is not None and shard.shard_id in (*adapter.shard_ids, *adapter.serves)
+    small = lacks_rows(DecisionKind(known.kind), shard.labelled, shard.held_out, stream.shift.min_rows)
+    if erased or (small and not carried_out):
+        decision_log.drop_decision(session, shard.shard_id)
+        say(f"  {shard.batch_name}: decided again, its adapter or too many of its rows are gone")
 
 
 @step("read-{uri}")

@@ -57,6 +57,12 @@ def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], la
     return Decision(DecisionKind.REUSE, closest.adapter_id, reason, closest.p_value, z_scores)
 
 
+def lacks_rows(kind: DecisionKind, labelled: int, held_out: int, min_rows: int) -> bool:
+    """Whether a shard of so many rows would not be decided like this: rows have left it since it was."""
+    needed = min_rows if kind == DecisionKind.EXPAND else 1
+    return kind != DecisionKind.HOLD and bool(_lack(labelled, held_out, needed))
+
+
 def _lack(labelled: int, held_out: int, needed: int) -> str:
     """What keeps a batch from changing the model; empty where nothing does."""
     if labelled == 0:

@@ -14,9 +14,9 @@ from infra import database, keys, storage, tracking
 from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import artifacts, catalog, ownership, tickets, versions
+from registry import artifacts, catalog, decision_log, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
-from registry.records import AdapterState, BatchState, TicketState, VersionState
+from registry.records import AdapterState, BatchState, Decision, DecisionKind, TicketState, VersionState
 from registry.sections import Approval
 from registry.tables import SubjectRow, TicketEventRow
 from tasks import (
@@ -25,12 +25,14 @@ from tasks import (
     batches,
     blobs,
     consolidation,
+    decisions,
     exclusion,
     held_batches,
     manifests,
     rebuilding,
     registration,
     retirement,
+    shift,
 )
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
@@ -727,6 +729,70 @@ def test_a_version_that_holds_an_unfinished_batch_is_withdrawn_with_it(backbone,
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
     assert holding not in ready_versions(stream)
+
+
+def begin_batch(stream, rows: list[dict]) -> Decision:
+    """A run that is killed when it has read and encoded a batch, and decided on it."""
+    put_in_inbox(stream.name, "02", rows)
+    ((uri, tag),) = batches.discover.fn(stream)
+    batch = batches.read_batch.fn(stream, uri, tag)
+    batches.encode_batch.fn(stream, batch)
+    (shard,) = batch.shards
+    return decisions.decide.fn(stream, batch, shard, shift.measure_shift.fn(stream, shard))
+
+
+def go_on(stream) -> list[tuple[str, str | None]]:
+    """Learn what is unfinished; returns (kind, adapter) of every decision."""
+    for batch in batches.unfinished_batches.fn(stream):
+        learn_batch(stream, batch)
+    with database.transaction() as session:
+        return [(row.kind, row.adapter_id) for row in decision_log.decisions(session, stream.name)]
+
+
+def of_inbox(name: str) -> str:
+    return f"s3://{settings().inbox_bucket}/{name}/*.parquet"
+
+
+def test_a_batch_whose_adapter_a_ticket_took_is_decided_again(backbone, tmp_path):
+    stream = make_stream("adapter-gone", backbone, tmp_path, source=of_inbox("adapter-gone"))
+    first = deliver(tmp_path, "01", ["red", "blue"], rows=60)
+    put_in_inbox(stream.name, "01", [{**row, "who": "leaves"} for row in first])
+    learn(stream)
+    serve_all(stream)
+    assert begin_batch(stream, deliver(tmp_path, "02", ["red", "blue"], rows=60)).kind == DecisionKind.REUSE
+    forget(open_ticket(stream, "leaves").ticket_id)
+    assert go_on(stream)[1:] == [(DecisionKind.EXPAND, "adapter-gone-a2")]
+    assert batches.unfinished_batches.fn(stream) == []
+    assert champion_of(stream) is not None
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_batch_that_a_ticket_left_too_small_for_its_adapter_is_held(backbone, tmp_path, trained):
+    name = f"too-small-{trained}".lower()
+    stream = make_stream(name, backbone, tmp_path, source=of_inbox(name))
+    put_in_inbox(name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
+    learn(stream)
+    rows = [
+        {**row, "who": "leaves" if n < 26 else "stays"}
+        for n, row in enumerate(deliver(tmp_path, "02", ["green", "gold"], rows=30))
+    ]
+    decided = begin_batch(stream, rows)
+    assert decided.kind == DecisionKind.EXPAND
+    if trained:
+        (batch,) = batches.unfinished_batches.fn(stream)
+        adapters.train_adapter.fn(stream, batch.shards[0], decided.adapter_id)
+    forget(open_ticket(stream, "leaves").ticket_id)
+    assert go_on(stream)[1][0] == DecisionKind.HOLD
+    assert batches.unfinished_batches.fn(stream) == []
+
+
+def test_a_batch_that_a_ticket_left_large_enough_keeps_its_decision(backbone, tmp_path):
+    stream = make_stream("large-enough", backbone, tmp_path, source=of_inbox("large-enough"))
+    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
+    learn(stream)
+    decided = begin_batch(stream, deliver(tmp_path, "02", ["green", "gold"], rows=60))
+    forget(open_ticket(stream, "person-3").ticket_id)
+    assert go_on(stream)[1:] == [(DecisionKind.EXPAND, decided.adapter_id)]
 
 
 def test_a_merge_goes_with_its_parents_where_each_has_too_few_rows_and_both_have_enough(backbone, tmp_path):

@@ -9,6 +9,7 @@ from tasks.policies.expansion import (
     binomial_tail,
     choose_expansion,
     choose_growth,
+    lacks_rows,
     refine_reuse,
     tell_growth,
 )
@@ -116,6 +117,27 @@ def test_choose_growth(least, labelled, kind, told):
 def test_a_group_without_a_mixture_gets_one(labelled, kind):
     decision = choose_growth(MixtureScan(None, {}, {}), labelled, 1.0, 40)
     assert (decision.kind, decision.adapter_id) == (kind, None)
+
+
+@given(st.integers(0, 60), st.integers(0, 5), st.floats(0, 1))
+def test_a_decision_lacks_no_rows_where_it_was_just_taken(labelled, held_out, p_value):
+    kind = choose_expansion(evidence(a=p_value), labelled, RULE, held_out).kind
+    assert not lacks_rows(kind, labelled, held_out, RULE.min_rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labelled", "held_out", "lacks"),
+    [
+        (DecisionKind.EXPAND, 39, 8, True),
+        (DecisionKind.EXPAND, 40, 1, True),
+        (DecisionKind.REUSE, 39, 8, False),
+        (DecisionKind.REUSE, 0, 0, True),
+        (DecisionKind.REFRESH, 39, 1, True),
+        (DecisionKind.HOLD, 0, 0, False),
+    ],
+)
+def test_what_a_decision_needs(kind, labelled, held_out, lacks):
+    assert lacks_rows(kind, labelled, held_out, 40) == lacks
 
 
 def test_what_grew_is_told_layer_by_layer():
