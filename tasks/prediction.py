@@ -16,6 +16,7 @@ from infra import database, storage
 from infra.settings import settings
 from registry import catalog, versions
 from registry.errors import SourceError, StateError
+from registry.records import VersionState
 from registry.versions import CHAMPION
 from tasks import disk_cache, source
 from tasks.entitlement import Entitlements
@@ -104,13 +105,17 @@ def read_inputs(stream: str, uri: str) -> Rows:
 
 @step("answer-{job.stream}")
 def answer_rows(job: Job, rows: Rows) -> Rows:
-    """A label or a completion, its score, the likeliest adapter, all that took part, and the version, per row."""
+    """A label or a completion, its score, the likeliest adapter, all that took part, and the version, per row.
+
+    Raises StateError once a deletion has taken the job's version out of service."""
+    _require_ready(job)
     answerer = Answerer(load_manifest(job.stream, job.version))
     columns, answers = answerer.stream.columns, []
     for start in range(0, len(rows), CHUNK):
         chunk = rows[start : start + CHUNK]
         raw = [row[columns.input] for row in chunk]
         found = answerer.answer([i if isinstance(i, bytes) else str(i).encode() for i in raw], job.groups)
+        _require_ready(job)
         note_prediction(job.stream, job.version, job.snapshot, found)
         best = found.scores_NC.max(1).values.tolist()
         for number, row in enumerate(chunk):
@@ -147,6 +152,16 @@ def write_answers(job: Job, answers: Rows, out: str) -> str:
     else:
         disk_cache.write_whole(Path(out), sink.getvalue())
     return out
+
+
+def _require_ready(job: Job) -> None:
+    with database.transaction() as session:
+        state = versions.get_version(session, job.stream, job.version).state
+    if state != VersionState.READY:
+        raise StateError(
+            f"version {job.version} of {job.stream!r} is {state}: a deletion took it out of service; run again, the "
+            "champion that serves then answers"
+        )
 
 
 def _exists(uri: str) -> bool:

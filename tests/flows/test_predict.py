@@ -3,7 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from queue import SimpleQueue
 from threading import Event
@@ -23,7 +23,7 @@ from registry import adapters, versions
 from registry.errors import MissingObjectError, StateError
 from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
-from tasks import blob_cache, consolidation
+from tasks import blob_cache, consolidation, prediction
 from tasks.alias_moves import move_alias
 from tasks.answering import Line, Watch
 from tasks.assembly import current_manifest, load_model
@@ -245,6 +245,27 @@ def test_a_version_that_a_deletion_takes_out_of_service_stops_answering_in_time(
         for _ in range(2):
             with pytest.raises(StateError, match="taken out of service"):
                 line.ask(TEXTS, ["a"])
+
+
+def test_a_job_does_not_go_on_with_a_version_that_a_deletion_takes_out_of_service(stream, monkeypatch):
+    job = prediction.open_job.fn(stream.name, ["a"])
+    monkeypatch.setattr(prediction, "CHUNK", 2)
+    rows = [{"words": text.decode()} for text in TEXTS]
+    assert len(prediction.answer_rows.fn(job, rows)) == 4
+    with quarantined(stream, job.version), pytest.raises(StateError, match="run again"):
+        prediction.answer_rows.fn(job, rows)
+    asked, answer = [], Answerer.answer
+    with ExitStack() as ticket, monkeypatch.context() as patch:
+
+        def withdrawn_meanwhile(*args):
+            asked.append(args)
+            ticket.enter_context(quarantined(stream, job.version))
+            return answer(*args)
+
+        patch.setattr(Answerer, "answer", withdrawn_meanwhile)
+        with pytest.raises(StateError, match=f"version {job.version} of '{NAME}' is quarantined"):
+            prediction.answer_rows.fn(job, rows)
+    assert len(asked) == 1  # the first of two chunks
 
 
 def test_the_registered_model_answers_with_labels_scores_adapters_and_version(stream):
