@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from pydantic import SecretStr
 
+from registry.errors import SourceError
 from tasks.prediction import answer_rows, list_unanswered, open_job, read_inputs, write_answers
 
 
@@ -28,10 +29,19 @@ def predict(
 def predict_batch(stream: str, uri: str, out: str, groups: list[str], caller: SecretStr | None = None) -> list[str]:
     """Answer every object of a source into Parquet files under `out`; what was answered before is not answered again.
 
-    For schedules: a killed run is continued by the next, and all answers of one run come from one version.
+    For schedules: a killed run is continued by the next, and all answers of one run come from one version. An object
+    that cannot be answered fails alone: the others are answered, then a SourceError names the refused ones.
     """
     job = open_job(stream, groups, caller)
-    return [
-        write_answers(job, answer_rows(job, read_inputs(stream, found)), answers)
-        for found, answers in list_unanswered(job, uri, out)
-    ]
+    written: list[str] = []
+    refused: list[str] = []
+    for found, answers in list_unanswered(job, uri, out):
+        try:
+            rows = read_inputs(stream, found)
+        except SourceError as error:
+            refused.append(str(error))
+        else:
+            written.append(write_answers(job, answer_rows(job, rows), answers))
+    if refused:
+        raise SourceError(f"{len(refused)} object(s) to answer for {stream!r} were refused:\n" + "\n".join(refused))
+    return written

@@ -20,7 +20,7 @@ from flows.predict import predict, predict_batch
 from infra import database, storage, tracking
 from infra.settings import settings
 from registry import adapters, versions
-from registry.errors import MissingObjectError, StateError
+from registry.errors import MissingObjectError, SourceError, StateError
 from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
 from tasks import blob_cache, consolidation, prediction
@@ -95,6 +95,16 @@ def test_batch_scoring_reads_s3_writes_parquet_and_goes_on_where_it_stopped(stre
     s3.delete_object(Bucket=bucket, Key=key)
     assert predict_batch(*question) == [written[1]]
     assert len(predict_batch(*question[:3], ["b"])) == 3  # another caller asks another question
+
+
+def test_a_bad_object_is_refused_by_itself_and_the_others_are_answered(stream, tmp_path):
+    for name, words in (("1", " "), ("2", "a b c"), ("3", None), ("4", "d e f")):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"key": name, "words": words}) + "\n")
+    out = tmp_path / "told"
+    for _ in range(2):
+        with pytest.raises(SourceError, match=r"(?s)^2 object.*1\.jsonl has 1 rows.*3\.jsonl has 1 rows"):
+            predict_batch(stream.name, str(tmp_path), str(out), ["a"])
+        assert sorted(file.name.split("-")[0] for file in out.iterdir()) == ["2", "4"]
 
 
 def test_a_file_is_answered_and_written_whole(stream, tmp_path):
