@@ -56,7 +56,9 @@ def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details:
             previous = tickets.last_certificate(session)
             details = {**details, "heard": hear_monitors(session, ticket, details["monitor"])}
             details["accepted"] = was_reopened_since(session, ticket, MONITOR)
-            content = _content(session, stream, ticket, together, details, previous, served_clean)
+            details["unfinished"] = unfinished_before(session, ticket, together)
+            clean = served_clean and not details["unfinished"]  # what those tickets suppressed may serve
+            content = _content(session, stream, ticket, together, details, previous, clean)
             certificate = sign(content, signing.signing_key(), signing.key_changes())
             stored = blobs.store(blobs.shared_prefix(stream.name), _node(ticket), "certificate", certificate)
             enter_certificate(session, ticket.ticket_id, stored, previous)
@@ -137,7 +139,8 @@ def _content(
 
 def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     """Why the ticket is not complete: nothing where every rebuilt artifact was compared and is clean, no store refused
-    anything, the sweep looked and found nothing, and no monitor raised an alarm that nobody has looked at."""
+    anything, the sweep looked and found nothing, no earlier ticket for the same is unfinished, and no monitor raised an
+    alarm that nobody has looked at."""
     actions, compared = details["rebuild"]["actions"], details["compare"]["compared"]
     kept = {f"adapter:{adapter}" for adapter, action in actions.items() if action not in ("drop", "suppress")}
     different = sorted(node for node, found in compared.items() if not is_clean(found))
@@ -151,9 +154,25 @@ def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]
     if details["resolve"]["tickets"][ticket_id]["records"] and not swept["markers"][ticket_id]:
         left.append("no marker of the records was there to look for")
+    left += details["unfinished"]
     if not details["accepted"]:
         left += [f"membership monitor, {alarm}" for alarm in details["heard"].get("alarms", ())]
     return left
+
+
+def unfinished_before(session: Session, ticket: Ticket, together: Sequence[Ticket]) -> list[str]:
+    """Tickets that took effect earlier, name some of the same and are not complete: the records went with their rows,
+    and what these shaped is theirs to rebuild."""
+    named = set(tickets.targets_of(session, ticket.ticket_id))
+    epoch, worked = tickets.ticket_epoch(session, ticket.ticket_id), {each.ticket_id for each in together}
+    others = tickets.tickets(session, ticket.stream, *tickets.WORKED, TicketState.EXCEPTION)
+    return [
+        f"ticket {other.ticket_id}, which names the same, is not complete: finish it first"
+        for other in others
+        if other.ticket_id not in worked
+        and tickets.ticket_epoch(session, other.ticket_id) < epoch
+        and named & set(tickets.targets_of(session, other.ticket_id))
+    ]
 
 
 def was_reopened_since(session: Session, ticket: Ticket, step_name: str) -> bool:

@@ -284,6 +284,27 @@ def test_an_exception_is_worked_again_after_the_ticket_that_led_it_completed(str
     assert certificate_of(done.ticket_id) == certified
 
 
+def test_a_second_ticket_for_the_same_is_no_more_complete_than_the_first(stream, monkeypatch, tmp_path):
+    """The first is an exception, its rows are gone: the second finds no record, and nothing to rebuild."""
+    first, second = open_ticket(stream, "person-19"), []
+    markers, elsewhere = escrow(first.ticket_id), tmp_path / "markers"
+
+    def meanwhile():
+        markers.rename(elsewhere)
+        second.append(open_ticket(stream, "person-19").ticket_id)
+
+    in_the_middle_of(monkeypatch, saga, "compare", meanwhile)
+    forget(first.ticket_id)
+    assert state_of(first.ticket_id).note.startswith("no marker of the records was there to look for; then:")
+    assert state_of(*second).note.startswith(f"ticket {first.ticket_id}, which names the same, is not complete")
+    assert (certificate_of(*second)["guarantee"], certificate_of(*second)["records"]) == ("none", 0)
+    elsewhere.rename(markers)
+    for ticket_id in (first.ticket_id, *second):
+        opening.reopen_ticket(ticket_id, "ann", "the markers are back")
+        forget(ticket_id)
+        assert_complete(ticket_id)
+
+
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
     with database.transaction() as session:
         shard = catalog.done_shards(session, stream.name)[0]

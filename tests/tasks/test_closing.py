@@ -20,6 +20,7 @@ CLEAN = {
     "sweep": {"by_store": {"bucket x": 0}, "markers": {"t-1": 9, "t-2": 0}},
     "heard": {},
     "accepted": False,
+    "unfinished": [],
 }
 
 
@@ -42,6 +43,7 @@ def test_everything_equal_and_nothing_found_is_e0():
         ({"purge": {"refused": ["s3://b/k is held"]}}, "s3://b/k is held"),
         ({"rebuild": {"actions": {"a1": "suppress"}, "suppressed": {"a1": {}}}}, "a1 was suppressed"),
         ({"heard": {"alarms": ["AUC 0.9"]}}, "membership monitor, AUC 0.9"),
+        ({"unfinished": ["ticket t-0 is not complete"]}, "ticket t-0"),
     ],
     ids=[
         "a difference",
@@ -52,6 +54,7 @@ def test_everything_equal_and_nothing_found_is_e0():
         "a refusal",
         "suppressed",
         "an alarm",
+        "an earlier ticket",
     ],
 )
 def test_anything_else_is_left(changes, left):
