@@ -131,7 +131,7 @@ def _content(
         "environment": details["compare"].get("environment"),
         "monitors": details["heard"],
         "purge": details["purge"],
-        "sweep": {**details["sweep"], "markers": details["sweep"]["markers"][ticket_id]},
+        "sweep": {**details["sweep"], **_markers_of(ticket_id, details["sweep"])},
         "recipe_digest": stream.recipe_digest,
         "previous_certificate": previous,
     }
@@ -152,12 +152,17 @@ def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     left += details["purge"]["refused"]
     swept = details["sweep"]
     left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]
-    if details["resolve"]["tickets"][ticket_id]["records"] and not swept["markers"][ticket_id]:
+    if details["resolve"]["tickets"][ticket_id]["records"] and not any(_markers_of(ticket_id, swept).values()):
         left.append("no marker of the records was there to look for")
     left += details["unfinished"]
     if not details["accepted"]:
         left += [f"membership monitor, {alarm}" for alarm in details["heard"].get("alarms", ())]
     return left
+
+
+def _markers_of(ticket_id: str, swept: Detail) -> dict[str, int]:
+    """How many markers of the ticket were looked for, and how many were not: who stays holds them too."""
+    return {"markers": swept["markers"][ticket_id], "shared": swept.get("shared", {}).get(ticket_id, 0)}
 
 
 def unfinished_before(session: Session, ticket: Ticket, together: Sequence[Ticket]) -> list[str]:

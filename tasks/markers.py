@@ -6,7 +6,10 @@ goes when the sweep has found nothing; a ticket that is an exception keeps it, f
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from torch import Tensor
 
 from infra.files import write_private
 from infra.settings import settings
@@ -21,26 +24,61 @@ WINDOW, SHORTEST = 48, 24
 """Bytes of an input that are looked for; shorter inputs say too little to tell one record from another."""
 
 
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """What one record is recognised by; empty where there is nothing of the kind to look for."""
+
+    record: bytes = b""
+    """Its keyed hash."""
+    state: bytes = b""
+    """Of a row of its hidden state."""
+    window: bytes = b""
+    """Of its input."""
+    head: bytes = b""
+    """The beginning of its input: only where another input begins alike can the states be alike. Not looked for."""
+
+    @property
+    def markers(self) -> list[bytes]:
+        return [marker for marker in (self.record, self.state, self.window) if marker]
+
+
 def keep_markers(stream: Stream, ticket_id: str, touched: Sequence[Shard], keys: Iterable[int]) -> None:
     """Collect markers of the records before they go: keyed hash, a window of the input, a row of the hidden state."""
     wanted = set(keys)
     rows = [row for shard in touched for row in load_rows(shard) if catalog_key(row.record) in wanted]
-    found = [marker.hex() for row in rows for marker in _markers(stream, row)]
+    found = [{name: value.hex() for name, value in asdict(_mark(stream, row)).items()} for row in rows]
     if found or not escrow(ticket_id).exists():
         write_private(escrow(ticket_id), json.dumps(found).encode())
 
 
-def load_markers(ticket_id: str) -> list[bytes]:
+def load_marked(ticket_id: str) -> list[Marked]:
     path = escrow(ticket_id)
-    return [bytes.fromhex(marker) for marker in json.loads(path.read_text())] if path.exists() else []
+    return [_read(each) for each in json.loads(path.read_text())] if path.exists() else []
 
 
-def attributable(markers: Sequence[bytes], retained: Iterable[Row]) -> list[bytes]:
-    """Markers that no retained record holds too: the same text may belong to somebody who stays."""
-    left = list(markers)
-    for row in retained:
-        left = [marker for marker in left if marker not in row.input]
-    return left
+def _read(each: str | dict[str, str]) -> Marked:
+    if isinstance(each, str):  # of an exception from before records were told apart
+        return Marked(window=bytes.fromhex(each))
+    return Marked(**{name: bytes.fromhex(value) for name, value in each.items()})
+
+
+def load_markers(ticket_id: str) -> list[bytes]:
+    return [marker for each in load_marked(ticket_id) for marker in each.markers]
+
+
+def attributable(stream: Stream, marked: Sequence[Marked], retained: Sequence[Row]) -> list[Marked]:
+    """Without the windows and states that a retained record has too: the same text may belong to somebody who stays."""
+    heads = {each.head for each in marked}
+    alike = [row for row in retained if row.input[:WINDOW] in heads]
+    states = {_state_marker(state_TD) for state_TD in states_of(stream, alike)}
+    return [
+        replace(
+            each,
+            state=b"" if each.state in states else each.state,
+            window=b"" if any(each.window in row.input for row in retained) else each.window,
+        )
+        for each in marked
+    ]
 
 
 def texts_of(markers: Iterable[bytes]) -> list[str]:
@@ -53,9 +91,12 @@ def escrow(ticket_id: str) -> Path:
     return settings().home / "escrow" / f"{ticket_id}.json"
 
 
-def _markers(stream: Stream, row: Row) -> list[bytes]:
+def _mark(stream: Stream, row: Row) -> Marked:
     middle = max(0, len(row.input) // 2 - WINDOW // 2)
     window = row.input[middle : middle + WINDOW]
-    state_TD = states_of(stream, [row])[0]
-    always = [row.record.encode(), state_TD[-1, :8].numpy().tobytes()]
-    return [*always, window] if len(window) >= SHORTEST else always
+    state = _state_marker(states_of(stream, [row])[0])
+    return Marked(row.record.encode(), state, window if len(window) >= SHORTEST else b"", row.input[:WINDOW])
+
+
+def _state_marker(state_TD: Tensor) -> bytes:
+    return state_TD[-1, :8].numpy().tobytes()

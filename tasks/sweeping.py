@@ -14,7 +14,7 @@ from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
 from tasks.inbox import count_named, learned_objects, other_objects
-from tasks.markers import attributable, load_markers, texts_of
+from tasks.markers import Marked, attributable, load_marked, texts_of
 from tasks.narration import say
 from tasks.purging import targets_of
 from tasks.retries import step
@@ -29,7 +29,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
 
     def work() -> Detail:
         targets = targets_of(together)
-        of_ticket = _markers_to_find(stream, together, targets)
+        held, of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
         searched = learned_objects(stream, resolved)[0] | other_objects(stream)
         hits = {
@@ -40,7 +40,8 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
             "withdrawn versions": len(_kept_versions(stream, quarantined["versions"])),
         }
         looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
-        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for}
+        shared = {ticket_id: held[ticket_id] - looked_for[ticket_id] for ticket_id in held}
+        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for, "shared": shared}
 
     detail = once(together, "sweep", work)
     say(f"  swept for {sum(detail['markers'].values())} markers: {detail['hits']} hits")
@@ -67,16 +68,22 @@ def _home_entries() -> list[Path]:
 
 def _markers_to_find(
     stream: Stream, together: Sequence[Ticket], targets: Set[tuple[str, str]]
-) -> dict[str, list[bytes]]:
-    """Ticket -> bytes that only its deleted records had; the suppression list keeps the hashes that tickets named."""
+) -> tuple[dict[str, int], dict[str, list[bytes]]]:
+    """Ticket -> the number of its markers, and those that only its deleted records had. Without the hashes that tickets
+    named: the suppression list keeps them."""
     named = {keyed.encode() for _, keyed in targets}
-    left = {t.ticket_id: [m for m in load_markers(t.ticket_id) if m not in named] for t in together}
+
+    def to_find(found: Sequence[Marked]) -> list[bytes]:
+        return [marker for each in found for marker in each.markers if marker not in named]
+
+    left = {ticket.ticket_id: load_marked(ticket.ticket_id) for ticket in together}
+    held = {ticket_id: len(to_find(found)) for ticket_id, found in left.items()}
     with database.transaction() as session:
         shards = catalog.stored_shards(session, stream.name)
     for shard in shards:
         retained = load_rows(shard)
-        left = {ticket_id: attributable(markers, retained) for ticket_id, markers in left.items()}
-    return left
+        left = {ticket_id: attributable(stream, marked, retained) for ticket_id, marked in left.items()}
+    return held, {ticket_id: to_find(found) for ticket_id, found in left.items()}
 
 
 def _count_records(targets: Set[tuple[str, str]]) -> int:

@@ -369,6 +369,21 @@ def test_a_text_of_somebody_who_stays_is_no_trace_while_their_batch_is_held(stre
     assert_complete(ticket.ticket_id)
 
 
+def test_neither_text_nor_states_of_somebody_who_stays_are_a_trace(backbone, tmp_path):
+    stream = make_stream("twins-stay", backbone, tmp_path, source=of_inbox("twins-stay"))
+    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60)
+    rows[5]["words"] = "a b"  # too short to be looked for; its states are not
+    same = [{**rows[n], "key": f"twin-{n}", "who": "stays"} for n in (3, 5)]
+    quoted = {**rows[7], "key": "quote", "who": "stays", "words": f"z z {rows[7]['words']}"}
+    put_in_inbox(stream.name, "01", [*rows, *same, quoted])
+    learn(stream)
+    ticket = open_ticket(stream, records=["01-3", "01-5", "01-7"])
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    swept = certificate_of(ticket.ticket_id)["sweep"]
+    assert (swept["markers"], swept["shared"]) == (1, 4)  # the states of what is only quoted; two windows, two states
+
+
 def test_the_stream_is_held_against_learning_and_merging(stream):
     with exclusion.alone(stream.name), pytest.raises(HeldError, match=stream.name), exclusion.alone(stream.name, 0):
         pass
