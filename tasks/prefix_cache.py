@@ -1,11 +1,13 @@
 """Hidden states at the cut, one file per record: computed once, read by every later step, purged by record.
 
-A file holds unpadded rows; its name is the record's keyed hash under a folder named by what the states depend on.
+A file holds unpadded rows; its name is the record's keyed hash and its input's digest, for a record that was discarded
+may come again with another input, under a folder named by what else the states depend on.
 States are those of the record alone (the backbone encodes batch-invariantly), so a deletion removes files and stales
 none: its epoch is no part of a name, and other machines follow by what the catalog still holds (`local_copies`).
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
@@ -36,7 +38,7 @@ CPU_FLOPS, CUDA_FLOPS = 50e9, 400e12  # per thread, per device: usual values, a 
 
 def states_of(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
     """Per row the states entering the cut, (T, D) float32; encodes what the cache does not hold."""
-    found = [_read(stream, row.record) for row in rows]
+    found = [_read(stream, row) for row in rows]
     missing = [n for n, state_TD in enumerate(found) if state_TD is None]
     for n, state_TD in zip(missing, _encode_and_keep(stream, [rows[n] for n in missing]), strict=True):
         found[n] = state_TD
@@ -45,7 +47,7 @@ def states_of(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
 
 def encode_missing(stream: Stream, rows: Sequence[Row]) -> int:
     """Run the frozen prefix for rows that the cache does not hold; returns how many: 0 where nothing is kept."""
-    missing = [row for row in rows if not _file(stream, row.record).exists()] if plan_of(stream).cached else []
+    missing = [row for row in rows if not _file(stream, row).exists()] if plan_of(stream).cached else []
     for _ in _encode_and_keep(stream, missing):
         pass
     return len(missing)
@@ -75,7 +77,7 @@ def _encode_and_keep(stream: Stream, rows: Sequence[Row]) -> Iterator[Tensor]:
         chunk = rows[start : start + CHUNK]
         for row, state_TD in zip(chunk, encode(stream, chunk), strict=True):
             if keep:
-                disk_cache.write_whole(_file(stream, row.record), pack(state_TD, stream.cache.dtype))
+                disk_cache.write_whole(_file(stream, row), pack(state_TD, stream.cache.dtype))
             yield state_TD
     if keep:
         _drop_suppressed(stream, rows)
@@ -106,7 +108,7 @@ def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
 
 def records_of(stream_name: str) -> set[str]:
     """Whose states lie here, under whatever recipe, whole or half written."""
-    return {path.name.split(".")[0] for path in _root(stream_name).glob("*/*/*")}
+    return {re.split("[-.]", path.name)[0] for path in _root(stream_name).glob("*/*/*")}
 
 
 def purge(stream_name: str, records: Iterable[str]) -> int:
@@ -131,15 +133,15 @@ def _root(stream_name: str) -> Path:
     return settings().home / "cache" / stream_name
 
 
-def _file(stream: Stream, record: str) -> Path:
+def _file(stream: Stream, row: Row) -> Path:
     backbone = open_frozen(stream)
     key = sha256(f"{backbone.digest}\x1f{cut_of(stream, backbone)}\x1f{stream.cache.dtype}".encode()).hexdigest()[:16]
-    return _root(stream.name) / key / record[:2] / record
+    return _root(stream.name) / key / row.record[:2] / f"{row.record}-{sha256(row.input).hexdigest()[:16]}"
 
 
-def _read(stream: Stream, record: str) -> Tensor | None:
+def _read(stream: Stream, row: Row) -> Tensor | None:
     """The states that the cache holds; None where it holds none, also because room was made for others."""
-    path = _file(stream, record)
+    path = _file(stream, row)
     try:
         data = path.read_bytes()
         os.utime(path)

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -73,9 +74,21 @@ def test_room_is_made_by_what_was_used_longest_ago_and_it_comes_back(stream, set
     newest = rows_of(13)[-1:]
     prefix_cache.states_of(stream, newest)
     assert 0 < sum(path.stat().st_size for path in entries(stream)) <= limit
-    assert newest[0].record in {path.name for path in entries(stream)}
+    assert newest[0].record in prefix_cache.records_of(stream.name)
     again = prefix_cache.states_of(stream, rows)
     assert all(torch.equal(a, b) for a, b in zip(before, again, strict=True))
+
+
+def test_a_record_that_comes_again_with_another_input_gets_the_states_of_that_one(stream):
+    (row,) = rows_of(1)
+    again = replace(row, input=b"z z z z")
+    before = prefix_cache.states_of(stream, [row])[0]
+    for _ in range(2):
+        assert torch.equal(prefix_cache.states_of(stream, [again])[0], prefix_cache.encode(stream, [again])[0])
+    assert torch.equal(prefix_cache.states_of(stream, [row])[0], before)
+    assert prefix_cache.records_of(stream.name) == {row.record}
+    assert prefix_cache.purge(stream.name, [row.record]) == 2
+    assert entries(stream) == []
 
 
 def test_a_purge_touches_its_records_alone_however_many_there_are(stream):
