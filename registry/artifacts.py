@@ -4,7 +4,6 @@ The caller gives the client and the bucket. A key ends in the SHA-256 of its byt
 bytes writes nothing, and nothing is ever overwritten."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from boto3.s3.transfer import TransferConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from registry.canonical import canonical_json
 from registry.errors import (
     BadWeightsError,
     MissingObjectError,
@@ -134,11 +134,6 @@ def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
             f"s3://{bucket}/{key} hashes to {found}, the catalog says {sha256}; restore the object from a backup"
         )
     return data
-
-
-def canonical_json(value: Any) -> bytes:
-    """Equal values give equal bytes: sorted keys, no blanks, UTF-8, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def decode_tensors(data: bytes, key: str) -> "dict[str, Tensor]":

@@ -7,7 +7,7 @@ from hashlib import sha256
 from sqlalchemy import func, select, text
 from sqlalchemy.orm import Session
 
-from registry.artifacts import canonical_json
+from registry.canonical import canonical_json
 from registry.errors import TamperedLogError
 from registry.tables import Base, TicketEventRow, TicketRow, now
 

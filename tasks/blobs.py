@@ -7,6 +7,7 @@ from urllib.parse import quote
 from infra import database, storage
 from infra.settings import settings
 from registry import artifacts, ownership
+from registry.canonical import canonical_json
 from registry.records import StoredObject
 from tasks import blob_cache
 
@@ -76,7 +77,7 @@ def save_tensors(prefix: str, owner: str, kind: str, tensors: Tensors) -> Stored
 
 
 def json_bytes(content: Any) -> bytes:
-    return artifacts.canonical_json(content)
+    return canonical_json(content)
 
 
 def find(owner: str, kind: str) -> StoredObject | None:

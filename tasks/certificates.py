@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_public_key
 
 from infra.errors import KeyFileError
-from registry.artifacts import canonical_json
+from registry.canonical import canonical_json
 from registry.errors import CertificateError
 
 Certificate = dict[str, Any]

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from torch import Tensor
 
-from registry import artifacts
+from registry.canonical import canonical_json
 from registry.records import Batch, Shard, StoredObject
 from registry.sections import TaskType
 from registry.stream import Stream
@@ -30,7 +30,7 @@ def store_rows(stream: Stream, shard: Shard, rows: Sequence[Row]) -> StoredObjec
 
 def store_quarantine(stream: Stream, batch: Batch, refused: Sequence[Quarantined]) -> StoredObject:
     """Which rows were refused and why, by row number and keyed hash: never their content."""
-    listed = artifacts.canonical_json([asdict(each) for each in refused])
+    listed = canonical_json([asdict(each) for each in refused])
     return blobs.store(blobs.shared_prefix(stream.name), batch.node, "quarantine", listed)
 
 

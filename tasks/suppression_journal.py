@@ -11,6 +11,7 @@ from typing import Any
 from infra import storage
 from infra.settings import settings
 from registry import artifacts
+from registry.canonical import canonical_json
 from registry.records import Ticket, TicketState
 
 PREFIX = "tickets/"
@@ -19,7 +20,7 @@ Journaled = tuple[Ticket, list[tuple[str, str]]]
 
 def note(ticket: Ticket, targets: Sequence[tuple[str, str]]) -> None:
     """Write the note before the ticket's transaction commits; one that is there is replaced by the same."""
-    content = artifacts.canonical_json({"ticket": _plain(ticket), "targets": sorted(targets)})
+    content = canonical_json({"ticket": _plain(ticket), "targets": sorted(targets)})
     key = f"{PREFIX}{ticket.stream}/{ticket.ticket_id}.json"
     storage.s3().put_object(Bucket=settings().artifact_bucket, Key=key, Body=content)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from infra.settings import settings
-from registry.artifacts import canonical_json, encode_tensors, put_blob
+from registry.artifacts import encode_tensors, put_blob
+from registry.canonical import canonical_json
 from registry.errors import MissingObjectError, StorageUnavailableError
 from tasks import blob_cache, blobs, disk_cache
 from tasks.learning.banks import AdapterBank
