@@ -2,6 +2,7 @@
 as the flows call, without Prefect's bookkeeping, which is not what they test."""
 
 import io
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +19,8 @@ from tasks import adapters as fitting
 from tasks import batches, consolidation, decisions, promotion, registration, retirement, shift
 from tasks import tickets as opening
 from tasks.alias_moves import serves_clean
+from tasks.certificates import verify
+from tasks.opening import certificate_path
 from tests.flows.conftest import deliver, make_stream
 
 ALIASES = (CHAMPION, CHALLENGER, PREVIOUS)
@@ -133,3 +136,28 @@ def assert_nothing_tainted_serves(stream) -> None:
 def assert_complete(ticket_id: str) -> None:
     closed = state_of(ticket_id)
     assert closed.state == TicketState.COMPLETE, closed.note
+
+
+def certificate_of(ticket_id: str) -> dict:
+    return verify(Path(certificate_path(ticket_id)).read_bytes())
+
+
+def ready_versions(stream) -> list[int]:
+    with database.transaction() as session:
+        return [found.version for found in versions.versions(session, stream.name, VersionState.READY)]
+
+
+def in_the_middle_of(monkeypatch, module, name: str, happens):
+    """Let something happen once, right before the call."""
+    work, left = getattr(module, name), [happens]
+
+    def interrupted(*args, **kwargs):
+        if left:
+            left.pop()()
+        return work(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, interrupted)
+
+
+def of_inbox(name: str) -> str:
+    return f"s3://{settings().inbox_bucket}/{name}/*.parquet"

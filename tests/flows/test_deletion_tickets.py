@@ -7,52 +7,45 @@ from pathlib import Path
 
 import pytest
 from mlflow.entities import ViewType
-from sqlalchemy import func, select
 
 from flows import forget as saga
 from infra import database, keys, storage, tracking
 from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import artifacts, catalog, decision_log, ownership, tickets, versions
+from registry import artifacts, catalog, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
-from registry.records import AdapterState, BatchState, Decision, DecisionKind, TicketState, VersionState
+from registry.records import AdapterState, BatchState, TicketState, VersionState
 from registry.sections import Approval
-from registry.tables import SubjectRow, TicketEventRow
+from registry.tables import TicketEventRow
 from tasks import (
     adapters,
     auditing,
     batches,
     blobs,
     consolidation,
-    decisions,
     exclusion,
-    held_batches,
     manifests,
-    rebuilding,
     registration,
-    retirement,
-    shift,
 )
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
-from tasks.forms import load_weights
 from tasks.held_back import held_file
 from tasks.identity import keyed_hash
 from tasks.markers import escrow
 from tasks.opening import certificate_path
-from tasks.rows import held_out, trainable
 from tasks.shards import load_rows
 from tests.flows.adversary import (
     assert_complete,
-    assert_nothing_tainted_serves,
+    certificate_of,
     champion_of,
     forget,
+    in_the_middle_of,
     learn,
     learn_batch,
     learned_stream,
-    merge,
+    of_inbox,
     open_ticket,
     plain_steps,  # noqa: F401
     put_in_inbox,
@@ -129,51 +122,10 @@ def move_first_batch(stream, uri: str) -> str:
     return batch.uri
 
 
-def in_our_inbox(name: str, backbone, folder, ending: str = "parquet"):
-    """A stream with one batch that it learned from our inbox bucket, 60 rows of ten persons."""
-    stream = make_stream(name, backbone, folder, source=f"s3://{settings().inbox_bucket}/{name}/*.{ending}")
-    rows = deliver(folder, "01", ["red", "blue"], rows=60)
-    {"parquet": put_in_inbox, "jsonl": put_lines}[ending](name, "01", rows)
-    learn(stream)
-    return stream
-
-
-def put_lines(stream: str, name: str, rows: list[dict], cut: int = 0) -> None:
-    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    key = f"{stream}/{name}.jsonl"
-    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=key, Body=body[: len(body) - cut])
-
-
-def lines_of(stream: str, name: str) -> list[dict]:
-    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream}/{name}.jsonl"}
-    return [json.loads(line) for line in storage.s3().get_object(**where)["Body"].read().splitlines()]
-
-
-def certificate_of(ticket_id: str) -> dict:
-    return verify(Path(certificate_path(ticket_id)).read_bytes())
-
-
 def every_run(stream) -> set[str]:
     client = tracking.prepare_tracking()
     found = client.search_runs([tracking.experiment(client, stream.name)], run_view_type=ViewType.ALL)
     return {run.info.run_id for run in found}
-
-
-def ready_versions(stream) -> list[int]:
-    with database.transaction() as session:
-        return [found.version for found in versions.versions(session, stream.name, VersionState.READY)]
-
-
-def in_the_middle_of(monkeypatch, module, name: str, happens):
-    """Let something happen once, right before the call."""
-    work, left = getattr(module, name), [happens]
-
-    def interrupted(*args, **kwargs):
-        if left:
-            left.pop()()
-        return work(*args, **kwargs)
-
-    monkeypatch.setattr(module, name, interrupted)
 
 
 def test_open_tickets_are_worked_as_one_batch_with_a_certificate_each(stream):
@@ -437,127 +389,6 @@ def test_after_a_rotation_of_the_key_old_records_are_found_and_stay_forgotten(st
     assert_complete(new.ticket_id)
 
 
-def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path):
-    """Only the list of refused rows knows this subject; the object is JSONL, in our inbox."""
-    name = "refused-rows"
-    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60)
-    rows[7] = {**rows[7], "who": "only-refused", "topic": None}
-    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
-    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl", Body=body)
-    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.jsonl")
-    learn(stream)
-    ticket = open_ticket(stream, "only-refused")
-    assert ticket.records == 0
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    left = storage.s3().get_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl")["Body"].read()
-    assert (b"only-refused" in body, b"only-refused" in left, len(left.splitlines())) == (True, False, 59)
-    assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b"only-refused"], f"{name}/") == []
-    learn(stream)  # the rewritten object is not a new batch
-    with database.transaction() as session:
-        assert len(catalog.batches(session, name)) == 1
-
-
-def test_a_discarded_batch_that_had_refused_rows_is_cleaned_by_name_and_holds_no_ticket_up(backbone, tmp_path):
-    """Its list of refused rows went with it; its source object still has their owners."""
-    stream = in_our_inbox("discarded", backbone, tmp_path, "jsonl")
-    rows = [{**row, "topic": None} for row in deliver(tmp_path, "02", ["red", "blue"], rows=30)]
-    put_lines(stream.name, "02", [{**row, "who": f"only-held-{n}"} for n, row in enumerate([*rows, rows[3]])])
-    learn(stream)
-    with database.transaction() as session:
-        (held,) = catalog.batches(session, stream.name, BatchState.HELD)
-        subjects = session.scalar(select(func.count()).select_from(SubjectRow))
-    assert held.quarantined == 1
-    held_batches.discard_batch.fn(held.batch_id)
-    with database.transaction() as session:
-        assert session.scalar(select(func.count()).select_from(SubjectRow)) == subjects - 30
-    ticket = open_ticket(stream, "only-held-30", "person-1")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert len(lines_of(stream.name, "02")) == 30
-
-
-def test_a_source_object_that_is_gone_or_broken_stops_no_ticket(backbone, tmp_path):
-    """Taken away, it lies under a delete marker; overwritten by what cannot be read, it is left and named."""
-    stream = in_our_inbox("taken-away", backbone, tmp_path)
-    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
-    storage.s3().put_object(**where, Body=b"PAR1 and no more")
-    ticket = open_ticket(stream, "person-3")
-    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
-    (refused,) = certificate_of(ticket.ticket_id)["purge"]["refused"]
-    assert "01.parquet cannot be read" in refused
-    assert "deliver it again, whole, or delete it" in refused
-    storage.s3().delete_object(**where)
-    opening.reopen_ticket(ticket.ticket_id, "ann", "it was taken away")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert artifacts.list_versions(storage.s3(), where["Bucket"], where["Key"]) == []
-
-
-@pytest.mark.parametrize("when", ["before the ticket", "while its object is rewritten"])
-def test_what_is_delivered_under_the_same_key_is_learned_by_the_next_run(backbone, tmp_path, monkeypatch, when):
-    stream = in_our_inbox(f"again-{when[:3]}", backbone, tmp_path, "jsonl")
-    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60, first=500)
-    if when == "before the ticket":
-        put_lines(stream.name, "01", rows)
-    else:
-        in_the_middle_of(monkeypatch, artifacts, "replace_object", lambda: put_lines(stream.name, "01", rows))
-    ticket = open_ticket(stream, "person-3")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert lines_of(stream.name, "01") == [row for row in rows if row["who"] != "person-3"]
-    key = f"{stream.name}/01.jsonl"
-    assert len(artifacts.list_versions(storage.s3(), settings().inbox_bucket, key)) == 1
-    learn(stream)
-    with database.transaction() as session:
-        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54]
-    assert batches.discover.fn(stream) == []
-
-
-def test_objects_that_were_never_taken_in_are_looked_through_too(backbone, tmp_path):
-    """Compressed, cut, replaced, all of one person's: whatever names the target goes, what cannot be read is named."""
-    stream = in_our_inbox("never-in", backbone, tmp_path)
-    stream = stream.model_copy(update={"source": f"s3://{settings().inbox_bucket}/never-in/*"})
-    rows = deliver(tmp_path, "02", ["red", "blue"], rows=60)
-    put_in_inbox(stream.name, "02", [{**row, "who": "person-3"} for row in rows])
-    put_in_inbox(stream.name, "02", [row for row in rows if row["who"] != "person-3"])  # over what held more
-    put_in_inbox(stream.name, "03", [{**row, "key": f"03-{n}"} for n, row in enumerate(rows)])
-    put_in_inbox(stream.name, "04", [{**row, "key": f"04-{n}", "who": "person-3"} for n, row in enumerate(rows)])
-    put_in_inbox(stream.name, "05", [{"subject": "person-3", "text": rows[3]["words"]}])
-    put_lines(stream.name, "06", [{**row, "key": f"06-{n}"} for n, row in enumerate(rows)], cut=20)
-    ticket = open_ticket(stream, "person-3")
-    with database.transaction() as session:
-        catalog.save_stream(session, stream, catalog.backbone_digest(session, stream.name))
-    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
-    refused = certificate_of(ticket.ticket_id)["purge"]["refused"]
-    assert [each.split()[1].rpartition("/")[2] for each in refused] == ["05.parquet", "06.jsonl"]
-    assert all("or delete it" in each for each in refused)
-    s3, bucket = storage.s3(), settings().inbox_bucket
-    for name in ("05.parquet", "06.jsonl"):
-        s3.delete_object(Bucket=bucket, Key=f"never-in/{name}")
-    opening.reopen_ticket(ticket.ticket_id, "ann", "they were deleted")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    left = [version.key for version in artifacts.list_versions(s3, bucket, "never-in/")]
-    assert left == [f"never-in/{name}.parquet" for name in ("01", "02", "03")]
-    learn(stream)
-    with database.transaction() as session:
-        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54, 54]
-
-
-def test_an_object_of_suppressed_rows_alone_is_known_and_fails_no_run(backbone, tmp_path):
-    stream = in_our_inbox("suppressed", backbone, tmp_path)
-    ticket = open_ticket(stream, "person-3")
-    forget(ticket.ticket_id)
-    late = [{**row, "who": "person-3"} for row in deliver(tmp_path, "02", ["red", "blue"], rows=20)]
-    put_in_inbox(stream.name, "02", late)
-    learn(stream)
-    assert batches.discover.fn(stream) == []
-    with database.transaction() as session:
-        last = catalog.batches(session, stream.name)[-1]
-    assert (last.state, last.rows, last.suppressed) == (BatchState.DISCARDED, 0, 20)
-
-
 def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_path, inbox):
     stream = learned_stream("emptied", backbone, tmp_path, subjects=10, merged=False)
     serve_all(stream)
@@ -584,125 +415,6 @@ def test_a_stream_that_a_ticket_empties_goes_on_with_new_numbers(backbone, tmp_p
     assert champion_of(stream) == max(used) + 1
 
 
-def test_a_deletion_broken_off_after_it_dropped_a_parent_replays_the_merge(backbone, tmp_path, monkeypatch):
-    stream = learned_stream("parentless", backbone, tmp_path)
-    with database.transaction() as session:
-        (merged,) = [a for a in adapter_rows.adapters(session, stream.name) if a.parent_ids]
-        before = ownership.objects_of(session, [merged.node])
-    ticket = open_ticket(stream, records=[f"01-{n}" for n in range(120)])  # the first parent's every row
-    work = rebuilding.repair_adapter
-
-    def power_cut(*args):
-        work(*args)
-        raise OSError("power cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rebuilding, "repair_adapter", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert certificate_of(ticket.ticket_id)["guarantee"] == "E0"
-    with database.transaction() as session:
-        left = adapter_rows.get_adapter(session, merged.adapter_id)
-        assert left.parent_ids == merged.parent_ids[1:]
-        old, new = (
-            {o.sha256 for o in found if o.kind == "weights"}
-            for found in (before, ownership.objects_of(session, [left.node]))
-        )
-    assert not old & new
-
-
-def test_a_deletion_broken_off_after_it_emptied_a_shard_of_an_adapter_works_its_plan_to_the_end(
-    backbone, tmp_path, monkeypatch
-):
-    """Trained again, the adapter no longer hangs on the shard: today's lineage alone would ask for nothing more."""
-    stream = learned_stream("unhinged", backbone, tmp_path, merged=False)
-    rows = [{**row, "who": "zed"} for row in deliver(tmp_path, "03", ["red", "blue"], rows=60)]
-    put_in_inbox(stream.name, "03", rows)
-    learn(stream)
-    first, second = serve_all(stream)
-    with database.transaction() as session:
-        last = catalog.done_shards(session, stream.name)[-1]
-    adapters.refresh_adapter.fn(stream, last, first)
-    merged = merge(stream, first, second)
-    before = weights_of(merged)
-    ticket = open_ticket(stream, "zed")
-    with monkeypatch.context() as patch:
-        patch.setattr(rebuilding, "_drop_stale_checkpoints", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    content = certificate_of(ticket.ticket_id)
-    assert (content["guarantee"], content["rebuilt"]["actions"]) == ("E0", {first: "retrain", merged: "replay"})
-    assert {f"adapter:{first}", f"adapter:{merged}"} <= content["comparison"].keys()
-    assert weights_of(merged) != before
-
-
-def test_what_differs_or_was_not_compared_serves_in_no_later_version(backbone, tmp_path, monkeypatch):
-    stream = learned_stream("doubted", backbone, tmp_path, merged=False)
-    first, _ = serve_all(stream)
-    ticket = open_ticket(stream, records=["01-3"])
-    work = rebuilding.fit_trained
-
-    def a_little_off(stream, adapter):
-        work(stream, adapter)
-        return adapters.fit_closed_forms(stream, adapter, {n: w * 1.001 for n, w in load_weights(adapter).items()})
-
-    with monkeypatch.context() as patch:
-        patch.setattr(rebuilding, "fit_trained", a_little_off)
-        patch.setattr(saga, "compare", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    registration.stand_in.fn(stream, open_ticket(stream, records=["02-3"]).ticket_id)
-    assert first not in {a["adapter_id"] for a in manifests.load_manifest(stream.name, champion_of(stream))["adapters"]}
-    forget(ticket.ticket_id)
-    assert f"adapter:{first} differs" in state_of(ticket.ticket_id).note
-    put_in_inbox(stream.name, "03", deliver(tmp_path, "03", ["pink", "grey"], rows=60))
-    with pytest.raises(SuppressedRecordError, match="reopen the ticket"):
-        learn(stream)
-    opening.reopen_ticket(ticket.ticket_id, "test", "mended")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    [left] = batches.unfinished_batches.fn(stream)
-    learn_batch(stream, left)
-    assert first in {a["adapter_id"] for a in manifests.load_manifest(stream.name, champion_of(stream))["adapters"]}
-
-
-def power_cut(*_):
-    raise OSError("power cut")
-
-
-def weights_of(adapter_id: str) -> str:
-    with database.transaction() as session:
-        return ownership.find_object(session, f"adapter:{adapter_id}", "weights").sha256
-
-
-def test_nothing_is_made_of_weights_that_a_broken_off_deletion_condemned(backbone, tmp_path, monkeypatch):
-    """The rows are dropped, the adapters still hold them: what is made of their weights would have other bytes."""
-    stream = learned_stream("broken-off", backbone, tmp_path, merged=False)
-    first, second = serve_all(stream)
-    with database.transaction() as session:
-        shard = catalog.done_shards(session, stream.name)[0]
-    ticket = open_ticket(stream, "person-1")
-    with monkeypatch.context() as patch:
-        patch.setattr(saga, "rebuild", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    with pytest.raises(SuppressedRecordError, match="not rebuilt yet"):
-        consolidation.merge_adapters.fn(stream, (first, second))
-    with pytest.raises(SuppressedRecordError, match="not rebuilt yet"):
-        adapters.join_adapter.fn(stream, shard, second)
-    retirement.retire_adapter.fn(second, "for this test")
-    with pytest.raises(SuppressedRecordError, match=second):
-        retirement.check_reinstate(stream, second)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    retirement.reinstate_adapter.fn(stream, second, "it is rebuilt")
-    consolidation.merge_adapters.fn(stream, (first, second))
-
-
 def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the_stream(stream, inbox):
     put_in_inbox(stream.name, "04", [{**row, "who": "person-12"} for row in deliver(inbox, "04", ["red"], rows=8)])
     (uri, tag) = batches.discover.fn(stream)[0]
@@ -713,143 +425,6 @@ def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the
     assert batches.unfinished_batches.fn(stream) == []
     with database.transaction() as session:
         assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
-
-
-def test_a_reopened_ticket_leaves_the_champion_that_came_after_it(backbone, tmp_path, monkeypatch):
-    """Its markers were out of reach, and the stream learned another batch before they were back."""
-    source = f"s3://{settings().inbox_bucket}/came-after/*.parquet"
-    stream = make_stream("came-after", backbone, tmp_path, source=source)
-    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
-    learn(stream)
-    ticket = open_ticket(stream, "person-3")
-    markers, elsewhere = escrow(ticket.ticket_id), tmp_path / "markers"
-    in_the_middle_of(monkeypatch, saga, "rebuild", lambda: markers.rename(elsewhere))
-    forget(ticket.ticket_id)
-    assert "no marker" in state_of(ticket.ticket_id).note
-    put_in_inbox(stream.name, "02", deliver(tmp_path, "02", ["green", "gold"], rows=60))
-    learn(stream)
-    champion, ready = champion_of(stream), ready_versions(stream)
-    elsewhere.rename(markers)
-    opening.reopen_ticket(ticket.ticket_id, "ann", "the markers are back")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert (champion_of(stream), ready_versions(stream)) == (champion, ready)
-
-    # a repeated change finds its version only where it would register the same
-    again = [registration.register_change.fn(stream, f"ticket:{ticket.ticket_id}", "again", None) for _ in range(2)]
-    assert again[0].version > champion
-    assert again[1] == again[0]
-    served = manifests.load_manifest(stream.name, again[0].version)["shards"]
-    assert served == manifests.load_manifest(stream.name, champion)["shards"]
-
-
-def test_a_version_that_holds_an_unfinished_batch_is_withdrawn_with_it(backbone, tmp_path):
-    """The batch joined an adapter, its run ended, and another ticket registered that adapter."""
-    stream = make_stream("joined", backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/joined/*.parquet")
-    of_batch = {name: deliver(tmp_path, name, ["red", "blue"], rows=60) for name in ("01", "02")}
-    put_in_inbox(stream.name, "01", of_batch["01"])
-    learn(stream)
-    (adapter,) = serve_all(stream)
-    put_in_inbox(stream.name, "02", [{**row, "who": f"later-{row['who']}"} for row in of_batch["02"]])
-    ((uri, tag),) = batches.discover.fn(stream)
-    batch = batches.read_batch.fn(stream, uri, tag)
-    batches.encode_batch.fn(stream, batch)
-    adapters.join_adapter.fn(stream, batch.shards[0], adapter)
-    forget(open_ticket(stream, "person-3").ticket_id)
-    holding = champion_of(stream)
-    (served,) = manifests.load_manifest(stream.name, holding)["adapters"]
-    assert batch.shards[0].shard_id in [part["shard_id"] for part in served["statistics"]]
-    ticket = open_ticket(stream, "later-person-3")
-    assert champion_of(stream) is None
-    assert_nothing_tainted_serves(stream)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert holding not in ready_versions(stream)
-
-
-def begin_batch(stream, rows: list[dict]) -> Decision:
-    """A run that is killed when it has read and encoded a batch, and decided on it."""
-    put_in_inbox(stream.name, "02", rows)
-    ((uri, tag),) = batches.discover.fn(stream)
-    batch = batches.read_batch.fn(stream, uri, tag)
-    batches.encode_batch.fn(stream, batch)
-    (shard,) = batch.shards
-    return decisions.decide.fn(stream, batch, shard, shift.measure_shift.fn(stream, shard))
-
-
-def go_on(stream) -> list[tuple[str, str | None]]:
-    """Learn what is unfinished; returns (kind, adapter) of every decision."""
-    for batch in batches.unfinished_batches.fn(stream):
-        learn_batch(stream, batch)
-    with database.transaction() as session:
-        return [(row.kind, row.adapter_id) for row in decision_log.decisions(session, stream.name)]
-
-
-def of_inbox(name: str) -> str:
-    return f"s3://{settings().inbox_bucket}/{name}/*.parquet"
-
-
-def test_a_batch_whose_adapter_a_ticket_took_is_decided_again(backbone, tmp_path):
-    stream = make_stream("adapter-gone", backbone, tmp_path, source=of_inbox("adapter-gone"))
-    first = deliver(tmp_path, "01", ["red", "blue"], rows=60)
-    put_in_inbox(stream.name, "01", [{**row, "who": "leaves"} for row in first])
-    learn(stream)
-    serve_all(stream)
-    assert begin_batch(stream, deliver(tmp_path, "02", ["red", "blue"], rows=60)).kind == DecisionKind.REUSE
-    forget(open_ticket(stream, "leaves").ticket_id)
-    assert go_on(stream)[1:] == [(DecisionKind.EXPAND, "adapter-gone-a2")]
-    assert batches.unfinished_batches.fn(stream) == []
-    assert champion_of(stream) is not None
-
-
-@pytest.mark.parametrize("trained", [False, True])
-def test_a_batch_that_a_ticket_left_too_small_for_its_adapter_is_held(backbone, tmp_path, trained):
-    name = f"too-small-{trained}".lower()
-    stream = make_stream(name, backbone, tmp_path, source=of_inbox(name))
-    put_in_inbox(name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
-    learn(stream)
-    rows = [
-        {**row, "who": "leaves" if n < 26 else "stays"}
-        for n, row in enumerate(deliver(tmp_path, "02", ["green", "gold"], rows=30))
-    ]
-    decided = begin_batch(stream, rows)
-    assert decided.kind == DecisionKind.EXPAND
-    if trained:
-        (batch,) = batches.unfinished_batches.fn(stream)
-        adapters.train_adapter.fn(stream, batch.shards[0], decided.adapter_id)
-    forget(open_ticket(stream, "leaves").ticket_id)
-    assert go_on(stream)[1][0] == DecisionKind.HOLD
-    assert batches.unfinished_batches.fn(stream) == []
-
-
-def test_a_batch_that_a_ticket_left_large_enough_keeps_its_decision(backbone, tmp_path):
-    stream = make_stream("large-enough", backbone, tmp_path, source=of_inbox("large-enough"))
-    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red", "blue"], rows=60))
-    learn(stream)
-    decided = begin_batch(stream, deliver(tmp_path, "02", ["green", "gold"], rows=60))
-    forget(open_ticket(stream, "person-3").ticket_id)
-    assert go_on(stream)[1:] == [(DecisionKind.EXPAND, decided.adapter_id)]
-
-
-def test_a_merge_goes_with_its_parents_where_each_has_too_few_rows_and_both_have_enough(backbone, tmp_path):
-    """One held-out row is left in either batch: too few for a parent, enough for the merge of both."""
-    stream = learned_stream("thinned", backbone, tmp_path)
-    with database.transaction() as session:
-        batches = catalog.done_shards(session, stream.name)
-    leaving = []
-    for shard in batches:
-        rows = load_rows(shard)
-        stays = [*held_out(rows)[:1], *trainable(rows)[:4]]
-        leaving += [("record", row.record) for row in rows if row not in stays]
-    ticket = opening.open_ticket(stream.name, leaving, "test")
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    with database.transaction() as session:
-        every = adapter_rows.adapters(session, stream.name)
-    assert {a.adapter_id: a.state for a in every} == {f"thinned-a{n}": AdapterState.ERASED for n in (1, 2, 3)}
-    assert certificate_of(ticket.ticket_id)["rebuilt"]["actions"] == dict.fromkeys(
-        ("thinned-a1", "thinned-a2", "thinned-a3"), "drop"
-    )
 
 
 @contextmanager

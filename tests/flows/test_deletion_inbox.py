@@ -1,0 +1,171 @@
+"""What a deletion does to source objects: learned, refused, replaced, gone, or never taken in."""
+
+import json
+
+import pytest
+from sqlalchemy import func, select
+
+from infra import database, storage
+from infra.settings import settings
+from registry import artifacts, catalog
+from registry.records import BatchState, TicketState
+from registry.tables import SubjectRow
+from tasks import (
+    batches,
+    held_batches,
+)
+from tasks import tickets as opening
+from tests.flows.adversary import (
+    assert_complete,
+    certificate_of,
+    forget,
+    in_the_middle_of,
+    learn,
+    open_ticket,
+    plain_steps,  # noqa: F401
+    put_in_inbox,
+)
+from tests.flows.conftest import deliver, make_stream
+
+pytestmark = pytest.mark.usefixtures("ready", "plain_steps")
+
+
+def in_our_inbox(name: str, backbone, folder, ending: str = "parquet"):
+    """A stream with one batch that it learned from our inbox bucket, 60 rows of ten persons."""
+    stream = make_stream(name, backbone, folder, source=f"s3://{settings().inbox_bucket}/{name}/*.{ending}")
+    rows = deliver(folder, "01", ["red", "blue"], rows=60)
+    {"parquet": put_in_inbox, "jsonl": put_lines}[ending](name, "01", rows)
+    learn(stream)
+    return stream
+
+
+def put_lines(stream: str, name: str, rows: list[dict], cut: int = 0) -> None:
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    key = f"{stream}/{name}.jsonl"
+    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=key, Body=body[: len(body) - cut])
+
+
+def lines_of(stream: str, name: str) -> list[dict]:
+    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream}/{name}.jsonl"}
+    return [json.loads(line) for line in storage.s3().get_object(**where)["Body"].read().splitlines()]
+
+
+def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path):
+    """Only the list of refused rows knows this subject; the object is JSONL, in our inbox."""
+    name = "refused-rows"
+    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60)
+    rows[7] = {**rows[7], "who": "only-refused", "topic": None}
+    body = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    storage.s3().put_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl", Body=body)
+    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.jsonl")
+    learn(stream)
+    ticket = open_ticket(stream, "only-refused")
+    assert ticket.records == 0
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    left = storage.s3().get_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl")["Body"].read()
+    assert (b"only-refused" in body, b"only-refused" in left, len(left.splitlines())) == (True, False, 59)
+    assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b"only-refused"], f"{name}/") == []
+    learn(stream)  # the rewritten object is not a new batch
+    with database.transaction() as session:
+        assert len(catalog.batches(session, name)) == 1
+
+
+def test_a_discarded_batch_that_had_refused_rows_is_cleaned_by_name_and_holds_no_ticket_up(backbone, tmp_path):
+    """Its list of refused rows went with it; its source object still has their owners."""
+    stream = in_our_inbox("discarded", backbone, tmp_path, "jsonl")
+    rows = [{**row, "topic": None} for row in deliver(tmp_path, "02", ["red", "blue"], rows=30)]
+    put_lines(stream.name, "02", [{**row, "who": f"only-held-{n}"} for n, row in enumerate([*rows, rows[3]])])
+    learn(stream)
+    with database.transaction() as session:
+        (held,) = catalog.batches(session, stream.name, BatchState.HELD)
+        subjects = session.scalar(select(func.count()).select_from(SubjectRow))
+    assert held.quarantined == 1
+    held_batches.discard_batch.fn(held.batch_id)
+    with database.transaction() as session:
+        assert session.scalar(select(func.count()).select_from(SubjectRow)) == subjects - 30
+    ticket = open_ticket(stream, "only-held-30", "person-1")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert len(lines_of(stream.name, "02")) == 30
+
+
+def test_a_source_object_that_is_gone_or_broken_stops_no_ticket(backbone, tmp_path):
+    """Taken away, it lies under a delete marker; overwritten by what cannot be read, it is left and named."""
+    stream = in_our_inbox("taken-away", backbone, tmp_path)
+    where = {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
+    storage.s3().put_object(**where, Body=b"PAR1 and no more")
+    ticket = open_ticket(stream, "person-3")
+    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
+    (refused,) = certificate_of(ticket.ticket_id)["purge"]["refused"]
+    assert "01.parquet cannot be read" in refused
+    assert "deliver it again, whole, or delete it" in refused
+    storage.s3().delete_object(**where)
+    opening.reopen_ticket(ticket.ticket_id, "ann", "it was taken away")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert artifacts.list_versions(storage.s3(), where["Bucket"], where["Key"]) == []
+
+
+@pytest.mark.parametrize("when", ["before the ticket", "while its object is rewritten"])
+def test_what_is_delivered_under_the_same_key_is_learned_by_the_next_run(backbone, tmp_path, monkeypatch, when):
+    stream = in_our_inbox(f"again-{when[:3]}", backbone, tmp_path, "jsonl")
+    rows = deliver(tmp_path, "01", ["red", "blue"], rows=60, first=500)
+    if when == "before the ticket":
+        put_lines(stream.name, "01", rows)
+    else:
+        in_the_middle_of(monkeypatch, artifacts, "replace_object", lambda: put_lines(stream.name, "01", rows))
+    ticket = open_ticket(stream, "person-3")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert lines_of(stream.name, "01") == [row for row in rows if row["who"] != "person-3"]
+    key = f"{stream.name}/01.jsonl"
+    assert len(artifacts.list_versions(storage.s3(), settings().inbox_bucket, key)) == 1
+    learn(stream)
+    with database.transaction() as session:
+        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54]
+    assert batches.discover.fn(stream) == []
+
+
+def test_objects_that_were_never_taken_in_are_looked_through_too(backbone, tmp_path):
+    """Compressed, cut, replaced, all of one person's: whatever names the target goes, what cannot be read is named."""
+    stream = in_our_inbox("never-in", backbone, tmp_path)
+    stream = stream.model_copy(update={"source": f"s3://{settings().inbox_bucket}/never-in/*"})
+    rows = deliver(tmp_path, "02", ["red", "blue"], rows=60)
+    put_in_inbox(stream.name, "02", [{**row, "who": "person-3"} for row in rows])
+    put_in_inbox(stream.name, "02", [row for row in rows if row["who"] != "person-3"])  # over what held more
+    put_in_inbox(stream.name, "03", [{**row, "key": f"03-{n}"} for n, row in enumerate(rows)])
+    put_in_inbox(stream.name, "04", [{**row, "key": f"04-{n}", "who": "person-3"} for n, row in enumerate(rows)])
+    put_in_inbox(stream.name, "05", [{"subject": "person-3", "text": rows[3]["words"]}])
+    put_lines(stream.name, "06", [{**row, "key": f"06-{n}"} for n, row in enumerate(rows)], cut=20)
+    ticket = open_ticket(stream, "person-3")
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, catalog.backbone_digest(session, stream.name))
+    assert forget(ticket.ticket_id).state == TicketState.EXCEPTION
+    refused = certificate_of(ticket.ticket_id)["purge"]["refused"]
+    assert [each.split()[1].rpartition("/")[2] for each in refused] == ["05.parquet", "06.jsonl"]
+    assert all("or delete it" in each for each in refused)
+    s3, bucket = storage.s3(), settings().inbox_bucket
+    for name in ("05.parquet", "06.jsonl"):
+        s3.delete_object(Bucket=bucket, Key=f"never-in/{name}")
+    opening.reopen_ticket(ticket.ticket_id, "ann", "they were deleted")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    left = [version.key for version in artifacts.list_versions(s3, bucket, "never-in/")]
+    assert left == [f"never-in/{name}.parquet" for name in ("01", "02", "03")]
+    learn(stream)
+    with database.transaction() as session:
+        assert [batch.rows for batch in catalog.batches(session, stream.name)] == [60, 54, 54]
+
+
+def test_an_object_of_suppressed_rows_alone_is_known_and_fails_no_run(backbone, tmp_path):
+    stream = in_our_inbox("suppressed", backbone, tmp_path)
+    ticket = open_ticket(stream, "person-3")
+    forget(ticket.ticket_id)
+    late = [{**row, "who": "person-3"} for row in deliver(tmp_path, "02", ["red", "blue"], rows=20)]
+    put_in_inbox(stream.name, "02", late)
+    learn(stream)
+    assert batches.discover.fn(stream) == []
+    with database.transaction() as session:
+        last = catalog.batches(session, stream.name)[-1]
+    assert (last.state, last.rows, last.suppressed) == (BatchState.DISCARDED, 0, 20)
