@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from infra.errors import SettingsError
 from registry.errors import StateError
 from tasks.entitlement import OPEN, Entitlements, permitted
 
@@ -96,7 +97,7 @@ def test_a_revocation_takes_effect_within_a_minute_however_warm_the_process_is(f
 
 def test_no_setting_makes_a_revocation_later_than_a_minute(set_variable):
     set_variable("ENTITLEMENT_SECONDS", 61)
-    with pytest.raises(ValueError, match="entitlement_seconds"):
+    with pytest.raises(SettingsError, match="ENTITLEMENT_SECONDS"):
         Entitlements().of("mail", "ann", [])
 
 
