@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-# what goes into a file or a pipe is as wide as it is: an id is not cut
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 10_000)
-errors = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 10_000)
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+# a table in a file or a pipe is as wide as its cells: an id is not cut
+tables = console if sys.stdout.isatty() else Console(highlight=False, width=10_000)
 LONG = {"certificate_key", "lead"}
 """Left to `describe` and to JSON: a table would have no room for the rest."""
 
@@ -102,7 +103,7 @@ def acting(quiet: bool = False, server: bool = False) -> Iterator[ModuleType]:
 
 
 def show_error(error: Exception) -> None:
-    errors.print(f"[bold red]error:[/] {escape(str(error))}")
+    errors.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=not errors.is_terminal)
 
 
 def show_json(content: Any) -> None:
@@ -123,7 +124,7 @@ def show_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(column.replace("_", " "), overflow="fold")
     for row in rows:
         table.add_row(*[escape(_cell(value)) for name, value in row.items() if name not in LONG])
-    console.print(table)
+    tables.print(table)
 
 
 def show_records(title: str, records: Sequence[Mapping[str, Any]]) -> None:
@@ -142,7 +143,7 @@ def show_record(record: Mapping[str, Any]) -> None:
     table.add_column(overflow="fold")
     for name, value in record.items():
         table.add_row(name.replace("_", " "), escape(_cell(value)))
-    console.print(table)
+    tables.print(table)
 
 
 def show_findings(findings: Sequence[Mapping[str, Any]]) -> None:
