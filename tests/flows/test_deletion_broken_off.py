@@ -57,17 +57,12 @@ def test_a_deletion_broken_off_after_it_dropped_a_parent_replays_the_merge(backb
     ticket = open_ticket(stream, records=[f"01-{n}" for n in range(120)])  # the first parent's every row
     work = rebuilding.repair_adapter
 
-    def power_cut(*args):
+    def then_power_cut(*args):
         work(*args)
-        raise OSError("power cut")
+        power_cut()
 
-    with monkeypatch.context() as patch:
-        patch.setattr(rebuilding, "repair_adapter", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    assert certificate_of(ticket.ticket_id)["guarantee"] == "E0"
+    content = break_off_and_go_on(monkeypatch, ticket.ticket_id, "repair_adapter", then_power_cut)
+    assert content["guarantee"] == "E0"
     with database.transaction() as session:
         left = adapter_rows.get_adapter(session, merged.adapter_id)
         assert left.parent_ids == merged.parent_ids[1:]
@@ -93,13 +88,7 @@ def test_a_deletion_broken_off_after_it_emptied_a_shard_of_an_adapter_works_its_
     merged = merge(stream, first, second)
     before = weights_of(merged)
     ticket = open_ticket(stream, "zed")
-    with monkeypatch.context() as patch:
-        patch.setattr(rebuilding, "_drop_stale_checkpoints", power_cut)
-        with pytest.raises(OSError, match="power cut"):
-            forget(ticket.ticket_id)
-    forget(ticket.ticket_id)
-    assert_complete(ticket.ticket_id)
-    content = certificate_of(ticket.ticket_id)
+    content = break_off_and_go_on(monkeypatch, ticket.ticket_id, "_drop_stale_checkpoints", power_cut)
     assert (content["guarantee"], content["rebuilt"]["actions"]) == ("E0", {first: "retrain", merged: "replay"})
     assert {f"adapter:{first}", f"adapter:{merged}"} <= content["comparison"].keys()
     assert weights_of(merged) != before
@@ -137,6 +126,17 @@ def test_what_differs_or_was_not_compared_serves_in_no_later_version(backbone, t
 
 def power_cut(*_):
     raise OSError("power cut")
+
+
+def break_off_and_go_on(monkeypatch, ticket_id: str, name: str, cut) -> dict:
+    """Work the ticket with a function of the rebuild replaced, then again as it is; its certificate."""
+    with monkeypatch.context() as patch:
+        patch.setattr(rebuilding, name, cut)
+        with pytest.raises(OSError, match="power cut"):
+            forget(ticket_id)
+    forget(ticket_id)
+    assert_complete(ticket_id)
+    return certificate_of(ticket_id)
 
 
 def weights_of(adapter_id: str) -> str:
