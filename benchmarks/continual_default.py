@@ -1,5 +1,6 @@
 """The default: an exact head, and an adapter for each look, none of which depends on another shard's records."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from benchmarks.continual_stream import LEAST_HELD, Run, split_rows
 from registry.records import DecisionKind, ShiftEvidence
 from tasks.learning.adapters import AdapterSpec, AdapterWeights
 from tasks.learning.banks import stacked
-from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, answer_visits, compose, predict
+from tasks.learning.composition import AdapterEntry, Composed, KnownLook, ServingModel, answer_visits, compose, predict
 from tasks.learning.descriptors import Descriptor, fit_descriptor, z_scores
 from tasks.learning.features import SuffixPass, run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics
@@ -62,22 +63,12 @@ def run_default(run: Run, spec: AdapterSpec, recipe: Recipe, use_adapters: bool 
                     known[name] = _expand(run, suffix, number, spec, recipe)
                 if name is not None:
                     _join(run, known[name], suffix, frozen[-1], number)
-            serving = {name: k for name, k in known.items() if _earns_its_place(run, spec, k, frozen)}
+            serving = _those_that_earn_their_place(run, spec, known, frozen)
         if use_adapters:
             run.decisions[-1]["serving"] = list(serving)
         else:
             run.nothing_decided()
-        entries = tuple(
-            AdapterEntry(
-                name,
-                GROUP,
-                k.weights,
-                k.descriptor,
-                tuple(met.everything for met in k.met),
-                tuple(met.everything for met in k.frozen),
-            )
-            for name, k in serving.items()
-        )
+        entries = tuple(_entry(name, k, lambda met: met.everything) for name, k in serving.items())
         waiting = tuple(KnownLook(name, GROUP, k.descriptor) for name, k in known.items() if name not in serving)
         tests = run.test_states(number)
         with run.meter.measure("inference"):
@@ -96,12 +87,25 @@ def _meet(features_NF: Tensor, labels: list[str], seed: int) -> Met:
     return Met(class_statistics(features_NF, labels), training, features_NF[held_out], held_labels)
 
 
-def _earns_its_place(run: Run, spec: AdapterSpec, known: Known, frozen: list[Met]) -> bool:
-    """Does the adapter beat the exact head on held-out rows of its shards, with heads that never met those rows?"""
-    mine, theirs = (tuple(met.training for met in part) for part in (known.met, known.frozen))
-    entry = AdapterEntry("judged", GROUP, known.weights, known.descriptor, mine, theirs)
+def _entry(name: str, known: Known, part: Callable[[Met], ClassStatistics]) -> AdapterEntry:
+    mine, theirs = (tuple(map(part, met)) for met in (known.met, known.frozen))
+    return AdapterEntry(name, GROUP, known.weights, known.descriptor, mine, theirs)
+
+
+def _those_that_earn_their_place(
+    run: Run, spec: AdapterSpec, known: dict[str, Known], frozen: list[Met]
+) -> dict[str, Known]:
+    """The adapters that beat the exact head, each alone beside it, with heads that never met the held-out rows."""
+    if not known:
+        return {}
+    entries = tuple(_entry(name, k, lambda met: met.training) for name, k in known.items())
     statistics = {GROUP: tuple(met.training for met in frozen)}
-    composed = compose(ServingModel(run.cut, spec, statistics, (entry,)), {GROUP})
+    judged = compose(ServingModel(run.cut, spec, statistics, entries), {GROUP})
+    return {name: k for name, k in known.items() if _earns_its_place(judged.only((name,)), k)}
+
+
+def _earns_its_place(composed: Composed, known: Known) -> bool:
+    """Does the adapter beat the exact head on held-out rows of its shards?"""
     features_NF, adapted_NF = (torch.cat([met.held_NF for met in part]) for part in (known.frozen, known.met))
     labels = [label for met in known.frozen for label in met.held_labels]
     everyone = torch.ones(1, len(labels))

@@ -10,7 +10,7 @@ bytes do not depend on the order in which shards arrived.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from tasks.learning.tensors import digest_of, require_finite, tensor_to_labels, 
 VIEWS = 2
 RANDOM_FEATURES = 512  # of each view
 ROWS = 16  # of every scoring product
+SUMMED = 1024  # rows kept as rows, of however many shards, in a product of second moments
 ROUNDING = 1e-9
 PRIOR_ROWS = 256
 """The ridge's penalty: a prior that weighs as much as so many rows of average variance, whatever the number of rows.
@@ -45,6 +46,10 @@ class ClassStatistics:
         moments = {"gram_VWW": self.gram_VWW, "rows_NF": self.rows_NF}
         kept = {name: tensor.contiguous() for name, tensor in moments.items() if tensor is not None}
         return {"labels": text_to_tensor(self.labels), "counts_C": self.counts_C, "sums_CE": self.sums_CE, **kept}
+
+    @cached_property
+    def digest(self) -> str:
+        return digest_of(self.to_tensors())
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "ClassStatistics":
@@ -89,15 +94,13 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
     return ClassStatistics(names, counts_C, sums_CE, gram_VWW=_gram_of(rows_NE))
 
 
-def solve_head(
-    statistics: Sequence[ClassStatistics], prior_rows: float = PRIOR_ROWS, weights: Sequence[float] | None = None
-) -> Head:
+def solve_head(statistics: Sequence[ClassStatistics], prior_rows: float = PRIOR_ROWS) -> Head:
     """The ridge head of all shards together, with an intercept; labels are the sorted union.
 
-    It equals the mean of the views' ridges on the rows of all shards at once, each row counted `weights` of its shard
-    times (once where absent). The penalty is `prior_rows` times the mean variance of a view's features.
+    It equals the mean of the views' ridges on the rows of all shards at once. The penalty is `prior_rows` times the
+    mean variance of a view's features.
     """
-    return solve_sums(add_up(statistics, weights), prior_rows)
+    return solve_sums(add_up(statistics), prior_rows)
 
 
 @dataclass(frozen=True)
@@ -118,22 +121,28 @@ class Sums:
         return Sums(self.labels, counts_C, sums_CE, torch.add(share * self.gram_VWW, own.gram_VWW, alpha=1 - share))
 
 
-def add_up(statistics: Sequence[ClassStatistics], weights: Sequence[float] | None = None) -> Sums:
-    """Raises ValueError without a shard."""
+def add_up(statistics: Sequence[ClassStatistics]) -> Sums:
+    """Rows of small shards are multiplied together: a product for each would cost a Gram matrix for a handful of rows.
+
+    Raises ValueError without a shard.
+    """
     if not statistics:
         raise ValueError("a head needs the statistics of at least one shard")
-    weighted = list(zip(statistics, weights if weights is not None else [1.0] * len(statistics), strict=True))
-    ordered = sorted(weighted, key=lambda each: (digest_of(each[0].to_tensors()), each[1]))
-    labels = tuple(sorted({label for each, _ in ordered for label in each.labels}))
+    ordered = sorted(statistics, key=lambda each: each.digest)
+    labels = tuple(sorted({label for each in ordered for label in each.labels}))
     counts_C = torch.zeros(len(labels), dtype=torch.float64)
     sums_CE = torch.zeros(len(labels), statistics[0].sums_CE.shape[1], dtype=torch.float64)
     width = sums_CE.shape[1] // VIEWS
     gram_VWW = torch.zeros(VIEWS, width, width, dtype=torch.float64)
-    for each, weight in ordered:
+    for each in ordered:
         places = [labels.index(label) for label in each.labels]
-        counts_C[places] += weight * each.counts_C
-        sums_CE[places] += weight * each.sums_CE
-        gram_VWW.add_(_gram(each), alpha=weight)
+        counts_C[places] += each.counts_C
+        sums_CE[places] += each.sums_CE
+        if each.gram_VWW is not None:
+            gram_VWW += each.gram_VWW
+    rows = [each.rows_NF for each in ordered if each.rows_NF is not None]
+    for rows_NF in torch.cat(rows).split(SUMMED) if rows else ():
+        gram_VWW += _gram_of(expand(rows_NF).double())
     return Sums(labels, counts_C, sums_CE, gram_VWW)
 
 
@@ -153,13 +162,6 @@ def solve_sums(sums: Sums, prior_rows: float = PRIOR_ROWS) -> Head:
     weight_CE = (weight_VWC.flatten(0, 1).mT / VIEWS).contiguous()  # another layout has other last bits by row
     bias_C = sums.counts_C / total - weight_CE @ mean_VW.flatten()
     return Head(sums.labels, weight_CE.float(), bias_C.float())
-
-
-def _gram(statistics: ClassStatistics) -> Tensor:
-    if statistics.gram_VWW is not None:
-        return statistics.gram_VWW
-    assert statistics.rows_NF is not None
-    return _gram_of(expand(statistics.rows_NF).double())
 
 
 def _gram_of(rows_NE: Tensor) -> Tensor:

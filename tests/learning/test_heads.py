@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.learning import heads
-from tasks.learning.heads import VIEWS, ClassStatistics, class_statistics, expand, head_scores, solve_head
+from tasks.learning.heads import SUMMED, VIEWS, ClassStatistics, class_statistics, expand, head_scores, solve_head
 from tasks.learning.tensors import NonFiniteError
 
 
@@ -54,6 +54,15 @@ def test_few_rows_are_kept_as_rows_and_many_as_their_gram_matrix() -> None:
     assert few.rows_NF is not None
     assert many.rows_NF is None
     assert many.gram_VWW is not None
+
+
+def test_many_small_shards_make_the_head_of_all_their_rows_at_once() -> None:
+    features_NF, labels = shard(SUMMED + 100, "abc", 5)
+    pieces = [range(start, min(start + 9, len(labels))) for start in range(0, len(labels), 9)]
+    small = [class_statistics(features_NF[piece], [labels[i] for i in piece]) for piece in pieces]
+    assert all(each.rows_NF is not None for each in small)
+    whole = solve_head([class_statistics(features_NF, labels)])
+    torch.testing.assert_close(solve_head(small).weight_CE, whole.weight_CE, atol=1e-6, rtol=1e-5)
 
 
 def test_a_shard_without_a_record_is_a_shard_that_never_had_it() -> None:
