@@ -1,8 +1,9 @@
 """MOS: an adapter per batch merged with its predecessors while it trains, and self-refined retrieval.
 
-Shapes: N records, B rows, D width, F features, C classes, A adapters. Published source: MOS (arXiv 2412.09441). The
-official code merges once per layer and forward pass, at evaluation too; here a merge happens once per step, as
-published, and evaluating changes nothing.
+Shapes: N records, B rows, D width, F features, C classes, A adapters, P prototypes. Published source: MOS (arXiv
+2412.09441). The official code merges once per layer and forward pass, at evaluation too; here a merge happens once per
+step, as published, and evaluating changes nothing. There a class comes in one batch; here one that returns has a
+prototype, a Gaussian and an adapter of every batch that brought it.
 """
 
 from collections.abc import Sequence
@@ -73,11 +74,10 @@ class Mos:
     adapters: list[AdapterWeights] = field(default_factory=list)
     statistics: list[ClassStatistics] = field(default_factory=list)  # of each batch under its own adapter
     moments: list[dict[str, Moments]] = field(default_factory=list)  # by class
-    prototypes: dict[str, Tensor] = field(default_factory=dict)  # under the first adapter
-    batch_of: dict[str, int] = field(default_factory=dict)
+    prototypes: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # of class and batch, under adapter 0
     head: dict[str, tuple[Tensor, Tensor]] = field(
         default_factory=dict
-    )  # class -> weight, bias as its batch trained it
+    )  # class -> weight, bias as its last batch trained it
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ def learn_batch(mos: Mos, backbone: Backbone, states: Sequence[Tensor], labels: 
     for name in sorted(set(labels)):
         rows = [i for i, label in enumerate(labels) if label == name]
         moments[name] = moments_of(late_view(own_NF[rows]))
-        mos.prototypes[name] = late_view(first_NF[rows]).mean(0)
-        mos.batch_of[name] = len(mos.adapters) - 1
+        mos.prototypes[name, len(mos.adapters) - 1] = late_view(first_NF[rows]).mean(0)
     mos.moments.append(moments)
 
 
@@ -177,9 +176,9 @@ def _align_once(
     per_class: int,
     generator: torch.Generator,
 ) -> None:
-    moments = {name: each for batch in mos.moments for name, each in batch.items()}
-    drawn_NF = torch.cat([moments[name].draw(per_class, generator) for name in labels])
-    targets_N = torch.arange(len(labels)).repeat_interleave(per_class)
+    gaussians = [(c, batch[name]) for c, name in enumerate(labels) for batch in mos.moments if name in batch]
+    drawn_NF = torch.cat([each.draw(per_class, generator) for _, each in gaussians])
+    targets_N = torch.tensor([c for c, _ in gaussians]).repeat_interleave(per_class)
     for rows_B in torch.randperm(len(drawn_NF), generator=generator).split(per_class):
         logits_BC = functional.linear(drawn_NF[rows_B], weight_CF, bias_C)
         loss = require_finite("alignment loss", functional.cross_entropy(logits_BC, targets_N[rows_B]))
@@ -192,12 +191,14 @@ def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -
     """Self-refined retrieval: start at the nearest prototype's adapter, follow the head's own answer to its adapter,
     at most four times; then add the prototype branch. An adapter runs only on the records that visit it."""
     first_NF = features(backbone, states, mos.cut, mos.adapters[0])
-    cosine_NC = _cosines(mos, head.labels, late_view(first_NF))
-    batch_of_C = torch.tensor([mos.batch_of[name] for name in head.labels])
-    scores_ANC = torch.zeros(len(mos.adapters), *cosine_NC.shape)
+    places = sorted(mos.prototypes)
+    class_P = torch.tensor([head.labels.index(name) for name, _ in places])
+    batch_P = torch.tensor([batch for _, batch in places])
+    cosine_NP = _cosines(torch.stack([mos.prototypes[place] for place in places]), late_view(first_NF))
+    scores_ANC = torch.zeros(len(mos.adapters), len(states), len(head.labels))
     visited_AN = torch.zeros(scores_ANC.shape[:2], dtype=torch.bool)
     scores_ANC[0], visited_AN[0] = head_scores(head, first_NF), True
-    at_N, scores_NC = batch_of_C[cosine_NC.argmax(1)], scores_ANC[0]
+    at_N, scores_NC = batch_P[cosine_NP.argmax(1)], scores_ANC[0]
     for _ in range(HOPS):
         for adapter in at_N.unique().tolist():
             missing = ((at_N == adapter) & ~visited_AN[adapter]).nonzero().flatten().tolist()
@@ -205,18 +206,20 @@ def answer(mos: Mos, head: Head, backbone: Backbone, states: Sequence[Tensor]) -
                 rows_NF = features(backbone, [states[i] for i in missing], mos.cut, mos.adapters[adapter])
                 scores_ANC[adapter, missing], visited_AN[adapter, missing] = head_scores(head, rows_NF), True
         scores_NC = scores_ANC[at_N, torch.arange(len(states))]
-        following_N = batch_of_C[scores_NC.argmax(1)]
+        answered_NP = class_P == scores_NC.argmax(1, keepdim=True)  # of the class's batches, the nearest one's adapter
+        following_N = batch_P[cosine_NP.masked_fill(~answered_NP, -torch.inf).argmax(1)]
         if torch.equal(following_N, at_N):
             break
         at_N = following_N
     if mos.options.ensemble:
+        cosine_NC = scores_NC.new_full(scores_NC.shape, -torch.inf)
+        cosine_NC.scatter_reduce_(1, class_P.expand_as(cosine_NP), cosine_NP, "amax")
         scores_NC = scores_NC.softmax(1) + (len(mos.adapters) * cosine_NC).softmax(1)
     visits = [tuple(visited_A.nonzero().flatten().tolist()) for visited_A in visited_AN.mT]
     return MosAnswer([head.labels[i] for i in scores_NC.argmax(1).tolist()], scores_NC, visits)
 
 
-def _cosines(mos: Mos, labels: Sequence[str], first_NF: Tensor) -> Tensor:
-    """(N, C): to the prototypes, all centred, since a large common mean would make every cosine alike."""
-    prototypes_CF = torch.stack([mos.prototypes[name] for name in labels])
-    centre_F = prototypes_CF.mean(0)
-    return functional.normalize(first_NF - centre_F, dim=1) @ functional.normalize(prototypes_CF - centre_F, dim=1).mT
+def _cosines(prototypes_PF: Tensor, first_NF: Tensor) -> Tensor:
+    """(N, P): to the prototypes, all centred, since a large common mean would make every cosine alike."""
+    centre_F = prototypes_PF.mean(0)
+    return functional.normalize(first_NF - centre_F, dim=1) @ functional.normalize(prototypes_PF - centre_F, dim=1).mT

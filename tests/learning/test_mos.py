@@ -41,6 +41,22 @@ def test_a_record_is_run_under_the_adapters_it_visits_only(vit: Backbone, mos: M
     assert torch.equal(answer(without, head, vit, [states[i] for i in stay]).scores_NC, both.scores_NC[stay])
 
 
+def test_a_class_that_returns_keeps_the_prototype_and_adapter_of_every_batch(vit: Backbone) -> None:
+    returned = Mos(2, AdapterSpec(rank=4, last_layers=2), MosOptions(descent=SHORT, merge=0.0, ensemble=False))
+    labels = ["a"] * 8 + ["b"] * 8
+    dark = [image // 4 for image in pictures(16, seed=3)]
+    looks = [vit.encode(images, 2) for images in (dark, [255 - image for image in dark])]
+    for states in looks:
+        learn_batch(returned, vit, states, labels, seed=1)
+    head = solve_mos_head(returned)
+    assert head.labels == ("a", "b")
+    first, second = (answer(returned, head, vit, states).visits for states in looks)
+    assert set(first) == {(0,)}
+    assert set(second) == {(0, 1)}
+    aligned = Mos(**{**vars(returned), "options": MosOptions(alignment="sgd")})
+    assert solve_mos_head(aligned, seed=1).labels == ("a", "b")
+
+
 def test_a_full_merge_pins_an_adapter_to_the_mean_of_the_earlier(vit: Backbone) -> None:
     pinned = Mos(2, AdapterSpec(rank=4, last_layers=2), MosOptions(descent=SHORT, merge=1.0))
     for number, classes in enumerate(("ab", "cd")):
