@@ -85,8 +85,9 @@ def narrated(quiet: bool = False) -> Iterator[None]:
 def acting(quiet: bool = False, server: bool = False) -> Iterator[ModuleType]:
     """The actions, with Prefect told about this home before it is imported, and their log lines shown.
 
-    `server`: the verb makes sense on a server that goes on running only. Raises StateError where there is none."""
-    from infra.orchestration import prepare_prefect, without_heartbeat  # noqa: PLC0415
+    `server`: the verb makes sense on a server that goes on running only. Raises StateError where there is none, and
+    UnreachableError where Prefect's does not answer."""
+    from infra.orchestration import answering, open_api, prepare_prefect, without_heartbeat  # noqa: PLC0415
     from infra.settings import settings  # noqa: PLC0415
     from registry.errors import StateError  # noqa: PLC0415
 
@@ -96,7 +97,9 @@ def acting(quiet: bool = False, server: bool = False) -> Iterator[ModuleType]:
     prepare_prefect()
     if server and not os.environ.get("PREFECT_API_URL"):
         raise StateError("no Prefect server: start one with `deciduous up`, or name yours in PREFECT_API_URL")
-    with narrated(quiet=quiet), without_heartbeat():
+    with narrated(quiet=quiet), answering(), without_heartbeat():
+        if server:
+            open_api()
         from flows import actions  # noqa: PLC0415
 
         yield actions

@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,7 +17,7 @@ from flows.console import DryRun, Json, StreamName, acting
 def deploy(
     file: Annotated[Path, typer.Argument(help="Stream file.")],
     pool_type: Annotated[
-        str, typer.Option(help="process, docker or kubernetes: what new work pools start.")
+        Literal["process", "docker", "kubernetes"], typer.Option(help="What new work pools start.")
     ] = "process",
     export: Annotated[
         Path | None, typer.Option(help="Write a prefect.yaml instead, for `prefect deploy --all`.")

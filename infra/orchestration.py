@@ -53,10 +53,12 @@ def warm_api() -> Thread:
 
 
 def open_api() -> None:
-    """Where Prefect's API is a child of this process: start it, the first one of a home while no other does.
+    """Ask Prefect's API whether it is there; where it is a child of this process: start it, the first one of a home
+    while no other does. Raises UnreachableError.
 
     It makes its tables when it starts, and two that make them at once fail each other."""
     if api_address() is not None:
+        _greet()
         return
     made = settings().home / "prefect" / f"tables-{version(PREFECT)}"
     with nullcontext() if made.exists() else locked(settings().home / "prefect.lock"):
@@ -67,8 +69,27 @@ def open_api() -> None:
 def _greet() -> None:
     from prefect.client.orchestration import get_client  # noqa: PLC0415  after prepare_prefect
 
-    with get_client(sync_client=True) as client:
-        client.api_healthcheck()
+    with answering(), get_client(sync_client=True) as client:
+        trouble = client.api_healthcheck()
+        if trouble is not None:
+            raise _silent(trouble)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Raise UnreachableError for what Prefect's client raises where its server does not answer, or refuses."""
+    from httpx import HTTPError  # noqa: PLC0415  it comes with Prefect
+
+    try:
+        yield
+    except HTTPError as error:
+        raise _silent(error) from error
+
+
+def _silent(error: Exception, address: str | None = None) -> UnreachableError:
+    address = address or os.environ.get("PREFECT_API_URL") or "an address of its own"
+    remedy = "check PREFECT_API_URL and PREFECT_API_AUTH_STRING"
+    return UnreachableError("Prefect", address, f"{str(error) or type(error).__name__}; {remedy}")
 
 
 @contextmanager
@@ -93,8 +114,8 @@ def call_api(api: str, path: str, body: dict[str, Any] | None = None) -> Any:
     try:
         with urllib.request.urlopen(urllib.request.Request(f"{api}{path}", content, headers), timeout=30) as answer:
             return json.load(answer)
-    except OSError as error:
-        raise UnreachableError("Prefect", api, f"{error}; check PREFECT_API_URL and PREFECT_API_AUTH_STRING") from error
+    except (OSError, ValueError) as error:  # what is no API answers with a page
+        raise _silent(error, api) from error
 
 
 def pool_names(api: str) -> set[str]:

@@ -16,13 +16,16 @@ from flows import cli
 from flows.learn import learn
 from infra import access, database
 from infra.environment import mlflow_environment
+from infra.ports import free_ports
 from infra.settings import settings
 from infra.workers import worker_environment
 from registry import catalog
 from registry.errors import StateError
 from registry.stream import load_stream
+from tasks import opening
 from tasks.prediction import Job, list_unanswered
 from tests.flows.conftest import deliver, make_stream
+from tests.flows.server import using
 
 ROOT = Path(__file__).parents[2]
 VERBS = [command.callback.__name__ for command in cli.app.registered_commands]
@@ -128,6 +131,21 @@ def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
         cli.main()
     shown = capsys.readouterr()
     return int(ended.value.code or 0), shown.out, " ".join(shown.err.split())
+
+
+@pytest.mark.parametrize("verb", ["deploy", "run"])
+def test_a_prefect_server_that_does_not_answer_is_one_clear_error(capsys, monkeypatch, tmp_path, verb):
+    (tmp_path / "s.yaml").write_text(json.dumps(make_stream("cut-off", tmp_path, tmp_path).model_dump(mode="json")))
+    monkeypatch.setattr(opening, "open_home", lambda: None)
+    with using(f"http://127.0.0.1:{free_ports(1)[0]}/api") as api:
+        code, _, errors = call(capsys, monkeypatch, verb, str(tmp_path / "s.yaml"))
+    assert (code, f"Prefect at {api} does not answer" in errors) == (1, True), errors
+
+
+def test_a_kind_of_pool_that_is_none_is_refused_with_the_kinds(tmp_path):
+    (tmp_path / "s.yaml").touch()
+    asked = CliRunner().invoke(cli.app, ["deploy", str(tmp_path / "s.yaml"), "--pool-type", "nomad"])
+    assert (asked.exit_code, "'kubernetes'" in asked.output) == (2, True)
 
 
 @pytest.mark.usefixtures("ready")
