@@ -5,7 +5,6 @@ from datetime import timedelta
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
-from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 
@@ -18,7 +17,7 @@ from tasks.deploying import find_deployment
 from tasks.events import TICKET_OVERDUE, announce_ticket
 from tasks.narration import say
 from tasks.retries import step
-from tasks.runs import deployed_run
+from tasks.runs import deployed_run, every_page
 from tasks.tickets import startable
 
 GRACE = timedelta(seconds=30)
@@ -57,11 +56,13 @@ def _without_run(client: SyncPrefectClient, stream: str, waiting: list[Ticket]) 
     """Ticket id -> how many runs it had, for tickets without an unfinished one."""
     if not waiting or find_deployment(client, f"forget/{stream}") is None:
         return {}
-    runs: list[FlowRun] = client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=["forget"])),
-        deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[stream])),
-        sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        limit=200,
+    of_flow = FlowFilter(name=FlowFilterName(any_=["forget"]))
+    of_stream = DeploymentFilter(name=DeploymentFilterName(any_=[stream]))
+    order = FlowRunSort.EXPECTED_START_TIME_ASC
+    runs = every_page(  # a count of some of them would be the key of a run that is over
+        lambda offset: client.read_flow_runs(
+            flow_filter=of_flow, deployment_filter=of_stream, sort=order, offset=offset
+        )
     )
     answer: dict[str, int] = {}
     for ticket in waiting:

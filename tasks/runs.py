@@ -1,8 +1,9 @@
 """This run in Prefect: which one it is, what it is called."""
 
 import os
+from collections.abc import Callable
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect import Flow, Task, get_client
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterParentFlowRunId
@@ -12,6 +13,8 @@ from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
 
 from registry.records import Batch
+
+T = TypeVar("T")
 
 
 def deployed_run() -> str | None:
@@ -45,12 +48,18 @@ def _subflows(run: FlowRun, subflow: Flow[..., Any]) -> list[FlowRun]:
     """The run's own runs of the subflow, in their order of call."""
     of_flow = FlowFilter(name=FlowFilterName(any_=[subflow.name]))
     of_run = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[run.id]))
-    found: list[FlowRun] = []
+    order = FlowRunSort.EXPECTED_START_TIME_ASC
     with get_client(sync_client=True) as client:
-        while page := client.read_flow_runs(
-            flow_filter=of_flow, flow_run_filter=of_run, sort=FlowRunSort.EXPECTED_START_TIME_ASC, offset=len(found)
-        ):
-            found += page
+        return every_page(
+            lambda offset: client.read_flow_runs(flow_filter=of_flow, flow_run_filter=of_run, sort=order, offset=offset)
+        )
+
+
+def every_page(read: Callable[[int], list[T]]) -> list[T]:
+    """All that `read` answers from an offset on: a server gives 200 things at most at once."""
+    found: list[T] = []
+    while page := read(len(found)):
+        found += page
     return found
 
 

@@ -11,6 +11,7 @@ from mlflow.entities.webhook import WebhookEvent
 
 from infra import database, tracking, webhooks
 from infra.errors import InfraError
+from infra.orchestration import answering
 from infra.settings import settings
 from registry import catalog, versions
 from registry.errors import PipelineError, StateError
@@ -37,13 +38,22 @@ def watch(stop: Event) -> None:
     swept = monotonic()
     with _receiving():
         while not stop.wait(LOOK_SECONDS):
-            try:
+            with going_on():
                 announced |= announce_new(announced)
-                if monotonic() - swept > SWEEP_SECONDS:
-                    swept = monotonic()
+            if monotonic() - swept > SWEEP_SECONDS:
+                swept = monotonic()
+                with going_on():
                     sweep_streams()
-            except (InfraError, PipelineError, OSError) as error:
-                say(f"cannot look just now: {error}")
+
+
+@contextmanager
+def going_on() -> Iterator[None]:
+    """Say what does not answer or is refused; the next look asks again."""
+    try:
+        with answering():
+            yield
+    except (InfraError, PipelineError, OSError) as error:
+        say(f"cannot look just now: {error}")
 
 
 def announce_new(announced: set[str]) -> set[str]:
@@ -56,11 +66,12 @@ def announce_new(announced: set[str]) -> set[str]:
 
 
 def sweep_streams() -> None:
-    """For every stream what each run of `learn` does first: start what was missed."""
+    """For every stream what each run of `learn` does first: start what was missed. None of them keeps another back."""
     with database.transaction() as session:
         streams = catalog.stream_names(session)
     for stream in streams:
-        start_missed.fn(stream)
+        with going_on():
+            start_missed.fn(stream)
 
 
 def receive(delivery: dict[str, Any]) -> None:
