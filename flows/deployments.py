@@ -16,7 +16,7 @@ from flows.train import train
 from infra.workers import CPU, PoolType
 from registry.errors import StateError
 from registry.stream import Stream
-from tasks import deploying
+from tasks import deploying, exclusion
 from tasks.deploying import Change, Wanted
 from tasks.entitlement import Entitlements
 from tasks.triggers import automations_of, prefix_of
@@ -56,16 +56,18 @@ def deploy(stream: Stream, kind: PoolType = PoolType.PROCESS, dry_run: bool = Fa
     if stream.scoring is not None:
         Entitlements().refuse_secret(stream.name, stream.scoring.caller)
     wanted = deployments_of(stream)
-    changes = [
-        *deploying.apply_pools(list(dict.fromkeys(each.pool for each in wanted)), kind, dry_run),
-        *deploying.apply_deployments(wanted, dry_run),
-    ]
-    ids = {each.flow.name: deploying.deployment_id(each.full_name) for each in wanted}
-    return [*changes, *deploying.apply_automations(automations_of(stream, ids), dry_run)]
+    with exclusion.deploying():
+        changes = [
+            *deploying.apply_pools(list(dict.fromkeys(each.pool for each in wanted)), kind, dry_run),
+            *deploying.apply_deployments(wanted, dry_run),
+        ]
+        ids = {each.flow.name: deploying.deployment_id(each.full_name) for each in wanted}
+        return [*changes, *deploying.apply_automations(automations_of(stream, ids), dry_run)]
 
 
 def undeploy(stream: str, dry_run: bool = False) -> list[Change]:
-    return list(deploying.remove(tag_of(stream), prefix_of(stream), dry_run))
+    with exclusion.deploying():
+        return list(deploying.remove(tag_of(stream), prefix_of(stream), dry_run))
 
 
 def export(stream: Stream, file: Path) -> None:

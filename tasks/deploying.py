@@ -21,6 +21,7 @@ from prefect.utilities.callables import parameter_schema
 
 from infra.workers import PoolType, job_template
 from registry.errors import StreamFileError
+from tasks.runs import every_page
 
 Fields = dict[str, Any]
 
@@ -79,11 +80,12 @@ def apply_deployments(wanted: Iterable[Wanted], dry_run: bool) -> Iterator[Chang
                 name: f"{before.get(name)} -> {after[name]}" for name in after if before.get(name) != after[name]
             }
             if changed and not dry_run:
-                _create(client, each)
+                _create(client, each, is_paused(found))
             if found is None:
                 yield Change("create", f"deployment {each.full_name}", _summary(each))
             else:
                 lines = [f"{name}: {text if len(text) < 200 else 'changed'}" for name, text in changed.items()]
+                lines += ["its schedule is paused"] if is_paused(found) else []
                 yield Change("change" if changed else "keep", f"deployment {each.full_name}", "\n".join(lines))
 
 
@@ -110,7 +112,7 @@ def remove(tag: str, prefix: str, dry_run: bool) -> Iterator[Change]:
             if not dry_run:
                 client.delete_deployment(found.id)
             yield Change("remove", f"deployment {flow.name}/{found.name}")
-        for automation in client.read_automations():
+        for automation in every_page(lambda offset: client.read_automations(offset=offset)):
             if automation.name.startswith(prefix):
                 if not dry_run:
                     client.delete_automation(automation.id)
@@ -159,11 +161,16 @@ def deployment_id(full_name: str) -> Any:
     return None if found is None else found.id
 
 
-def _create(client: SyncPrefectClient, each: Wanted) -> None:
+def is_paused(found: DeploymentResponse | None) -> bool:
+    """Whether a person has switched the schedule off, which no deploy undoes."""
+    return found is not None and bool(found.schedules) and not any(each.active for each in found.schedules)
+
+
+def _create(client: SyncPrefectClient, each: Wanted, paused: bool) -> None:
     client.create_deployment(
         client.create_flow(each.flow),
         each.name,
-        schedules=[DeploymentScheduleCreate(schedule=_schedule(each.cron), active=True)] if each.cron else [],
+        schedules=[DeploymentScheduleCreate(schedule=_schedule(each.cron), active=not paused)] if each.cron else [],
         concurrency_limit=each.concurrency,
         concurrency_options=_enqueue(each),
         parameters=each.parameters,

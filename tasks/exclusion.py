@@ -8,6 +8,9 @@ from infra.locks import exclusive
 PATIENCE_SECONDS = 6 * 3600.0
 """What one of them waits for another: a batch that trains on a CPU takes hours."""
 
+DEPLOY_SECONDS = 120.0
+"""What one deploy waits for another: each takes seconds."""
+
 
 @contextmanager
 def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
@@ -27,4 +30,11 @@ def taking_in(stream: str) -> Iterator[None]:
 def naming(stream: str) -> Iterator[None]:
     """Hold what is written and not named yet: by who writes without holding the stream, and by who removes such."""
     with exclusive(f"names {stream}", PATIENCE_SECONDS):
+        yield
+
+
+@contextmanager
+def deploying() -> Iterator[None]:
+    """Hold what is deployed: two that look for a pool or an automation at once would both make it."""
+    with exclusive("deployments", DEPLOY_SECONDS):
         yield

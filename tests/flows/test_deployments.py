@@ -6,17 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from prefect import get_client
 
 from flows import deployments
+from infra.errors import HeldError
 from infra.workers import ROOT, PoolType, job_template
 from registry.errors import StateError, StreamFileError
 from registry.sections import Scoring
 from registry.stream import Stream
-from tasks.deploying import deployment_id
+from tasks import deploying, exclusion
+from tasks.deploying import Change, deployment_id
 from tests.flows.conftest import make_stream
 from tests.flows.server import runs_of, until
 from tests.flows.test_cli import call
@@ -77,6 +81,49 @@ def test_the_stream_file_says_what_is_scored_when_and_for_whom(tmp_path):
     assert (wanted.cron, wanted.concurrency, wanted.pool) == ("0 6 * * *", 1, "cpu")
     with pytest.raises(ValueError, match="five fields"):
         Scoring(source="s3://inbox/ask/*", out="s3://inbox/told", schedule="at six")
+
+
+def test_two_deploys_take_turns(tmp_path, monkeypatch):
+    monkeypatch.setattr(exclusion, "DEPLOY_SECONDS", 0)
+    with exclusion.deploying():
+        for work in (lambda: deployments.deploy(stream_called("twice", tmp_path)), lambda: deployments.undeploy("x")):
+            with pytest.raises(HeldError, match="deployments is being worked on by deciduous"):
+                work()
+
+
+def test_a_server_with_many_automations_keeps_none_of_a_stream_that_was_taken_away(monkeypatch):
+    """It answers 200 at most at once: those of twenty streams."""
+    every, removed = [SimpleNamespace(id=n, name=f"s{n // 10}: what {n % 10}") for n in range(450)], []
+    server = SimpleNamespace(
+        read_deployments=lambda **_: [],
+        read_automations=lambda offset=0: every[offset : offset + 200],
+        delete_automation=removed.append,
+    )
+    monkeypatch.setattr(deploying, "get_client", lambda **_: nullcontext(server))
+    assert len(deployments.undeploy("s44")) == 10
+    assert removed == list(range(440, 450))
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_schedule_that_a_person_paused_stays_so(tmp_path):
+    stream = stream_called("resting", tmp_path, schedule="0 * * * *")
+
+    def apply(stream: Stream) -> Change:
+        (learn,) = (each for each in deployments.deployments_of(stream) if each.full_name == "learn/resting")
+        (change,) = deploying.apply_deployments([learn], dry_run=False)
+        return change
+
+    list(deploying.apply_pools(["cpu"], PoolType.PROCESS, dry_run=False))
+    assert apply(stream).action == "create"
+    with get_client(sync_client=True) as client:
+        found = client.read_deployment_by_name("learn/resting")
+        client.update_deployment_schedule(found.id, found.schedules[0].id, active=False)
+    assert (apply(stream).action, apply(stream).details) == ("keep", "its schedule is paused")
+    changed = apply(stream.model_copy(update={"schedule": "0 6 * * *"}))
+    assert (changed.action, "its schedule is paused" in changed.details) == ("change", True)
+    with get_client(sync_client=True) as client:
+        (schedule,) = client.read_deployment_by_name("learn/resting").schedules
+    assert (schedule.schedule.cron, schedule.active) == ("0 6 * * *", False)
 
 
 @pytest.mark.services
