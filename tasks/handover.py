@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,9 +16,10 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_runs import suspend_flow_run
 from prefect.runtime import flow_run as this_run
+from prefect.states import Cancelled
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import database
@@ -68,6 +70,9 @@ def hand_over(stream: Stream, shard: Shard, decision: Decision) -> UUID | None:
     adapter_id, pool, mine = decision.adapter_id or "", stream.tasks.pool, deployed_run()
     with get_client(sync_client=True) as client:
         under_way = find_training(client, adapter_id) if mine else None
+        if under_way is not None and _is_left(client, under_way):
+            client.set_flow_run_state(under_way.id, Cancelled(message="nobody waits for it any more"), force=True)
+            under_way = None
         workers = live_workers(client, pool) if mine and pool else 0
     if under_way is not None:
         return under_way.id
@@ -75,6 +80,17 @@ def hand_over(stream: Stream, shard: Shard, decision: Decision) -> UUID | None:
     placed = place_training(mine is not None, pool, workers, wait)
     say(f"  {adapter_id} is trained {placed.place.value}: {placed.reason}")
     return None if placed.place == Place.HERE else _start(stream, shard, decision, mine or "").id
+
+
+def _is_left(client: SyncPrefectClient, training: FlowRun) -> bool:
+    """Whether no worker has taken it yet and the run that wanted it is over: it may wait for a worker for ever."""
+    if training.state_type != StateType.SCHEDULED:
+        return False
+    try:
+        owner = client.read_flow_run(UUID(training.parameters["waiting"]))
+    except ObjectNotFound:
+        return True
+    return owner.state is not None and owner.state.is_final()
 
 
 def _start(stream: Stream, shard: Shard, decision: Decision, waiting: str) -> FlowRun:
@@ -141,8 +157,10 @@ def wake_waiting(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> 
 def live_workers(client: SyncPrefectClient, pool: str) -> int:
     try:
         workers = client.read_workers_for_work_pool(pool)
-    except ObjectNotFound:
-        return 0
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code != HTTPStatus.NOT_FOUND:
+            raise
+        return 0  # somebody removed the pool
     return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
 
