@@ -25,6 +25,7 @@ from registry.tickets import WORKED
 from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
 from tasks.held_batches import discard_batch, reopen_batch
+from tasks.missed import start_missed
 from tasks.retirement import check_reinstate, refuse_mixture, reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
@@ -90,6 +91,8 @@ def erase(
     opening.open_home()
     if ticket_id is not None:
         _require_own(stream, ticket_id, bool(subjects or records or file or approximate))
+        if deploying.is_deployed("forget", stream):
+            start_missed.fn(stream)  # its run may have failed: the event that started it comes once
     else:
         targets = _targets(stream, subjects, records, file)
         ticket_id = tickets.open_ticket(stream, targets, getuser(), approximate).ticket_id

@@ -4,11 +4,15 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from flows import actions
 from flows.learn import learn
+from registry.records import Ticket, TicketState
 from registry.sections import Approval
+from registry.tables import now
 from tasks import tickets
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.test_cli import call, known
@@ -39,6 +43,16 @@ def verified_elsewhere(certificate: Path, folder: Path) -> subprocess.CompletedP
     """As whoever was sent the file alone would check it: no home, no setting, no key."""
     command = [sys.executable, "-c", VERIFY, "verify", certificate.name]
     return subprocess.run(command, cwd=folder, env={"HOME": str(folder)}, capture_output=True, text=True, check=False)
+
+
+def test_going_on_with_a_ticket_of_a_deployed_stream_starts_the_run_that_it_has_lost(monkeypatch):
+    """The event that starts a ticket's run comes once: whoever followed one whose run had failed waited for ever."""
+    started, ticket = [], Ticket("t-1", "mail", TicketState.COMPLETE, now(), now(), 4)
+    monkeypatch.setattr(actions.deploying, "is_deployed", lambda *_: True)
+    monkeypatch.setattr(actions, "start_missed", SimpleNamespace(fn=started.append))
+    monkeypatch.setattr(actions.tickets, "read_ticket", lambda _: ticket)
+    actions.erase("mail", [], [], None, "t-1")
+    assert started == ["mail"]
 
 
 def test_a_file_of_ids_is_erased_and_anybody_verifies_the_certificate(ask, backbone, inbox, tmp_path):
