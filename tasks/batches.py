@@ -24,12 +24,14 @@ from tasks.prefix_cache import encode_missing
 from tasks.reading import Reading, read_rows
 from tasks.retries import step
 from tasks.rows import Row, count_rows
+from tasks.runs import refuse_after_losses
 from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 
 
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
     """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog."""
+    refuse_after_losses()
     database.check_revision()
     follow_deletions(stream.name)
     digest = open_frozen(stream).digest

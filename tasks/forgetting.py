@@ -18,6 +18,7 @@ from tasks.monitoring import hold_for_monitors
 from tasks.narration import say
 from tasks.policies.forgetting import Plan, Repair, plan_repairs
 from tasks.retries import step
+from tasks.runs import refuse_after_losses
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
 from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, is_shaped
@@ -30,6 +31,7 @@ LISTED = [state for state in BatchState if state != BatchState.DISCARDED]
 def begin(ticket_id: str) -> Stream:
     """The ticket's stream. A ticket that came past `open_ticket` takes effect now, where its stream asks for no
     approval; StateError where somebody has to approve it first, or denied it."""
+    refuse_after_losses()
     database.check_revision()
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)

@@ -18,7 +18,6 @@ from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStat
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.flow_runs import suspend_flow_run
-from prefect.runtime import flow_run as this_run
 from prefect.states import Cancelled
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
@@ -33,27 +32,21 @@ from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.policies.placement import Place, place_training
 from tasks.retries import step
-from tasks.runs import deployed_run, send_heartbeats
+from tasks.runs import deployed_run, refuse_after_losses, send_heartbeats
 
 TO_TRAIN = (DecisionKind.EXPAND, DecisionKind.REFRESH)
 UNFINISHED = [
     StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING
 ]  # fmt: skip
-ATTEMPTS = 5
 WAKE_SECONDS = 60
 
 
 @step("load-shard-{shard_id}")
 def load_shard(stream: Stream, shard_id: int) -> Shard:
-    """The shard, and a limit on how often a run that keeps losing its worker is resumed.
-
-    Raises SchemaError where the catalog does not fit the code of this worker."""
+    """The shard. Raises SchemaError where the catalog does not fit the code of this worker."""
+    refuse_after_losses()
     database.check_revision()
     follow_deletions(stream.name)
-    if this_run.run_count > ATTEMPTS:
-        raise StateError(
-            f"this run lost its worker {ATTEMPTS} times; look at the worker's memory before it is run again"
-        )
     with database.transaction() as session:
         found = catalog.shards(session, [shard_id])
     if not found:

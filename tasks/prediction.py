@@ -26,6 +26,7 @@ from tasks.narration import say
 from tasks.prediction_log import note_prediction
 from tasks.reading import input_fault, rows_of
 from tasks.retries import step
+from tasks.runs import refuse_after_losses
 from tasks.serving import Answerer
 
 CHUNK = 512
@@ -47,6 +48,7 @@ class Job:
 def open_job(stream: str, groups: Sequence[str], caller: SecretStr | None = None) -> Job:
     """The champion as it is now, and what the caller is entitled to. Raises StateError without a champion, and where a
     deployed run was given a caller's secret."""
+    refuse_after_losses()
     with database.transaction() as session:
         catalog.get_stream(session, stream)
         champion = versions.alias_of(session, stream, CHAMPION)

@@ -11,15 +11,26 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.events.worker import EventsWorker
+from prefect.runtime import flow_run as this_run
 
+from registry.errors import StateError
 from registry.records import Batch
 
 T = TypeVar("T")
+ATTEMPTS = 5
 
 
 def deployed_run() -> str | None:
     """Id of the run that a worker started in this process; None where a person called the flow."""
     return os.environ.get("PREFECT__FLOW_RUN_ID")
+
+
+def refuse_after_losses() -> None:
+    """Raises StateError in a run that keeps losing its worker: a crashed run is resumed, and would be for ever."""
+    if deployed_run() is not None and this_run.run_count > ATTEMPTS:
+        raise StateError(
+            f"this run lost its worker {ATTEMPTS} times; look at the worker's memory before it is run again"
+        )
 
 
 def name_run(name: str) -> None:
