@@ -12,7 +12,8 @@ from infra import database
 from registry import catalog, tickets
 from registry.records import Ticket
 from registry.tables import now
-from tasks.approvals import settle_overdue
+from tasks.approvals import settle_overdue, start_asking
+from tasks.approvals import waiting as waiting_requests
 from tasks.deploying import find_deployment
 from tasks.events import TICKET_OVERDUE, announce_ticket
 from tasks.narration import say
@@ -34,6 +35,8 @@ def start_missed(stream: str) -> list[str]:
         config = catalog.get_stream(session, stream)
         overdue = tickets.overdue(session, now(), stream)
     settle_overdue(config)
+    for request in waiting_requests(stream):
+        start_asking(request)  # it was asked while no server listened; its key starts no second run
     for ticket in overdue:
         announce_ticket(TICKET_OVERDUE, ticket)
     waiting = [ticket for ticket in startable(stream) if ticket.received_at + GRACE < now()]

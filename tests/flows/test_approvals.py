@@ -18,7 +18,7 @@ from infra.orchestration import call_api
 from registry import adapters, approvals
 from registry.records import AdapterState, TicketState
 from registry.sections import Approvals, Gates
-from tasks import queries, tickets
+from tasks import missed, queries, tickets
 from tasks.approvals import settle_overdue
 from tasks.triggers import HEARTBEAT
 from tests.flows import pages
@@ -133,14 +133,21 @@ def test_a_refused_merge_is_not_kept_and_an_approved_one_is(backbone, inbox):
     assert states.count(AdapterState.MERGED) + states.count(AdapterState.RETIRED) == 2
 
 
-def test_an_erasure_waits_and_silence_denies_nobody(backbone, inbox):
+def test_an_erasure_waits_and_silence_denies_nobody(backbone, inbox, monkeypatch):
+    """Who was asked while no server listened is asked again when one does."""
+    asked = []
+    monkeypatch.setattr(missed, "start_asking", asked.append)
     stream = asking("asks-erasure", backbone, inbox, erasure="always", hours=1e-9)
     deliver(inbox, "01", ["red", "blue"])
     learn(stream)
     ticket = tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["person-1"], []), "test")
     assert ticket.state == TicketState.RECEIVED
     assert settle_overdue(stream) == []
+    missed.start_missed.fn(stream.name)
+    assert [request.request_id for request in asked] == [f"erasure:{ticket.ticket_id}"]
     actions.answer(f"erasure:{ticket.ticket_id}", True, "Ann", "")
+    missed.start_missed.fn(stream.name)
+    assert len(asked) == 1
     assert tickets.read_ticket(ticket.ticket_id).state == TicketState.APPROVED
 
 
