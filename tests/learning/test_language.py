@@ -1,14 +1,16 @@
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.adapters import AdapterSpec
-from tasks.learning.language.backbones import load_language_backbone, shared_copy
+from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone, shared_copy
 from tasks.learning.language.lora import ALPHA, AdaptedModel, new_lora, save_peft_folder
 from tasks.learning.language.packing import pack
 from tasks.learning.language.retrieval import embeddings, fit_gaussian, moments_of, nearest
@@ -149,6 +151,50 @@ def test_an_adapter_folder_loads_with_peft_alone(backbone, folder, tmp_path):
 def test_what_is_no_language_model_is_refused(tmp_path):
     with pytest.raises(UnsupportedBackboneError, match="causal language model"):
         load_language_backbone(str(tmp_path))
+
+
+def variant(folder, tmp_path, kind: str, **sizes) -> LanguageBackbone:
+    """Another architecture with the tokenizer of letters."""
+    shutil.copytree(folder, tmp_path / kind)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 28, "eos_token_id": 0, "bos_token_id": None, "initializer_range": 0.2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape, **sizes)).save_pretrained(tmp_path / kind)
+    return load_language_backbone(str(tmp_path / kind), max_tokens=32)
+
+
+WIDE = {"hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 64, "num_attention_heads": 2}
+
+
+def test_a_backbone_of_transposed_weights_is_adapted_and_its_adapters_load_with_peft_alone(folder, tmp_path):
+    gpt2 = variant(folder, tmp_path, "gpt2", n_embd=32, n_layer=4, n_head=2, n_positions=64)
+    state = train(gpt2, texts("abc", 4))
+    save_peft_folder(tmp_path / "out", gpt2, SPEC, state.adapter)
+    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "gpt2"), tmp_path / "out")
+    [ids], [state_TD] = (own := documents(gpt2, ["a b c a"])).tokens, own.states
+    ours = AdaptedModel(gpt2, SPEC, CUT)
+    ours.load("default", state.adapter)
+    with torch.inference_mode():
+        expected = theirs(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(logits_of(ours, ids, state_TD), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_backbone_that_takes_no_lora_where_it_belongs_is_refused(folder, tmp_path):
+    experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+    ranks = {"kv_lora_rank": 8, "q_lora_rank": 8, "moe_intermediate_size": 16, "first_k_dense_replace": 1}
+    with pytest.raises(UnsupportedBackboneError, match="in all its blocks"):
+        AdaptedModel(variant(folder, tmp_path, "deepseek_v3", **experts, **ranks, **WIDE), SPEC)
+    bare = load_language_backbone(str(folder))
+    bare.model.model.layers[0] = nn.Identity()
+    with pytest.raises(UnsupportedBackboneError, match="takes no LoRA"):
+        AdaptedModel(bare, SPEC)
+
+
+def test_a_layer_may_be_named_like_a_weight(folder):
+    odd = load_language_backbone(str(folder))
+    for block in odd.model.model.layers:
+        block.weights_proj = nn.Linear(32, 32)
+    assert any("weights_proj" in name for name in AdaptedModel(odd, SPEC).parameters())
 
 
 def entry(backbone, name, group, letters, state=None):

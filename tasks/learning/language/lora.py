@@ -15,8 +15,9 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from registry.errors import BadWeightsError
+from registry.errors import BadWeightsError, UnsupportedBackboneError
 from tasks.learning.adapters import REMEDY, AdapterSpec, AdapterWeights, check_finite
 from tasks.learning.language.backbones import Inputs, LanguageBackbone, shared_copy
 
@@ -38,13 +39,14 @@ def lora_config(backbone: LanguageBackbone, spec: AdapterSpec) -> LoraConfig:
             f"adapter {spec.method!r} on {spec.last_layers} layers: use 'lora' on at most {backbone.num_blocks}"
         )
     _, blocks = shared_copy(backbone.model)
-    linear = sorted({name.rsplit(".", 1)[-1] for name, m in blocks[0].named_modules() if isinstance(m, nn.Linear)})
+    maps = {name.rsplit(".", 1)[-1]: m for name, m in blocks[0].named_modules() if isinstance(m, nn.Linear | Conv1D)}
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
         lora_alpha=ALPHA * spec.rank,
         lora_dropout=0.0,
-        target_modules=linear,
+        target_modules=sorted(maps),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in maps.values()),  # GPT-2 keeps its weights transposed
         layers_to_transform=list(range(first, backbone.num_blocks)),
     )
 
@@ -60,7 +62,17 @@ class AdaptedModel:
             for block in self._blocks[:cut]:
                 block.forward = _pass_on
             self._blocks[cut].register_forward_pre_hook(self._enter, with_kwargs=True)
-        self.peft: Any = get_peft_model(copied, self.config)
+        try:
+            self.peft: Any = get_peft_model(copied, self.config)
+        except ValueError as error:
+            raise UnsupportedBackboneError(
+                f"{type(copied).__name__} takes no LoRA: {error}; use another model"
+            ) from error
+        frozen = self._blocks[: backbone.num_blocks - spec.last_layers]
+        if any(isinstance(module, LoraLayer) for module in frozen.modules()):  # PEFT, for some mixtures of experts
+            raise UnsupportedBackboneError(
+                f"{type(copied).__name__} takes LoRA in all its blocks or in none; use another model"
+            )
         self._held: set[str] = set()
 
     def names(self) -> list[str]:
@@ -70,7 +82,7 @@ class AdaptedModel:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The trainable tensors of the first adapter by those names."""
         named = dict(self.peft.named_parameters())
-        return {name: named[name.replace(".weight", f".{NAME}.weight")] for name in self.names()}
+        return {name: named[name.removesuffix("weight") + f"{NAME}.weight"] for name in self.names()}
 
     def load(self, name: str, weights: AdapterWeights) -> None:
         """Take in an adapter under a name. Raises BadWeightsError where the weights do not fit or are not finite."""
