@@ -101,7 +101,7 @@ def _of_documents(stream: Stream, model: Any, group: str, rows: HeldBack) -> Lik
     documents = Documents([backbone.document(each.decode()) for each in rows.inputs], rows.states)
     entitled = Entitled(backbone, model, {group})
     with_adapters, alone = (
-        torch.tensor([-float(each.nll_T.mean()) for each in entitled.score(documents, alone=only)])
+        torch.tensor([each.likelihood for each in entitled.score(documents, alone=only)])
         for only in (not entitled.weights, True)
     )
     return with_adapters, alone

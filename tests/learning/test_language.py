@@ -153,6 +153,17 @@ def test_what_is_no_language_model_is_refused(tmp_path):
         load_language_backbone(str(tmp_path))
 
 
+@pytest.mark.parametrize("written", [[" ".join("abcdefgh" * 4)] * 2, [""]])
+def test_a_part_of_one_token_is_a_row_without_a_step(backbone, written):
+    """The first documents end with their context, and leave the end token over."""
+    state = train(backbone, written)
+    assert state.epoch == RECIPE.epochs
+    assert any(t.any() for name, t in state.adapter.items() if "lora_B" in name) == (written != [""])
+    model = AdaptedModel(backbone, SPEC, CUT)
+    scores = score_tokens(model, documents(backbone, [*written, "a b"]))
+    assert all(math.isfinite(each.likelihood) for each in scores)
+
+
 def variant(folder, tmp_path, kind: str, **sizes) -> LanguageBackbone:
     """Another architecture with the tokenizer of letters."""
     shutil.copytree(folder, tmp_path / kind)
@@ -319,7 +330,7 @@ def test_a_retrained_adapter_tells_a_forgotten_document_no_better_than_one_that_
 
     def known(name):
         forgotten, others = (score_tokens(model, d, [{name: 1.0}] * len(d.tokens)) for d in (gone, unseen))
-        likely = [torch.tensor([-float(s.nll_T.mean()) for s in each]) for each in (forgotten, others)]
+        likely = [torch.tensor([s.likelihood for s in each]) for each in (forgotten, others)]
         return perplexity(forgotten), sum(s.completes(4) for s in forgotten), compare_members(*likely).z
 
     before, after = known("knows"), known("clean")

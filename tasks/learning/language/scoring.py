@@ -29,6 +29,11 @@ class TokenScores:
         """Completion accuracy: the share of the tokens that come next as they stand there."""
         return float(self.right_T.double().mean()) if len(self.right_T) else 0.0
 
+    @property
+    def likelihood(self) -> float:
+        """Mean log likelihood of its tokens; 0 of a document of one token, which is given."""
+        return -float(self.nll_T.mean()) if len(self.nll_T) else 0.0
+
     def completes(self, tokens: int) -> bool:
         """Whether greedy completion of all that stands before writes the last `tokens` of them exactly."""
         return bool(self.right_T[-tokens:].all())

@@ -75,7 +75,9 @@ def train_documents(
     load_moments(optimizer, weights, state.optimizer)
     for epoch in range(state.epoch, recipe.epochs):
         [order] = minibatches_of(len(parts.tokens), len(parts.tokens), seed, epoch)
-        rows = pack([len(parts.tokens[n]) for n in order], backbone.max_tokens)
+        lengths = [len(parts.tokens[n]) for n in order]
+        packed = pack(lengths, backbone.max_tokens)
+        rows = [row for row in packed if any(lengths[n] > 1 for n in row)]  # one token leaves none to guess
         steps, losses = math.ceil(len(rows) / recipe.minibatch), []
         for step in range(steps):
             anneal(optimizer, (epoch * steps + step) / (recipe.epochs * steps))
@@ -87,7 +89,7 @@ def train_documents(
             losses.append(float(require_finite("training loss", loss.detach())))
         state = snapshot(weights, optimizer, (), epoch + 1)
         if on_epoch is not None:
-            on_epoch(epoch, sum(losses) / len(losses))
+            on_epoch(epoch, sum(losses) / max(len(losses), 1))
         if on_state is not None:
             on_state(state)
     return state
