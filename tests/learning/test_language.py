@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from tokenizers import processors
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.adapters import AdapterSpec
@@ -189,6 +190,16 @@ def test_a_backbone_of_transposed_weights_is_adapted_and_its_adapters_load_with_
     torch.testing.assert_close(logits_of(ours, ids, state_TD), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_documents_of_a_backbone_that_reads_past_a_mask_get_rows_of_their_own(backbone, folder, tmp_path):
+    kinds = ["conv", "full_attention"] * 2
+    lfm2 = variant(folder, tmp_path, "lfm2", num_key_value_heads=2, layer_types=kinds, **WIDE)
+    assert (backbone.keeps_apart, lfm2.keeps_apart) == (True, False)
+    for each, rows in ((backbone, 1), (lfm2, 3)):
+        before = each.work.backwards
+        train(each, ["a b c", "d e", "x"])
+        assert each.work.backwards - before == rows * SPEC.last_layers * RECIPE.epochs
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_backbone_that_takes_no_lora_where_it_belongs_is_refused(folder, tmp_path):
     experts = {"n_routed_experts": 2, "num_experts_per_tok": 1, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
@@ -206,6 +217,15 @@ def test_a_layer_may_be_named_like_a_weight(folder):
     for block in odd.model.model.layers:
         block.weights_proj = nn.Linear(32, 32)
     assert any("weights_proj" in name for name in AdaptedModel(odd, SPEC).parameters())
+
+
+def test_a_prompt_ends_where_its_text_does(folder):
+    ending = load_language_backbone(str(folder))
+    ending.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [END]", special_tokens=[("[END]", 0)]
+    )
+    assert ending.prompt("a b") == [2, 3]
+    assert ending.prompt("") == [ending.end]
 
 
 def entry(backbone, name, group, letters, state=None):
@@ -235,6 +255,15 @@ def test_each_text_retrieves_the_adapter_that_saw_its_like(backbone, model):
     )
     assert sum(both[0].values()) == pytest.approx(1)
     assert len(both[0]) == 2
+
+
+def test_a_completion_is_greedy_whatever_the_backbones_folder_prefers(backbone, model, folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "own")
+    GenerationConfig(repetition_penalty=1.8, num_beams=2, min_new_tokens=6).save_pretrained(tmp_path / "own")
+    told = load_language_backbone(str(tmp_path / "own"), max_tokens=32)
+    left, right = (Entitled(each, model, ["a", "b"]).answer(PROMPTS) for each in (backbone, told))
+    assert left.labels == right.labels
+    assert torch.equal(left.scores_NC, right.scores_NC)
 
 
 def test_what_is_far_from_all_that_a_caller_may_use_gets_the_backbone_to_the_bit(backbone, model):

@@ -8,11 +8,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kernels.frozen_linear import freeze_linears
@@ -55,9 +56,21 @@ class LanguageBackbone:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @cached_property
+    def keeps_apart(self) -> bool:
+        """Whether documents side by side do not see each other: convolutions and recurrences take no mask."""
+        last_2TV = []
+        for first in (range(4), range(4, 8)):
+            inputs = self.inputs([[[*first], [*range(8, 12)]]], 8)
+            with torch.inference_mode():
+                last_2TV.append(self.model(**inputs.as_arguments()).logits[0, 4:])
+        return bool((last_2TV[0] - last_2TV[1]).abs().max() < 1e-3 * last_2TV[0].abs().max())
+
     def prompt(self, text: str) -> list[int]:
-        """The newest tokens of a prompt, as many as the context leaves room for."""
-        return list(self.tokenizer(text, verbose=False)["input_ids"])[-self.max_tokens :] or [self.end]
+        """The newest tokens of a prompt, as many as the context leaves room for; without the end token that some
+        tokenizers write, after which there is nothing to go on with."""
+        ids = list(self.tokenizer(text, verbose=False)["input_ids"])
+        return (ids[:-1] if ids[-1:] == [self.end] else ids)[-self.max_tokens :] or [self.end]
 
     def document(self, text: str) -> list[int]:
         """All tokens of a document, and the one that ends it."""
@@ -181,7 +194,11 @@ def load_language_backbone(folder: str, max_tokens: int = 64, rows: int = 4, dev
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
         first = str(error).split(".")[0]
-        raise UnsupportedBackboneError(f"{folder}: {first}; give a folder with a causal language model") from error
+        raise UnsupportedBackboneError(
+            f"{folder}: {first}; give a folder with a causal language model whose attention torch computes"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise UnsupportedBackboneError(f"{folder}: its tokenizer has no end token; set eos_token in its configuration")
+    # what the folder prefers (penalties, beams, forced tokens) would fill what a greedy completion leaves unsaid
+    model.generation_config = GenerationConfig()
     return LanguageBackbone(model.to(device), tokenizer, max_tokens, rows)

@@ -76,7 +76,7 @@ def train_documents(
     for epoch in range(state.epoch, recipe.epochs):
         [order] = minibatches_of(len(parts.tokens), len(parts.tokens), seed, epoch)
         lengths = [len(parts.tokens[n]) for n in order]
-        packed = pack(lengths, backbone.max_tokens)
+        packed = pack(lengths, backbone.max_tokens) if backbone.keeps_apart else [[n] for n in range(len(order))]
         rows = [row for row in packed if any(lengths[n] > 1 for n in row)]  # one token leaves none to guess
         steps, losses = math.ceil(len(rows) / recipe.minibatch), []
         for step in range(steps):
