@@ -32,6 +32,9 @@ def mmd_statistics(z_SD: Tensor, member_SP: Tensor, gamma: float) -> Tensor:
     z_SD: pooled records, float32 or float64. member_SP: 1 for the first sample, 0 for the second, type of z; each
     column has at least two of both. gamma: of exp(-gamma |z - z'|^2). Memory O(S (P + tile)).
     """
+    # The forms get the larger sample's sum as what the other sums leave, so it must not be the few beside the many.
+    larger_P = member_SP.sum(0, dtype=torch.float64) > len(z_SD) / 2
+    member_SP = torch.where(larger_P, 1 - member_SP, member_SP)
     if runs_triton(z_SD, member_SP):
         from kernels.mmd_perm import triton  # noqa: PLC0415  # only machines with CUDA have Triton
 
@@ -52,8 +55,9 @@ def mmd_test(x_ND: Tensor, y_MD: Tensor, permutations: int = 199, seed: int = 0,
     observed, permuted_P = statistics_P[0], statistics_P[1:]
     if not observed.isfinite():
         raise ValueError("MMD of records that are not finite; drop or repair them before the test")
-    # Labelings that swap equal records tie with the observed one; rounding must not decide such a tie.
-    rounding = 1e-6 * statistics_P.abs().max()
+    # Labelings that swap equal records tie with the observed one; rounding must not decide such a tie. The means that a
+    # statistic consists of are at most 1, whatever its own size: it was seen 20 eps off the definition.
+    rounding = 32 * torch.finfo(z_SD.dtype).eps
     exceeding = int((permuted_P >= observed - rounding).sum())
     return MMDTest(float(observed), (exceeding + 1) / (permutations + 1), permutations)
 
