@@ -21,7 +21,8 @@ def _count_kernel(
     in_nd = (n[:, None] < num_records) & (d < dims)
     x_nd = tl.load(x + n[:, None] * dims + d, mask=in_nd, other=0.0).to(tl.float32)
     position = (x_nd - tl.load(low + d, mask=d < dims, other=0.0)) * tl.load(per_unit + d, mask=d < dims, other=0.0)
-    cell = tl.minimum(tl.maximum(position + 1.0, 0.0), num_cells - 1.0).to(tl.int32)
+    # 1 is added behind the floor: before it, a sum that rounds, or a fused one, would move values at a cell's edge.
+    cell = tl.where(position < 0, 0, tl.where(position < num_cells - 2, position, num_cells - 2).to(tl.int32) + 1)
     tl.atomic_add(counts + d * num_cells + cell, 1, mask=in_nd, sem="relaxed")
 
 

@@ -169,6 +169,11 @@ def test_ks_sketch(num, dtype):
     assert int(counts.sum()) == num * 70
 
 
+def test_ks_sketch_just_below_an_edge():
+    x = torch.tensor([[-1e-12], [0.0], [0.99999994], [1.0], [2.9999998], [9.0]])
+    assert ks_triton.cell_counts(x, torch.zeros(1), torch.ones(1), 5).tolist() == [[1, 2, 1, 1, 1]]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_pack1(dtype):
     packed = pack1(draw(3, 1031).to(dtype))

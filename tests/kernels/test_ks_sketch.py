@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from kernels.ks_sketch import fit_grid, ks, merge, psi, reference, remove, size, sketch
+from kernels.ks_sketch import Grid, cpu, fit_grid, ks, merge, psi, reference, remove, size, sketch
 
 
 def draw(num, dims, seed=0, offset=0.0):
@@ -17,6 +17,11 @@ def test_cells_match_the_definition(num, dims, num_cells, seed):
     grid = fit_grid(draw(50, dims, seed), num_cells)
     x = draw(num, dims, seed + 1)
     assert torch.equal(sketch(x, grid).counts_DC, reference.cell_counts(x, *grid))
+
+
+def test_values_just_below_an_edge_are_below_it():
+    grid, x = Grid(torch.zeros(1), torch.ones(1), 5), torch.tensor([[-1e-12], [0.0], [0.99999994], [1.0], [2.9999998]])
+    assert cpu.cell_counts(x, *grid).tolist() == reference.cell_counts(x, *grid).tolist() == [[1, 2, 1, 1, 0]]
 
 
 @pytest.mark.parametrize("tailed", [False, True])
