@@ -25,7 +25,8 @@ def _hidden_kernel(
         x_xd = tl.load(x + row[:, None] * dim + d, mask=in_row & (d < dim), other=0.0)
         w_dm = tl.load(down + column * dim + d[:, None], mask=in_column & (d[:, None] < dim), other=0.0)
         sum_xm = tl.dot(x_xd, w_dm, sum_xm, input_precision=PRECISION)
-    sum_xm = tl.maximum(sum_xm + tl.load(bias + column, mask=in_column, other=0.0).to(tl.float32), 0.0)
+    sum_xm += tl.load(bias + column, mask=in_column, other=0.0).to(tl.float32)
+    sum_xm = tl.maximum(sum_xm, 0.0, propagate_nan=tl.PropagateNan.ALL)
     # A column belongs to one adapter, a row to one record: their router weight is one gather.
     used = (row[:, None] // tokens) * (num_columns // hidden) + column // hidden
     sum_xm *= tl.load(weight + used, mask=in_row & in_column, other=0.0).to(tl.float32)

@@ -51,7 +51,7 @@ def _score_kernel(
             q += tl.load(bias + num_descriptors * hidden + row, mask=h < hidden, other=0.0).to(tl.float32)
             total += tl.sum(p * q, 1)
     target = score + (layer * num_descriptors + k).to(tl.int64) * num_tokens + t
-    tl.store(target, tl.maximum(total / dim, 0.0), mask=t < num_tokens)
+    tl.store(target, tl.maximum(total / dim, 0.0, propagate_nan=tl.PropagateNan.ALL), mask=t < num_tokens)
 
 
 def _config(element: str, pca: bool, block_h: int) -> Config:

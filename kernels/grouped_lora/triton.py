@@ -44,7 +44,7 @@ def _two_products_kernel(
         if BIAS:
             hidden_tr += tl.load(bias_1 + slot_n * rank + r, mask=in_r, other=0.0).to(tl.float32)
         if RELU:
-            hidden_tr = tl.maximum(hidden_tr, 0.0)
+            hidden_tr = tl.maximum(hidden_tr, 0.0, propagate_nan=tl.PropagateNan.ALL)
     elif RELU:
         alive = tl.load(saved + (n * num_tokens + t[:, None]) * rank + r, mask=in_tr, other=0.0) > 0
         hidden_tr = tl.where(alive, hidden_tr, 0.0)

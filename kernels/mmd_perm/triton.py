@@ -34,7 +34,8 @@ def _mmd_kernel(
             # tf32x3: a squared distance is a small difference, plain TF32 would keep three digits of it.
             product = tl.dot(z_i, tl.trans(z_j), product, input_precision="tf32x3")
         norm_j = tl.load(norm + j, mask=in_j, other=0.0)
-        distance = tl.maximum(norm_i[:, None] + norm_j[None, :] - 2 * product, 0.0)
+        distance = norm_i[:, None] + norm_j[None, :] - 2 * product
+        distance = tl.maximum(distance, 0.0, propagate_nan=tl.PropagateNan.ALL)
         other = (i[:, None] != j[None, :]) & in_i[:, None] & in_j[None, :]
         kernel = tl.where(other, tl.exp(-gamma * distance), 0.0)
         sums += tl.sum(kernel, 1)

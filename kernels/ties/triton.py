@@ -31,7 +31,7 @@ def _ties_kernel(stack, threshold, weight, out, num_adapters, num_values, BLOCK_
         agrees = (tl.abs(value) >= tl.load(threshold + n).to(tl.float32)) & (value * elected > 0)
         merged += tl.where(agrees, value * tl.load(weight + n), 0.0)
         count += agrees.to(tl.float32)
-    tl.store(out + layer * num_values + p, merged / tl.maximum(count, 1.0), mask=in_p)
+    tl.store(out + layer * num_values + p, merged / tl.where(count > 0, count, 1.0), mask=in_p)
 
 
 def _config(element: str) -> Config:

@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 from kernels.mmd_perm import default_gamma, labelings, mmd_statistics, mmd_test, reference
 
 
-@pytest.mark.parametrize(("n", "m", "dim", "permutations"), [(2, 2, 1, 0), (3, 40, 5, 7), (400, 2, 5, 7), (130, 137, 33, 9)])
+@pytest.mark.parametrize(
+    ("n", "m", "dim", "permutations"), [(2, 2, 1, 0), (3, 40, 5, 7), (400, 2, 5, 7), (130, 137, 33, 9)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tiles_match_the_definition(generator, n, m, dim, permutations, dtype):
     z = torch.randn(n + m, dim, generator=generator, dtype=dtype)
@@ -45,8 +47,8 @@ def test_equal_records_tie_with_every_labeling():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rounding_decides_no_tie(generator, dtype):
     for seed in range(6):
-        x, y = (torch.randint(0, 2, (n, 1), generator=generator).to(dtype) for n in (41, 2 + seed))
-        z, member = torch.cat([x, y]), labelings(41, 2 + seed, 49, seed)
+        x, y = (torch.randint(0, 2, (n, 1), generator=generator).to(dtype) for n in (30, 30))
+        z, member = torch.cat([x, y]), labelings(30, 30, 49, seed)
         exact = reference.mmd_statistics(z, member, default_gamma(z))
         reached = int((exact[1:] >= exact[0] - 1e-12).sum())
         assert mmd_test(x, y, 49, seed).p_value == (reached + 1) / 50
