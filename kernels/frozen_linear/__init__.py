@@ -23,11 +23,11 @@ SMALLEST = 2**15
 def frozen_linear(x_NTD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """x W' + b, (..., O), in float32 accumulation; differentiable once, in x alone.
 
-    Which form runs depends on the processor, the weight and the type of x, never on how many rows there are. A weight
-    that is trained, another type than float32, CUDA, processors without AVX-512 and builds without oneDNN take
+    Which form runs depends on the processor, the weights and the type of x, never on how many rows there are. A weight
+    or bias that is trained, another type than float32, CUDA, processors without AVX-512 and builds without oneDNN take
     `torch.nn.functional.linear`.
     """
-    if not _runs_onednn(x_NTD, weight_OD):
+    if not _runs_onednn(x_NTD, weight_OD, bias_O):
         return functional.linear(x_NTD, weight_OD, bias_O)
     if torch.is_grad_enabled() and x_NTD.requires_grad:
         trained_NTO: Tensor = cpu.Frozen.apply(x_NTD, weight_OD, bias_O)
@@ -35,12 +35,13 @@ def frozen_linear(x_NTD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None
     return cpu.linear(x_NTD, weight_OD, bias_O)
 
 
-def _runs_onednn(x_NTD: Tensor, weight_OD: Tensor) -> bool:
+def _runs_onednn(x_NTD: Tensor, weight_OD: Tensor, bias_O: Tensor | None) -> bool:
     return (
         x_NTD.device.type == "cpu"
         and x_NTD.dtype == weight_OD.dtype == torch.float32
         and weight_OD.numel() >= SMALLEST
         and not weight_OD.requires_grad
+        and not (bias_O is not None and bias_O.requires_grad)
         and cpu.pays()
     )
 

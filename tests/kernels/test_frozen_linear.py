@@ -72,7 +72,7 @@ def test_a_poisoned_row_stays_alone():
     assert torch.equal(torch.cat([poisoned[:2], poisoned[3:]]), torch.cat([clean[:2], clean[3:]]))
 
 
-@pytest.mark.parametrize("why", ["float64", "trained", "small"])
+@pytest.mark.parametrize("why", ["float64", "trained", "trained bias", "small"])
 def test_what_onednn_does_not_take_goes_to_torch(why, monkeypatch):
     monkeypatch.setattr(cpu, "pays", lambda: True)
     monkeypatch.setattr(cpu, "linear", lambda *_: pytest.fail("called oneDNN"))
@@ -80,6 +80,7 @@ def test_what_onednn_does_not_take_goes_to_torch(why, monkeypatch):
     if why == "float64":
         x, weight, bias = x.double(), weight.double(), bias.double()
     weight.requires_grad_(why == "trained")
+    bias.requires_grad_(why == "trained bias")
     assert torch.equal(frozen_linear(x, weight, bias), nn.functional.linear(x, weight, bias))
 
 
