@@ -20,9 +20,12 @@ def ops() -> list[str]:
 
 
 def run(op: str, device: str) -> dict[str, Any]:
-    """One bench in a process of its own, so that no op warms another one's allocator. Raises CalledProcessError."""
+    """One bench in a process of its own, so that no op warms another one's allocator.
+
+    Raises CalledProcessError; why is on stderr.
+    """
     command = [sys.executable, "-W", "ignore", "-m", f"kernels.{op}.bench", "--json", "--device", device]
-    line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip().splitlines()[-1]
+    line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip().splitlines()[-1]
     result: dict[str, Any] = json.loads(line)
     return result
 

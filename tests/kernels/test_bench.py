@@ -34,9 +34,20 @@ def test_nan_in_a_later_tensor_is_an_error():
     assert not max_error((good, bad), (good, good)) <= 1
 
 
-def test_a_blind_check_is_not_trusted():
+def test_a_result_of_another_shape_is_an_error():
+    assert max_error(torch.ones(1), torch.ones(3)) == max_error(torch.ones(3, 1), torch.ones(3)) == float("inf")
+
+
+@pytest.mark.parametrize("perturbed", [1.0, float("nan"), float("inf")])
+def test_a_blind_check_is_not_trusted(perturbed):
     with pytest.raises(WrongResultError, match="does not see"):
-        compare(case(1.0, 1.0), CPU)
+        compare(case(1.0, perturbed), CPU)
+
+
+def test_a_bench_that_fails_says_why(capfd):
+    with pytest.raises(subprocess.CalledProcessError):
+        bench_all.run("nothing", "cpu")
+    assert "No module named 'kernels.nothing'" in capfd.readouterr().err
 
 
 def test_every_op_has_its_files():
