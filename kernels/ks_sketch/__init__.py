@@ -48,7 +48,7 @@ def fit_grid(x_ND: Tensor, num_cells: int = NUM_CELLS, tail: float = 0.002) -> G
 
     Raises ValueError for records that are not finite.
     """
-    _refuse_non_finite(x_ND.sum(0))
+    _refuse_non_finite(_moments(x_ND)[0])
     position = max(1, round(tail * len(x_ND)))
     low_D = x_ND.kthvalue(position, 0).values.float()
     high_D = x_ND.kthvalue(len(x_ND) + 1 - position, 0).values.float()
@@ -103,7 +103,12 @@ def ks(a: Sketch, b: Sketch) -> Difference:
 
 
 def psi(reference: Sketch, new: Sketch, bins: int = 10) -> Tensor:
-    """Population stability index (D,) over bins of about equal reference mass; a count of 0 is taken as one half."""
+    """Population stability index (D,) over bins of about equal reference mass; a count of 0 is taken as one half.
+
+    Raises ValueError for an empty sketch.
+    """
+    if not (size(reference) and size(new)):
+        raise ValueError(f"PSI between {size(reference)} and {size(new)} records; both sketches need some")
     cdf_DC = reference.counts_DC.cumsum(1) / size(reference)
     bin_DC = ((cdf_DC - reference.counts_DC / (2 * size(reference))) * bins).long().clamp(0, bins - 1)
     shares = []

@@ -83,12 +83,15 @@ def test_strides_and_half_types():
     grid = fit_grid(x)
     assert torch.equal(sketch(x, grid).counts_DC, sketch(x.contiguous(), grid).counts_DC)
     assert size(sketch(x.to(torch.bfloat16), grid)) == 60
+    large = 2000 + draw(60, 4).half()  # its sums are beyond float16
+    assert torch.equal(fit_grid(large).low_D, fit_grid(large.float()).low_D)
 
 
 def test_what_cannot_be_compared_is_refused():
     x = draw(5, 2)
     grid = fit_grid(x)
-    with pytest.raises(ValueError, match="both sketches need some"):
-        ks(sketch(x, grid), remove(sketch(x, grid), sketch(x, grid)))
+    for compare in (ks, psi):
+        with pytest.raises(ValueError, match="5 and 0 records; both sketches need some"):
+            compare(sketch(x, grid), remove(sketch(x, grid), sketch(x, grid)))
     with pytest.raises(ValueError, match=r"dimensions \[1\] hold values that are not finite"):
         sketch(torch.tensor([[0.0, float("nan")]]), grid)
