@@ -52,7 +52,7 @@ def block_rows(slot_T: Tensor, block: int = 16) -> tuple[Tensor, Tensor]:
     order_T = slot_T.argsort(stable=True)
     _, count_G = slot_T[order_T].unique_consecutive(return_counts=True)
     blocks_G = (count_G + block - 1) // block
-    row_MS = slot_T.new_full((int(blocks_G.sum()) * block,), -1)
+    row_MS = order_T.new_full((int(blocks_G.sum()) * block,), -1)
     group_T = torch.repeat_interleave(torch.arange(len(count_G), device=slot_T.device), count_G)
     within_T = torch.arange(len(slot_T), device=slot_T.device) - (count_G.cumsum(0) - count_G)[group_T]
     row_MS[((blocks_G.cumsum(0) - blocks_G) * block)[group_T] + within_T] = order_T

@@ -103,9 +103,12 @@ def test_rows_of_ragged_records_match_record_by_record(slots, seed):
     torch.testing.assert_close(rows, define(t, slot, scale, relu=True)[:, 0])
 
 
-@given(slots=st.lists(st.integers(-1, 3), max_size=60), block=st.integers(1, 8))
-def test_blocks_hold_every_row_once_and_one_slot_each(slots, block):
-    slot = torch.tensor(slots, dtype=torch.long)
+@given(
+    slots=st.lists(st.integers(-1, 3), max_size=60), block=st.integers(1, 8),
+    dtype=st.sampled_from([torch.int64, torch.int32]),
+)  # fmt: skip
+def test_blocks_hold_every_row_once_and_one_slot_each(slots, block, dtype):
+    slot = torch.tensor(slots, dtype=dtype)
     row, slot_of_block = block_rows(slot, block)
     assert sorted(row[row >= 0].tolist()) == list(range(len(slots)))
     for rows, own in zip(row, slot_of_block.tolist(), strict=True):
