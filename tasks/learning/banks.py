@@ -62,8 +62,12 @@ class AdapterBank:
     def features(
         self, backbone: Backbone, starts: Sequence[Start], cut: int, pairs: Sequence[tuple[int, str]]
     ) -> Tensor:
-        """(P, F): head features of (record, adapter id) pairs: a pass for the adapters of one rank, one per mixture."""
-        places = {i: self._places[adapter_id] for i, (_, adapter_id) in enumerate(pairs) if adapter_id in self._places}
+        """(P, F): head features of (record, adapter id) pairs: a pass for the adapters of one rank, one per mixture.
+
+        Raises KeyError for an adapter that is not here.
+        """
+        alone = [(i, adapter_id) for i, (_, adapter_id) in enumerate(pairs) if adapter_id not in self._mixtures]
+        places = {i: self._places[adapter_id] for i, adapter_id in alone}
         features_PF = torch.empty(len(pairs), num_features(backbone.width, backbone.num_blocks - cut))
         for rank in sorted({rank for rank, _ in places.values()}):
             mine = [i for i, place in places.items() if place[0] == rank]

@@ -63,6 +63,14 @@ def test_operations_of_a_mixed_pass_do_not_depend_on_the_number_of_adapters(vit:
     assert ops(2) == ops(16)
 
 
+def test_an_adapter_that_is_not_in_the_bank_gives_no_features(vit: Backbone) -> None:
+    bank = stacked({"kept": random_adapter(vit, 0), "gone": random_adapter(vit, 1)})
+    bank.erase("gone")
+    starts = run_suffix(vit, encoded(vit, 1), CUT, keep_starts=True).starts
+    with pytest.raises(KeyError, match="gone"):
+        bank.features(vit, starts, CUT, [(0, "kept"), (0, "gone")])
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9), st.booleans()), min_size=1, max_size=20))
 def test_a_bank_holds_what_was_written_last(steps: list[tuple[int, int, bool]]) -> None:
