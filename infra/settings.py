@@ -5,13 +5,26 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from infra.errors import SettingsError
 
 AWS = "aws"
 AbsolutePath = Annotated[Path, AfterValidator(lambda path: path.expanduser().resolve())]
+BUCKET = r"^[a-zA-Z0-9._-]{3,255}$"
+
+
+def _can_hold_databases(home: Path) -> Path:
+    if "?" in str(home):
+        raise ValueError(f"{home} holds a '?', at which the address of a database ends; name another folder")
+    return home
+
+
+def _comes_with_its_access_key(secret: SecretStr | None, fields: ValidationInfo) -> SecretStr | None:
+    if (secret is None) != (fields.data.get("s3_access_key") is None):
+        raise ValueError("goes together with DECIDUOUS_S3_ACCESS_KEY; set both or neither")
+    return secret
 
 
 def _sqlite_in_home(name: str) -> Any:
@@ -25,22 +38,22 @@ class Settings(BaseSettings):
         env_prefix="DECIDUOUS_", frozen=True, env_ignore_empty=True, hide_input_in_errors=True, validate_default=True
     )
 
-    home: AbsolutePath = Path(".deciduous")
+    home: Annotated[AbsolutePath, AfterValidator(_can_hold_databases)] = Path(".deciduous")
     database_url: str = _sqlite_in_home("catalog.db")
     database_pool: int = Field(default=5, ge=1)
     """Connections that a process keeps open to PostgreSQL; under load it opens as many again."""
     database_statement_seconds: float = Field(default=60, ge=0)
     """PostgreSQL ends a statement that takes longer; 0 for no limit."""
-    s3_endpoint: str | None = None
+    s3_endpoint: str | None = Field(default=None, pattern=r"^(aws$|https?://[^/\s])")
     """None means the embedded SeaweedFS; 'aws' means Amazon's, found as AWS tools find it."""
     s3_access_key: SecretStr | None = None
-    s3_secret_key: SecretStr | None = None
-    s3_region: str = "us-east-1"
+    s3_secret_key: Annotated[SecretStr | None, AfterValidator(_comes_with_its_access_key)] = None
+    s3_region: str = Field(default="us-east-1", pattern=r"^[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?$")
     s3_encryption: Literal["AES256", "aws:kms"] | None = None
     """What the server is asked to encrypt every written object with; None leaves it to the bucket's own rule."""
     s3_kms_key: str | None = None
-    artifact_bucket: str = "deciduous"
-    inbox_bucket: str = "inbox"
+    artifact_bucket: str = Field(default="deciduous", pattern=BUCKET)
+    inbox_bucket: str = Field(default="inbox", pattern=BUCKET)
     mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
     mlflow_database_url: str | None = Field(default=None, repr=False)
     """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""
@@ -90,12 +103,17 @@ def settings() -> Settings:
 
     A variable comes first, then a file of DECIDUOUS_SECRETS (a folder, a file per lower-case variable), then what
     `deciduous up --production-like` wrote into the home. Raises SettingsError."""
-    secrets = os.environ.get("DECIDUOUS_SECRETS")
+    secrets = os.environ.get("DECIDUOUS_SECRETS") or None
+    if secrets is not None and not os.path.isdir(secrets):
+        # a mount that failed: the defaults would stand in for the servers that it names
+        raise SettingsError(f"DECIDUOUS_SECRETS: {secrets} is no folder; mount or make it, or unset the variable")
     try:
         return Settings(_env_file=served_file(Settings(_secrets_dir=secrets).home), _secrets_dir=secrets)
     except ValidationError as error:
         faults = [
-            f"DECIDUOUS_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors(include_input=False)
+            f"DECIDUOUS_{str(each['loc'][0]).upper()}: {each['msg']}"
+            for each in error.errors(include_input=False)
+            if each["type"] != "default_factory_not_called"  # it only waits for the home, which is among the faults
         ]
         raise SettingsError(f"settings to correct: {'; '.join(faults)}") from None
 

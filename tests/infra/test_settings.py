@@ -38,6 +38,7 @@ def test_empty_variable_means_default(set_variable):
 
 def test_repr_and_errors_show_no_secret():
     secrets = {
+        "s3_access_key": "a",
         "s3_secret_key": "s3cret-one",
         "hash_key": "s3cret-two-long-enough",
         "database_url": "postgresql+psycopg://u:s3cret@h/d",
@@ -57,6 +58,25 @@ def test_a_wrong_variable_is_named_without_its_value(set_variable):
     ) as told:
         settings()
     assert "s3cret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("S3_ENDPOINT", "minio:9000", "DECIDUOUS_S3_ENDPOINT: .*https"),
+        ("S3_REGION", "eu west", "DECIDUOUS_S3_REGION: "),
+        ("ARTIFACT_BUCKET", "My Bucket", "DECIDUOUS_ARTIFACT_BUCKET: "),
+        ("S3_ACCESS_KEY", "alone", "DECIDUOUS_S3_SECRET_KEY: .*set both"),
+        ("S3_SECRET_KEY", "alone", "DECIDUOUS_S3_SECRET_KEY: .*set both"),
+        ("HOME", "/srv/what?now", "DECIDUOUS_HOME: .*name another folder$"),
+        ("SECRETS", "/nowhere", "DECIDUOUS_SECRETS: /nowhere is no folder"),
+    ],
+)
+def test_a_value_that_nothing_outside_would_take_is_told_at_once(set_variable, name, value, told):
+    set_variable(name, value)
+    with pytest.raises(SettingsError, match=told) as caught:
+        settings()
+    assert "alone" not in str(caught.value)
 
 
 def test_settings_are_frozen():
