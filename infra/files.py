@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.errors import FolderError
+from infra.errors import FolderError, UnwritableError
 
 
 def make_folder(path: Path) -> Path:
@@ -53,16 +53,27 @@ def create_private(path: Path, make: Callable[[], bytes]) -> bytes:
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes and threads; it falls when its holder dies."""
     make_folder(path.parent)
-    with path.open("w") as handle:
+    try:
+        handle = path.open("w")
+    except OSError as error:
+        raise UnwritableError(path.name, str(path.parent), error.strerror or str(error)) from error
+    with handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
 def _write_beside(path: Path, content: bytes) -> Path:
+    """Raises UnwritableError where the disk is full or refuses; nothing is left beside the file then."""
     make_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp: mode 600
-    with os.fdopen(descriptor, "wb") as handle:
-        handle.write(content)
-        handle.flush()
-        os.fsync(handle.fileno())
+    name = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp: mode 600
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    except OSError as error:
+        if name is not None:
+            os.unlink(name)
+        raise UnwritableError(path.name, str(path.parent), error.strerror or str(error)) from error
     return Path(name)

@@ -1,5 +1,7 @@
 """Private files and locks between processes; children known by pid and birth."""
 
+import resource
+import signal
 import stat
 import subprocess
 import sys
@@ -9,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from infra import children
-from infra.errors import FolderError
+from infra.errors import FolderError, UnwritableError
 from infra.files import create_private, locked, make_folder, write_private
 
 
@@ -21,6 +23,23 @@ def test_the_first_writer_wins_and_the_file_is_private(tmp_path):
     assert path.read_bytes() == b"three"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [item.name for item in path.parent.iterdir()] == ["secret"]
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing_beside(tmp_path):
+    path, before = tmp_path / "keys" / "secret", resource.getrlimit(resource.RLIMIT_FSIZE)
+    make_folder(path.parent)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))  # stands for a full disk
+    try:
+        with pytest.raises(UnwritableError, match="secret in .*/keys cannot be written: .*; free some space"):
+            write_private(path, b"x" * 2048)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(path.parent.iterdir()) == []
+    (path / "in the way").mkdir(parents=True)
+    with pytest.raises(UnwritableError, match="secret in .*/keys cannot be written"), locked(path):
+        pass
 
 
 def test_racing_creators_agree(tmp_path):
