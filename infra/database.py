@@ -9,11 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, OperationalError
 from sqlalchemy.orm import Session
 
-from infra.errors import InfraError, SchemaError, SettingsError, UnreachableError, UnwritableError
+from infra.errors import DamagedError, InfraError, SchemaError, SettingsError, UnreachableError, UnwritableError
 from infra.files import make_folder
 from infra.settings import Settings, settings
 
@@ -153,7 +153,7 @@ def failed(
     variable: str = "DECIDUOUS_DATABASE_URL",
 ) -> InfraError:
     """What to raise when a database failed: names the address without its password, the cause and the remedy."""
-    url = make_url(address or settings().database_url)
+    url = parse(address or settings().database_url)
     if _is_unwritable(error):
         return UnwritableError(what, str(url.database), str(error.orig))
     hidden = url.render_as_string(hide_password=True)
@@ -189,16 +189,29 @@ def _engine(config: Settings) -> Engine:
     return open_engine(config.database_url)
 
 
+def parse(address: str) -> URL:
+    try:
+        return make_url(address)
+    except ArgumentError as error:
+        raise _unknown(str(error)) from None
+    except ValueError:
+        raise _unknown("its port is no number") from None
+
+
 def open_engine(url: str, foreign_keys: bool = True, pooled: bool = True) -> Engine:
     """An engine; one that is not pooled opens a connection each time and puts no limit on a statement."""
+    backend = parse(url).get_backend_name()
     try:
-        backend = make_url(url).get_backend_name()
         if backend == "postgresql":
             return _postgresql(url, pooled)
         return _sqlite(url, foreign_keys, pooled) if backend == "sqlite" else create_engine(url, pool_pre_ping=True)
-    except ArgumentError as error:
-        known = "postgresql+psycopg://USER:PASSWORD@HOST/NAME, or sqlite:///FILE"
-        raise SettingsError(f"a database's address is of no known form ({error}); give {known}") from None
+    except (ArgumentError, ModuleNotFoundError) as error:
+        raise _unknown(str(error)) from None
+
+
+def _unknown(why: str) -> SettingsError:
+    known = "postgresql+psycopg://USER:PASSWORD@HOST/NAME, or sqlite:///FILE"
+    return SettingsError(f"a database's address is of no known form ({why}); give {known}")
 
 
 def _postgresql(url: str, pooled: bool) -> Engine:
@@ -240,6 +253,12 @@ def _sqlite(url: str, foreign_keys: bool, pooled: bool) -> Engine:
         connection.isolation_level = None  # the driver would begin late and commit before DDL
         for pragma in pragmas:
             connection.execute(pragma)
+
+    @event.listens_for(engine, "handle_error")
+    def tell_damage(context: Any) -> None:
+        code = getattr(context.original_exception, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise DamagedError(str(database), str(context.original_exception)) from context.original_exception
 
     @event.listens_for(engine, "begin")
     def begin(connection: Any) -> None:

@@ -50,6 +50,16 @@ class UnwritableError(InfraError):
         )
 
 
+class DamagedError(InfraError):
+    """A database file of this machine is not what SQLite wrote. Trying again does not help."""
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(
+            f"the database {path} is damaged: {cause}; move it away with the -wal and -shm beside it, then "
+            "`deciduous restore` the last backup"
+        )
+
+
 class FolderError(InfraError):
     """A folder of the home cannot be made."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TextIO
 from urllib.parse import quote
 
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random
 
@@ -33,7 +33,7 @@ def exclusive(name: str, wait_seconds: float = 0.0) -> Iterator[None]:
     Waits up to `wait_seconds` for another holder, then raises HeldError, which names it. PostgreSQL keeps the lock on
     a connection of its own (an advisory lock of the session: a pooler in transaction mode would lose it); SQLite's is
     a file beside the database, so that all processes have to be on one machine."""
-    url = make_url(settings().database_url)
+    url = database.parse(settings().database_url)
     if url.get_backend_name() == "sqlite":
         take = _file_lock(name, Path(url.database or "").parent / "locks", wait_seconds)
     else:

@@ -1,6 +1,7 @@
 """Where the outside world is. Read once from DECIDUOUS_* environment variables."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -25,6 +26,12 @@ def _comes_with_its_access_key(secret: SecretStr | None, fields: ValidationInfo)
     if (secret is None) != (fields.data.get("s3_access_key") is None):
         raise ValueError("goes together with DECIDUOUS_S3_ACCESS_KEY; set both or neither")
     return secret
+
+
+def _without_login(uri: str) -> str:
+    if re.match(r"https?://[^/]*@", uri):
+        raise ValueError("addresses are shown; put the login into DECIDUOUS_MLFLOW_USERNAME and ..._PASSWORD")
+    return uri.rstrip("/")
 
 
 def _sqlite_in_home(name: str) -> Any:
@@ -54,7 +61,7 @@ class Settings(BaseSettings):
     s3_kms_key: str | None = None
     artifact_bucket: str = Field(default="deciduous", pattern=BUCKET)
     inbox_bucket: str = Field(default="inbox", pattern=BUCKET)
-    mlflow_tracking_uri: str = _sqlite_in_home("mlflow.db")
+    mlflow_tracking_uri: Annotated[str, AfterValidator(_without_login)] = _sqlite_in_home("mlflow.db")
     mlflow_database_url: str | None = Field(default=None, repr=False)
     """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""
     mlflow_username: str | None = None

@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, text
 
 from infra import database
 from infra.doctor.findings import Finding, bad, good, poor
+from infra.errors import DamagedError
 from infra.settings import settings
 
 OLDEST_POSTGRES = 13
@@ -14,7 +15,7 @@ PART = "catalog"
 
 
 def examine() -> Iterator[Finding]:
-    url = make_url(settings().database_url)
+    url = database.parse(settings().database_url)
     if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
         yield good(PART, f"{url} will be made on first use")
         return
@@ -40,7 +41,7 @@ def _sqlite(connection: Connection) -> Iterator[Finding]:
     version = connection.exec_driver_sql("select sqlite_version()").scalar_one()
     broken = connection.exec_driver_sql("pragma quick_check(1)").scalar_one()
     if broken != "ok":
-        yield bad(PART, f"the file is damaged: {broken}", "deciduous restore the last backup")
+        raise DamagedError(str(connection.engine.url.database), broken)
     yield good(PART, f"SQLite {version} at {connection.engine.url.database}; for workers on one machine only")
 
 

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from sqlalchemy import make_url
-
+from infra import database
 from infra.doctor.findings import Finding, bad, good, poor
 from infra.errors import UnreachableError
 from infra.orchestration import api_address, call_api, online_workers, pool_names
@@ -18,7 +17,7 @@ from infra.workers import CPU, GPU
 def examine_mlflow() -> Iterator[Finding]:
     uri = settings().mlflow_tracking_uri
     if not uri.startswith(("http:", "https:")):
-        url = make_url(uri)
+        url = database.parse(uri)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
             yield good("mlflow", "its database will be made on first use")
             return

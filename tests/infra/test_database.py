@@ -10,7 +10,8 @@ from sqlalchemy.exc import IntegrityError
 
 from infra import database
 from infra.disk_sweep import sweep_files
-from infra.errors import SettingsError, UnreachableError
+from infra.doctor.examination import examine
+from infra.errors import DamagedError, SettingsError, UnreachableError
 
 
 @pytest.fixture
@@ -118,8 +119,23 @@ def test_database_that_is_down_names_itself_and_hides_the_password(set_variable)
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["foo://x", "no address"])
+@pytest.mark.parametrize(
+    "url", ["foo://x", "no address", "postgresql://u@h/d", "mysql://u@h/d", "postgresql+psycopg://u:s3cret@h:port/d"]
+)
 def test_an_address_of_no_database_names_the_forms_there_are(set_variable, url):
     set_variable("DATABASE_URL", url)
-    with pytest.raises(SettingsError, match=r"of no known form .*postgresql.*sqlite:///FILE"):
+    with pytest.raises(SettingsError, match=r"of no known form .*postgresql.*sqlite:///FILE") as caught:
         database.migrate()
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("start", [0, 4096])
+def test_a_damaged_file_is_told_with_what_to_do(catalog, start):
+    database.compact()
+    database.engine().dispose()
+    content = bytearray(catalog.read_bytes())
+    content[start : start + 4096] = b"\xff" * 4096
+    catalog.write_bytes(content)
+    with pytest.raises(DamagedError, match=rf"{catalog} is damaged: .*move it away.*restore"):
+        count()
+    assert "is damaged" in "".join(finding.found for finding in examine() if finding.part == "catalog")

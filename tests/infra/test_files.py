@@ -31,14 +31,14 @@ def test_a_full_disk_is_one_error_and_leaves_nothing_beside(tmp_path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))  # stands for a full disk
     try:
-        with pytest.raises(UnwritableError, match="secret in .*/keys cannot be written: .*; free some space"):
+        with pytest.raises(UnwritableError, match=r"secret in .*/keys cannot be written: .*; free some space"):
             write_private(path, b"x" * 2048)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert list(path.parent.iterdir()) == []
     (path / "in the way").mkdir(parents=True)
-    with pytest.raises(UnwritableError, match="secret in .*/keys cannot be written"), locked(path):
+    with pytest.raises(UnwritableError, match=r"secret in .*/keys cannot be written"), locked(path):
         pass
 
 

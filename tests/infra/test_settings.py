@@ -69,6 +69,7 @@ def test_a_wrong_variable_is_named_without_its_value(set_variable):
         ("S3_ACCESS_KEY", "alone", "DECIDUOUS_S3_SECRET_KEY: .*set both"),
         ("S3_SECRET_KEY", "alone", "DECIDUOUS_S3_SECRET_KEY: .*set both"),
         ("HOME", "/srv/what?now", "DECIDUOUS_HOME: .*name another folder$"),
+        ("MLFLOW_TRACKING_URI", "https://ann:alone@mlflow:5000/", "DECIDUOUS_MLFLOW_TRACKING_URI: .*MLFLOW_USERNAME"),
         ("SECRETS", "/nowhere", "DECIDUOUS_SECRETS: /nowhere is no folder"),
     ],
 )
