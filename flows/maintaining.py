@@ -35,8 +35,8 @@ def migrate(dry_run: DryRun = False) -> None:
     current, newest = database.revisions()
     due = "as it should be" if current == newest else f"{current or 'no tables'} -> {newest}"
     console.console.print(f"catalog: {due}")
-    for bucket in storage.buckets():
-        console.console.print(f"bucket {bucket}: {storage.missing_in(bucket) or 'as it should be'}", soft_wrap=True)
+    for bucket, command in storage.missing().items():
+        console.console.print(f"bucket {bucket}: {command or 'as it should be'}", soft_wrap=True)
     if not dry_run:
         database.migrate()
         storage.prepare_buckets()

@@ -49,6 +49,13 @@ def create_private(path: Path, make: Callable[[], bytes]) -> bytes:
     return path.read_bytes()
 
 
+def is_of_another(recorded: str | None, folder: Path) -> bool:
+    """Whether a note that this folder holds was written in another one, which is still there: the folder was copied.
+    One that was moved since, or has two paths, is the same."""
+    other = Path(recorded or folder)
+    return other.exists() and not other.samefile(folder)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock between processes and threads; it falls when its holder dies."""

@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.children import Child, end, spawn, tail, this_process
 from infra.errors import StartError
-from infra.files import create_private, locked, make_folder, write_private
+from infra.files import create_private, is_of_another, locked, make_folder, write_private
 from infra.ports import GRPC_OFFSET, LOOPBACK, free_ports, is_free
 from infra.s3 import open_client
 
@@ -145,7 +145,7 @@ def _start(home: Path) -> Server:
         ports = _choose_ports(home)
         child = spawn(_command(folder, ports), folder / "seaweedfs.log", _environment(folder))
         server = Server(child, ports)
-        write_private(folder / "server.json", json.dumps(asdict(server)).encode())
+        write_private(folder / "server.json", json.dumps({**asdict(server), "home": str(home)}).encode())
         if _wait_until_ready(server, home):
             return server
         end(child)
@@ -244,10 +244,13 @@ def _new_identity() -> bytes:
 
 
 def _recorded(home: Path) -> Server | None:
+    """The server that was last started for this home; a copy of a home is not given its objects to change."""
     path = _folder(home) / "server.json"
     if not path.exists():
         return None
     fields = json.loads(path.read_bytes())
+    if is_of_another(fields.get("home"), home):
+        return None
     return Server(Child(**fields["child"]), tuple(fields["ports"]))
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.children import Child
-from infra.files import write_private
+from infra.files import is_of_another, write_private
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,16 @@ class Service:
 
 
 def load_services(home: Path) -> list[Service]:
+    """None where the home is a copy of one whose servers these are."""
     path = _file(home)
-    if not path.exists():
-        return []
-    return [Service(**{**fields, "child": Child(**fields["child"])}) for fields in json.loads(path.read_bytes())]
+    noted = json.loads(path.read_bytes()) if path.exists() else []
+    ours = [fields for fields in noted if not is_of_another(fields.pop("home", None), home)]
+    return [Service(**{**fields, "child": Child(**fields["child"])}) for fields in ours]
 
 
 def save_services(home: Path, services: Iterable[Service]) -> None:
-    write_private(_file(home), json.dumps([asdict(service) for service in services]).encode())
+    noted = [{**asdict(service), "home": str(home)} for service in services]
+    write_private(_file(home), json.dumps(noted).encode())
 
 
 def forget_services(home: Path) -> None:

@@ -50,6 +50,14 @@ def buckets() -> tuple[str, str]:
     return settings().artifact_bucket, settings().inbox_bucket
 
 
+def missing() -> dict[str, str | None]:
+    """`missing_in` of each of our buckets. Raises what `failure` says."""
+    try:
+        return {bucket: missing_in(bucket) for bucket in buckets()}
+    except (BotoCoreError, ClientError) as error:
+        raise failure(error) from error
+
+
 def missing_in(bucket: str) -> str | None:
     """The command that makes the bucket fit for use; None when it is there and keeps versions."""
     client = s3()
@@ -115,13 +123,9 @@ def keys() -> tuple[str | None, str | None]:
 
 
 @cache
-def _check(config: Settings) -> None:
+def _check(_config: Settings) -> None:
     """Once a process: a bucket does not lose its versioning while a flow runs."""
-    try:
-        commands = {bucket: missing_in(bucket) for bucket in (config.artifact_bucket, config.inbox_bucket)}
-    except (BotoCoreError, ClientError) as error:
-        raise failure(error) from error
-    for bucket, command in commands.items():
+    for bucket, command in missing().items():
         if command is not None:
             raise BucketError(bucket, command)
 

@@ -12,7 +12,8 @@ from urllib.error import HTTPError
 import psutil
 import pytest
 
-from infra import seaweed, storage, tracking
+from infra import seaweed, services, storage, tracking
+from infra.children import this_process
 from infra.errors import RefusedError, UnreachableError
 from infra.settings import settings
 from tasks import source
@@ -141,13 +142,32 @@ def test_purged_bytes_leave_the_disk_only_after_compaction(s3, home):
     assert s3.get_object(Bucket="inbox", Key="kept")["Body"].read() == b"neighbour"
 
 
+def test_a_copy_of_a_home_has_a_server_of_its_own_and_a_moved_one_keeps_its_own(s3, home, tmp_path):
+    assert s3 is not None
+    server, note = seaweed.find(home), Path("s3") / "server.json"
+    services.save_services(tmp_path / "first", [services.Service("mlflow", this_process(), "", "")])
+    (tmp_path / "first" / "s3").mkdir()
+    shutil.copy(home / note, tmp_path / "first" / note)
+    assert seaweed.find(tmp_path / "first") is None
+    seaweed.stop_now(tmp_path / "first")
+    assert seaweed.find(home) == server
+    (tmp_path / "by another path").symlink_to(home)
+    assert seaweed.find(tmp_path / "by another path") == server
+
+    shutil.copytree(tmp_path / "first", tmp_path / "copy")
+    assert services.load_services(tmp_path / "copy") == []
+    (tmp_path / "first").rename(tmp_path / "moved")
+    assert [each.name for each in services.load_services(tmp_path / "moved")] == ["mlflow"]
+
+
 def test_s3_that_is_down_names_endpoint_and_remedy(set_variable):
     set_variable("S3_ENDPOINT", "http://127.0.0.1:9")
     set_variable("S3_ACCESS_KEY", "a")
     set_variable("S3_SECRET_KEY", "s3cret")
-    with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9.*DECIDUOUS_S3_ENDPOINT") as caught:
-        storage.ensure_buckets()
-    assert "s3cret" not in str(caught.value)
+    for ask in (storage.ensure_buckets, storage.missing):
+        with pytest.raises(UnreachableError, match=r"127\.0\.0\.1:9.*DECIDUOUS_S3_ENDPOINT") as caught:
+            ask()
+        assert "s3cret" not in str(caught.value)
     assert storage.compact() is None
 
 
