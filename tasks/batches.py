@@ -12,7 +12,7 @@ from registry import catalog, decision_log, ownership, suppression
 from registry.errors import SourceError, StaleEpochError
 from registry.records import AdapterState, Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
-from tasks import source
+from tasks import source, tickets
 from tasks.backbones import open_frozen
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import naming, taking_in
@@ -30,13 +30,19 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
-    """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog."""
+    """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog, with the
+    tickets that took effect under its name: the catalog may be older than the stream, and the source may still hold
+    whom they name."""
     refuse_after_losses()
     database.check_revision()
     follow_deletions(stream.name)
     digest = open_frozen(stream).digest
     with database.transaction() as session:
+        is_new = stream.name not in catalog.stream_names(session)
         catalog.save_stream(session, stream, digest)
+        replayed = tickets.replay(session, stream.name, tickets.AUTOMATIC) if is_new else []
+    for ticket_id in replayed:
+        say(f"ticket {ticket_id} is in effect; go on with it: deciduous erase {stream.name} --ticket {ticket_id}")
 
 
 @step("discover-{stream.name}")

@@ -13,15 +13,15 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import artifacts, catalog, dump, tickets, versions
 from registry.errors import StateError
-from registry.records import Ticket, VersionState
-from tasks import certificate_journal, suppression_journal
+from registry.records import VersionState
+from tasks import certificate_journal
 from tasks.alias_moves import mirror_aliases, withdraw_versions
 from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
 from tasks.blobs import stream_prefix
 from tasks.closing import enter_certificate
 from tasks.exclusion import alone
 from tasks.manifests import keys_in, load_json
-from tasks.tickets import withdraw
+from tasks.tickets import replay
 
 BY = "deciduous restore"
 
@@ -61,30 +61,18 @@ def _make_safe(connection: Connection, hidden: Set[str]) -> dict[str, Any]:
     keys that come back; in a dry run they are not there yet."""
     with Session(connection) as session:
         streams = catalog.stream_names(session)
-        replayed = [_replay(session, *each) for each in suppression_journal.noted() if each[0].stream in streams]
+        replayed = [ticket_id for stream in streams for ticket_id in replay(session, stream, BY)]
         certificates = _enter_certificates(session, streams)
         incomplete = {stream: _withdraw_incomplete(session, stream, hidden) for stream in streams}
         champions = {stream: versions.alias_of(session, stream, versions.CHAMPION) for stream in streams}
         session.commit()  # of the session alone: the caller's transaction goes on
     return {
         "streams": streams,
-        "tickets_replayed": [ticket_id for ticket_id in replayed if ticket_id],
+        "tickets_replayed": replayed,
         "certificates_entered_again": certificates,
         "versions_withdrawn_for_missing_blobs": {stream: found for stream, found in incomplete.items() if found},
         "champions": champions,
     }
-
-
-def _replay(session: Session, ticket: Ticket, targets: Sequence[tuple[str, str]]) -> str | None:
-    """Bring a ticket into force that the backup does not know, or knows as one that waits; its id, None otherwise."""
-    known = {each.ticket_id: each for each in tickets.tickets(session, ticket.stream)}.get(ticket.ticket_id)
-    if known is not None and known.state not in tickets.WAITING:
-        return None
-    if known is None:
-        tickets.open_ticket(session, ticket, targets, BY)
-    tickets.approve(session, ticket.ticket_id, BY, "took effect after the backup was made")
-    withdraw(session, tickets.get_ticket(session, ticket.ticket_id))
-    return ticket.ticket_id
 
 
 def _enter_certificates(session: Session, streams: Sequence[str]) -> list[str]:

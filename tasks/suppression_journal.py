@@ -25,10 +25,10 @@ def note(ticket: Ticket, targets: Sequence[tuple[str, str]]) -> None:
     storage.s3().put_object(Bucket=settings().artifact_bucket, Key=key, Body=content)
 
 
-def noted() -> list[Journaled]:
-    """Every ticket that ever took effect, oldest first."""
+def noted(stream: str) -> list[Journaled]:
+    """Every ticket of the stream that ever took effect, oldest first."""
     s3, bucket = storage.s3(), settings().artifact_bucket
-    keys = [version.key for version in artifacts.list_current(s3, bucket, PREFIX)]
+    keys = [version.key for version in artifacts.list_current(s3, bucket, f"{PREFIX}{stream}/")]
     found = [_native(json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())) for key in keys]
     return sorted(found, key=lambda each: (each[0].received_at, each[0].ticket_id))
 

@@ -113,6 +113,21 @@ def _approve(session: Session, ticket_id: str, by: str, note: str) -> Ticket:
     return ticket
 
 
+def replay(session: Session, stream: str, by: str) -> list[str]:
+    """Bring every ticket into force that took effect and that the catalog does not know, or knows as one that waits:
+    it was restored, or begun anew. Returns their ids; the caller mirrors the aliases."""
+    known, replayed = {each.ticket_id: each.state for each in tickets.tickets(session, stream)}, []
+    for ticket, targets in suppression_journal.noted(stream):
+        if known.get(ticket.ticket_id, TicketState.RECEIVED) not in tickets.WAITING:
+            continue
+        if ticket.ticket_id not in known:
+            tickets.open_ticket(session, ticket, targets, by)
+        tickets.approve(session, ticket.ticket_id, by, "took effect before this catalog knew of it")
+        withdraw(session, tickets.get_ticket(session, ticket.ticket_id))
+        replayed.append(ticket.ticket_id)
+    return replayed
+
+
 def withdraw(session: Session, ticket: Ticket) -> list[int]:
     """Take every version that the ticket's records may have shaped out of service; returns them."""
     found = find_records(session, tickets.targets_of(session, ticket.ticket_id))

@@ -12,9 +12,10 @@ from infra import database, storage, tracking
 from infra.settings import settings
 from registry import aliases, suppression, versions
 from registry.errors import StateError
-from registry.records import TicketState, VersionState
+from registry.records import Ticket, TicketState, VersionState
+from registry.tables import now
 from registry.versions import CHAMPION
-from tasks import auditing, opening, queries, tickets
+from tasks import auditing, opening, queries, suppression_journal, tickets
 from tasks.backup import CATALOG, MLFLOW, back_up, read_lines
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
@@ -23,21 +24,26 @@ from tests.flows.conftest import deliver, make_stream
 
 
 @pytest.fixture
-def stream(ready, s3, backbone, inbox, tmp_path, set_variable):  # noqa: ARG001
-    """A stream of two batches in a home of its own, whose certificates are a chain of their own; the S3 is the
-    session's."""
+def own_home(ready, s3, tmp_path, set_variable):  # noqa: ARG001
+    """A home of its own, whose certificates are a chain of their own; the S3 is the session's."""
     access, secret = storage.keys()
     own = {"S3_ENDPOINT": s3.meta.endpoint_url, "S3_ACCESS_KEY": access, "S3_SECRET_KEY": secret}
     for name, value in {**own, "HOME": tmp_path / "own"}.items():
         set_variable(name, value)
     opening.open_home()
+    yield tmp_path / "own"
+    database.engine().dispose()
+
+
+@pytest.fixture
+def stream(own_home, backbone, inbox):  # noqa: ARG001
+    """A stream of two batches."""
     # a name of its own: hidden states are kept by stream and record, and each test writes other texts
     stream = make_stream(f"backed-up-{uuid.uuid4().hex[:8]}", backbone, inbox)
     for number, topics in enumerate((["red", "blue"], ["green", "gold"])):
         deliver(inbox, f"batch-{number}", topics)
     learn(stream)
-    yield stream
-    database.engine().dispose()
+    return stream
 
 
 def champion(stream):
@@ -114,6 +120,20 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, inbox, tmp_pat
     assert withdrawn(stream) == [1, 2]
     assert champion(stream) not in (1, 2)
     assert stream.name in report["champions"]
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_stream_that_the_catalog_never_knew_is_learned_without_whom_its_tickets_named(backbone, inbox):
+    stream = make_stream(f"anew-{uuid.uuid4().hex[:8]}", backbone, inbox)
+    deliver(inbox, "batch-0", ["red", "blue"])
+    ticket = Ticket(f"t-{stream.name}", stream.name, TicketState.APPROVED, now(), now(), records=4)
+    suppression_journal.note(ticket, tickets.resolve_targets(stream.name, ["person-3"], []))
+    for _ in range(2):  # known by then, it is brought into force once
+        learn(stream)
+    (batch,) = queries.listing("batches", stream.name)
+    assert (batch["rows"], batch["suppressed"]) == (36, 4)
+    assert forget(ticket.ticket_id).state == TicketState.COMPLETE
+    assert champion(stream) is not None
 
 
 def test_certificates_that_came_after_the_backup_stay_in_the_chain(stream, inbox, tmp_path):
