@@ -56,11 +56,12 @@ def read_index(folder: Path) -> Index:
     """What a backup says of itself. Raises StateError for a folder that is none, or whose files were changed."""
     try:
         index: Index = json.loads((folder / INDEX).read_bytes())
-        damaged = [name for name, file in index["files"].items() if _digest(folder / name) != file["sha256"]]
-    except (OSError, ValueError, KeyError) as error:
+        form, files = index["format"], index["files"]
+        damaged = [name for name in (CATALOG, MLFLOW, OBJECTS) if _digest(folder / name) != files[name]["sha256"]]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise StateError(f"{folder} is no backup: {error!r}; name a folder that `deciduous backup` wrote") from None
-    if index["format"] != FORMAT or damaged:
-        raise StateError(f"the backup {folder} is damaged ({', '.join(damaged) or index['format']}); take another")
+    if form != FORMAT or damaged:
+        raise StateError(f"the backup {folder} is damaged ({', '.join(damaged) or form}); take another")
     return index
 
 

@@ -16,7 +16,7 @@ from registry.records import Ticket, TicketState, VersionState
 from registry.tables import now
 from registry.versions import CHAMPION
 from tasks import auditing, opening, queries, suppression_journal, tickets
-from tasks.backup import CATALOG, MLFLOW, back_up, read_lines
+from tasks.backup import CATALOG, INDEX, MLFLOW, OBJECTS, back_up, read_index, read_lines
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
 from tasks.restoring import restore
@@ -158,6 +158,15 @@ def test_certificates_that_came_after_the_backup_stay_in_the_chain(stream, inbox
     chain = verify_chain(file.read_bytes() for file in issued)
     assert [each["ticket"] for each in chain] == [*report["certificates_entered_again"], new.ticket_id]
     assert auditing.audit()["certificates"] == 3
+
+
+@pytest.mark.parametrize("index", ["[]", "{}", '{"format": "deciduous-backup/1", "files": {}}', '{"format": "x"'])
+def test_an_index_that_does_not_vouch_for_every_file_is_refused(tmp_path, index):
+    for name in (CATALOG, MLFLOW, OBJECTS):
+        (tmp_path / name).write_text("")
+    (tmp_path / INDEX).write_text(index)
+    with pytest.raises(StateError, match="is no backup"):
+        read_index(tmp_path)
 
 
 def test_backup_names_no_subject_and_a_changed_one_is_refused(stream, tmp_path):
