@@ -136,7 +136,7 @@ def test_errors_name_addresses_without_their_passwords(set_variable, tmp_path):
 
 
 def test_a_repr_of_the_settings_shows_no_secret(set_variable):
-    for name, value in {**SECRETS, "S3_SECRET_KEY": "planted-s3-4f4f"}.items():
+    for name, value in {**SECRETS, "S3_ACCESS_KEY": "ann", "S3_SECRET_KEY": "planted-s3-4f4f"}.items():
         set_variable(name, value)
     set_variable("DATABASE_URL", f"postgresql+psycopg://ann:{DATABASE_PASSWORD}@127.0.0.1:9/catalog")
     set_variable("MLFLOW_DATABASE_URL", f"postgresql+psycopg://ann:{DATABASE_PASSWORD}@127.0.0.1:9/mlflow")
