@@ -7,6 +7,8 @@ from infra.errors import KeyFileError
 from infra.files import create_private, locked, write_private
 from infra.settings import settings
 
+LEAST = 16
+
 
 def hash_key() -> bytes:
     """Key of the keyed hashes that stand for subjects in logs, tickets and certificates.
@@ -15,7 +17,11 @@ def hash_key() -> bytes:
     given = settings().hash_key
     if given is not None:
         return given.get_secret_value().encode()
-    return create_private(settings().home / "keys" / "hash.key", lambda: secrets.token_bytes(32))
+    path = settings().home / "keys" / "hash.key"
+    key = create_private(path, lambda: secrets.token_bytes(32))
+    if len(key) < LEAST:  # a hash under no key could be guessed by anybody
+        raise KeyFileError(f"{path} holds {len(key)} bytes and is no whole hash key; put your copy of it there")
+    return key
 
 
 def hash_keys() -> list[bytes]:

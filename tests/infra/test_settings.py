@@ -94,6 +94,13 @@ def test_keys_are_made_once_and_private(own_home):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 
 
+def test_a_hash_key_that_is_cut_off_is_refused(own_home):
+    keys.hash_key()
+    (own_home / "keys" / "hash.key").write_bytes(b"")
+    with pytest.raises(KeyFileError, match=r"hash\.key holds 0 bytes .*put your copy"):
+        keys.hash_key()
+
+
 def test_given_hash_key_is_used(own_home, set_variable):
     set_variable("HASH_KEY", "0123456789abcdef")
     assert keys.hash_key() == b"0123456789abcdef"
