@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1024  # rows of Parquet decoded at a time
 MAX_ROWS = 20_000_000
+BOM = b"\xef\xbb\xbf"  # before a quoted name it would make the quotes a part of it
+NO_OBJECT = "row is not a JSON object"
 csv.field_size_limit((1 << 31) - 1)  # an over-long cell is its row's fault, not the object's
 
 
@@ -104,10 +106,10 @@ def _lines(data: bytes) -> list[bytes]:
 
 def _jsonl_rows(data: bytes, uri: str) -> Iterator[RawRow]:
     """A last line without an end that is no JSON is a delivery that was cut: the object is refused as a whole."""
-    lines = _lines(data.removeprefix(b"\xef\xbb\xbf"))
+    lines = _lines(data.removeprefix(BOM))
     for number, line in enumerate(lines):
         row = _json_row(line)
-        if row.fault is not None and number == len(lines) - 1 and not line.endswith((b"\n", b"\r")):
+        if row.fault not in (None, NO_OBJECT) and number == len(lines) - 1 and not line.endswith((b"\n", b"\r")):
             raise _unreadable(uri, ValueError("its last line is cut"))
         yield row
 
@@ -119,7 +121,7 @@ def _json_row(line: bytes) -> RawRow:
         return RawRow({}, "row is not UTF-8")
     except (ValueError, RecursionError):  # also a number of too many digits
         return RawRow({}, "row is not JSON")
-    return RawRow(cells) if isinstance(cells, dict) else RawRow({}, "row is not a JSON object")
+    return RawRow(cells) if isinstance(cells, dict) else RawRow({}, NO_OBJECT)
 
 
 def _missing_keys(data: bytes, uri: str, wanted: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -142,15 +144,14 @@ def _as_text(data: bytes) -> TextIOWrapper:
 
 
 def _csv_lines(data: bytes, uri: str) -> "Reader":  # noqa: ARG001  one signature
-    return csv.reader(_as_text(data), strict=True)
+    return csv.reader(_as_text(data.removeprefix(BOM)), strict=True)
 
 
 def _header(rows: "Reader", uri: str) -> list[str]:
     try:
-        names = next(rows, [])
+        return next(rows, [])
     except csv.Error as error:
         raise _unreadable(uri, error) from None
-    return [name.removeprefix("\ufeff") for name in names]
 
 
 def _csv_rows(data: bytes, uri: str) -> Iterator[RawRow]:

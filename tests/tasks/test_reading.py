@@ -127,6 +127,12 @@ def test_a_row_of_a_csv_with_other_cells_or_bytes_is_refused_alone():
     assert without_rows(data, "x.csv", [False, False, False, True]).endswith(b"3,eve,\xff,ham\n")
 
 
+def test_a_mark_before_quoted_names_belongs_to_no_name():
+    data = '\ufeff"id","who","text","y"\r\n"1","ann","hello","ham"\r\n"2","bob","bye","ham"\r\n'.encode()
+    assert {r.input for r in read_bytes(data, "x.csv").rows} == {b"hello", b"bye"}
+    assert without_rows(data, "x.csv", [True, False]) == data.replace(b'"1","ann","hello","ham"\r\n', b"")
+
+
 def test_a_csv_without_a_header_is_not_repeated_in_the_error():
     with pytest.raises(SourceError) as caught:
         read_bytes(b"17,ann@example.org,my secret,ham\n", "x.csv")
@@ -266,6 +272,7 @@ def test_every_row_is_accepted_or_has_a_reason(rows):
         ("x.csv", b"", "it is empty"),
         ("x.jsonl", b"\n", "it is empty"),
         ("x.jsonl", b'[{"id": "1", "who": "a"}]\n', "no line of it is a JSON object"),
+        ("x.jsonl", b'[{"id": "1", "who": "a"}]', "no line of it is a JSON object"),
         ("x.csv", b"id;who;text;y\n1;a;hello;ham\n", "cut at its commas, names others"),
         ("X.JSONL", b'{"id": "1", "words": "hello"}\n', "it has id, words"),
     ],
