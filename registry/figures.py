@@ -26,7 +26,7 @@ def draw_growth(states: Mapping[str, Sequence[int]], batches: Sequence[str]) -> 
     """Number of adapters in each state after each batch, stacked."""
     figure, axes = _axes(len(batches), 4)
     axes.stackplot(range(len(batches)), list(states.values()), labels=list(states), step="mid")
-    axes.set_xticks(range(len(batches)), batches, rotation=45, ha="right")
+    axes.set_xticks(range(len(batches)), batches, rotation=45, ha="right", parse_math=False)
     axes.set_ylabel("adapters")
     axes.set_title("growth of adapters")
     axes.legend(loc="upper left")
@@ -46,8 +46,9 @@ def _heat_map(
     if rows and columns:
         image = axes.imshow(values, cmap=colours, vmin=low, vmax=high, aspect="auto")
         figure.colorbar(image)
-    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right")
-    axes.set_yticks(range(len(rows)), rows)
+    # a name is no formula, whatever dollars it has
+    axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.set_title(title)
     for i, row in enumerate(values):
         for j, value in enumerate(row):

@@ -1,6 +1,7 @@
 from dataclasses import replace
+from io import BytesIO
 
-from registry.figures import draw_shift
+from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Decision, DecisionKind, Shard
 from tasks.model_card import DRAWN, data_sets, nearest_looks
 
@@ -36,3 +37,9 @@ def test_a_figure_does_not_grow_with_the_adapters():
     assert list(shown["2"]) == [f"mail-a{n}" for n in range(999, 999 - DRAWN, -1)]
     assert shown["3"] == {}
     assert max(draw_shift(shown).get_size_inches()) < 15
+
+
+def test_a_batch_may_be_called_anything():
+    names = ["cost_$5_$6", "a|b"]
+    for figure in (draw_accuracy([[1.0], [0.5, 0.6]], names), draw_growth({"adapters": [1, 2]}, names)):
+        figure.savefig(BytesIO(), format="png")
