@@ -28,11 +28,16 @@ def open_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("image has too many pixels")
-            return image.convert("RGB")
+            return _eight_bits(image).convert("RGB")
     except (ImageError, Image.DecompressionBombError):
         raise ImageError("image has too many pixels") from None
     except Exception:  # a decoder of foreign bytes raises whatever its code met
         raise ImageError("image cannot be decoded") from None
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey as 8: Pillow would cut every value off at 255, and almost all of the image would be white."""
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode.startswith("I;16") else image
 
 
 @dataclass(frozen=True, slots=True)

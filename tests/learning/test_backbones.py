@@ -1,19 +1,22 @@
 """Backbones agree with the model they drive, bit by bit and in any company."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn.functional import layer_norm
 from transformers import ConvNextConfig, ConvNextModel
 
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features, late_view, signatures
-from tasks.learning.images import to_pixels
+from tasks.learning.images import open_image, to_pixels
 from tests.learning.conftest import TEXT, pictures, sentences
 
 SUPPORTED = ("bert", "roberta", "distilbert", "vit", "deit", "dinov2")
@@ -109,3 +112,11 @@ def test_the_wrong_kind_of_record_is_refused(bert: Backbone, vit: Backbone) -> N
         vit.encode(["a text"], 1)
     with pytest.raises(ValueError, match="text backbone"):
         bert.encode(pictures(1), 1)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_an_image_of_16_bits_looks_as_one_of_8(form: str) -> None:
+    grey_HW = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    sink = BytesIO()
+    Image.fromarray(grey_HW * 257).save(sink, form)
+    assert (np.asarray(open_image(sink.getvalue())) == grey_HW[:, :, None]).all()
