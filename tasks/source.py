@@ -59,13 +59,16 @@ def batch_name(uri: str) -> str:
 
 def list_s3(source: str) -> Iterator[tuple[str, str]]:
     """(uri, tag) of every object of an S3 source."""
-    bucket, _ = split_s3(source)
+    bucket, others = split_s3(source)[0], list[str]()
     if not bucket:
         raise SourceError(f"source {source!r} names no bucket; s3://BUCKET/PREFIX is asked for")
     for key, etag in _keys_under(bucket, fixed_prefix(source)):
         if is_object(source, key):
             uri = f"s3://{bucket}/{key}"
             yield uri, _tag(uri, etag)
+        elif _is_named(source, key) and not key.endswith("/"):  # which stands for a folder
+            others.append(ascii(key.rpartition("/")[2]))
+    _say_left_out(others)
 
 
 def fixed_prefix(source: str) -> str:
@@ -75,12 +78,21 @@ def fixed_prefix(source: str) -> str:
 
 def is_object(source: str, key: str) -> bool:
     """Whether an S3 source names the key, and its ending is one that is read."""
+    return key.lower().endswith(FORMATS) and _is_named(source, key)
+
+
+def _is_named(source: str, key: str) -> bool:
     _, pattern = split_s3(source)
     if fixed_prefix(source) != pattern:
-        matches = fnmatch(key, pattern)
-    else:
-        matches = key == pattern or key.startswith(f"{pattern.rstrip('/')}/")
-    return matches and key.lower().endswith(FORMATS)
+        return fnmatch(key, pattern)
+    folder = pattern.rstrip("/")
+    return not folder or key == pattern or key.startswith(f"{folder}/")
+
+
+def _say_left_out(names: list[str]) -> None:
+    if names:
+        shown = ", ".join(sorted(names)[:3])
+        say(f"{len(names)} files are left out, whose names end in none of {', '.join(FORMATS)}: {shown}")
 
 
 def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
@@ -142,8 +154,7 @@ def _list_local(source: str) -> Iterator[tuple[str, str]]:
         root = Path(*fixed)
         files = list(root.glob(str(Path(*path.parts[len(fixed) :]))))
     root = root.resolve()
-    if other := sorted(ascii(file.name) for file in files if file.suffix.lower() not in FORMATS and file.is_file()):
-        say(f"{len(other)} files are left out, whose names end in none of {', '.join(FORMATS)}: {', '.join(other[:3])}")
+    _say_left_out([ascii(file.name) for file in files if file.suffix.lower() not in FORMATS and file.is_file()])
     for file in files:
         if file.suffix.lower() in FORMATS and (found := _resolved(file, root)) is not None:
             stat = found.stat()

@@ -124,6 +124,13 @@ def test_a_pattern_may_stand_for_folders(tmp_path):
     assert found("**/b.jsonl") == ["in1/b.jsonl", "in2/b.jsonl", "in2/deep/b.jsonl", "out/b.jsonl"]
 
 
+def test_a_bucket_without_a_prefix_is_a_source(s3, bucket):
+    for key in ("a.csv", "in/b.csv"):
+        s3.put_object(Bucket=bucket, Key=key, Body=b"id,text\n")
+    assert names(f"s3://{bucket}/") == names(f"s3://{bucket}") == ["a", "b"]
+    assert names(f"s3://{bucket}/in") == ["b"]
+
+
 def test_endings_may_be_upper_case_in_a_folder_and_in_a_bucket(s3, bucket, tmp_path):
     (tmp_path / "X.CSV").write_text("id,text\n")
     s3.put_object(Bucket=bucket, Key="in/Y.JSONL", Body=b"{}")
@@ -131,10 +138,15 @@ def test_endings_may_be_upper_case_in_a_folder_and_in_a_bucket(s3, bucket, tmp_p
     assert names(f"s3://{bucket}/in/") == ["Y"]
 
 
-def test_files_of_other_endings_are_named(tmp_path, caplog):
+def test_files_of_other_endings_are_named_in_a_folder_and_in_a_bucket(s3, bucket, tmp_path, caplog):
     for name in ("a.csv", "b.xlsx", "notes.txt"):
         (tmp_path / name).write_text("id,text\n")
-    with caplog.at_level("INFO", "deciduous"):
-        assert names(tmp_path) == ["a"]
-    assert "2 files are left out" in caplog.text
-    assert "'b.xlsx', 'notes.txt'" in caplog.text
+        s3.put_object(Bucket=bucket, Key=f"in/{name}", Body=b"id,text\n")
+    s3.put_object(Bucket=bucket, Key="other/c.gz", Body=b"")
+    s3.put_object(Bucket=bucket, Key="in/deep/", Body=b"")
+    for place in (tmp_path, f"s3://{bucket}/in/"):
+        caplog.clear()
+        with caplog.at_level("INFO", "deciduous"):
+            assert names(place) == ["a"]
+        assert "2 files are left out" in caplog.text
+        assert "'b.xlsx', 'notes.txt'" in caplog.text
