@@ -241,12 +241,15 @@ def down() -> None:
 @app.command()
 def env() -> None:
     """Print the variables that other tools need, for: eval "$(deciduous env)" """
+    from infra import seaweed
     from infra.environment import mlflow_environment
     from infra.settings import settings
 
     variables = {"DECIDUOUS_HOME": str(settings().home), **mlflow_environment()}
     for name, value in variables.items():
         print(f"export {name}={shlex.quote(value)}")
+    if settings().s3_endpoint is None and not seaweed.is_kept(settings().home):
+        console.errors.print("the S3 of this home ends with this command: run `deciduous up` before, and it stays")
 
 
 @app.command()

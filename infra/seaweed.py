@@ -79,7 +79,7 @@ def leave(home: Path) -> None:
         return  # the home was deleted meanwhile
     with locked(folder / "lock"):
         _user_file(folder, this_process()).unlink(missing_ok=True)
-        if not users(home) and not (folder / "held").exists():
+        if not is_kept(home):
             stop_now(home)
 
 
@@ -87,6 +87,11 @@ def hold(home: Path) -> Server:
     """Start the server where needed and keep it after its last user left."""
     write_private(_folder(home) / "held", b"")
     return connect(home)
+
+
+def is_kept(home: Path) -> bool:
+    """Whether the server goes on without this process."""
+    return (_folder(home) / "held").exists() or any(user.pid != os.getpid() for user in users(home))
 
 
 def release(home: Path) -> None:

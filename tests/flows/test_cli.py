@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from flows import cli
 from flows.learn import learn
-from infra import access, database
+from infra import access, database, seaweed
 from infra.environment import mlflow_environment
 from infra.ports import free_ports
 from infra.settings import settings
@@ -118,7 +118,9 @@ def test_a_shell_reads_back_what_env_prints(capsys, monkeypatch, set_variable, t
     for name, value in {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_USERNAME": "ann"}.items():
         set_variable(name, value)
     set_variable("MLFLOW_PASSWORD", password)
-    _, out, _ = call(capsys, monkeypatch, "env")
+    monkeypatch.setattr(seaweed, "is_kept", lambda _: False)
+    _, out, errors = call(capsys, monkeypatch, "env")
+    assert "run `deciduous up` before" in errors
     script = f'{out}\nprintf %s "$MLFLOW_TRACKING_PASSWORD"'
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert (done.stdout, list(tmp_path.iterdir())) == (password, [])

@@ -72,6 +72,7 @@ def test_processes_share_one_server_that_ends_with_the_last_and_keeps_its_data(t
     assert again.answer().split()[0] != address.split()[0]
     assert again.answer("get") == "hello"
     seaweed.hold(tmp_path)
+    assert seaweed.is_kept(tmp_path)
     again.leave()
     seaweed.leave(tmp_path)
     held = seaweed.find(tmp_path)
@@ -91,6 +92,7 @@ def test_a_killed_user_does_not_count_and_a_killed_server_is_replaced(tmp_path):
     seaweed.stop_now(tmp_path)
     replaced = seaweed.connect(tmp_path)
     assert replaced.child.pid != pid
+    assert not seaweed.is_kept(tmp_path)
     seaweed.leave(tmp_path)
     assert not replaced.child.is_alive()
 
