@@ -1,7 +1,8 @@
 """Read inputs to answer for, answer them with the champion, and write the answers where they were asked for."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 from prefect.runtime import deployment
 from pydantic import SecretStr
 
@@ -145,12 +147,13 @@ def write_answers(job: Job, answers: Rows, out: str) -> str:
          ("adapters", pa.list_(pa.string())), ("version", pa.int64())],
         {"stream": job.stream, "version": str(job.version), "groups": ",".join(job.groups), "grants": job.snapshot},
     )  # fmt: skip
-    rows = [{**answer, "row": str(answer["row"])} for answer in answers]
+    rows = [{**answer, "row": None if answer["row"] is None else str(answer["row"])} for answer in answers]
     sink = BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     if out.startswith("s3://"):
         bucket, key = source.split_s3(out)
-        storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
+        with _answers_in(bucket):
+            storage.s3().put_object(Bucket=bucket, Key=key, Body=sink.getvalue())
     else:
         disk_cache.write_whole(Path(out), sink.getvalue())
     return out
@@ -166,9 +169,22 @@ def _require_ready(job: Job) -> None:
         )
 
 
+@contextmanager
+def _answers_in(bucket: str) -> Iterator[None]:
+    """Raises StateError for a bucket that takes no answers, and what `failure` says for an S3 that does not answer."""
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        code = error.response.get("Error", {}).get("Code") if isinstance(error, ClientError) else None
+        if code in {"NoSuchBucket", "AccessDenied"} or isinstance(error, ParamValidationError):
+            raise StateError(f"bucket {bucket!r} takes no answers ({code or 'no such name'}); check it") from None
+        raise storage.failure(error) from error
+
+
 def _exists(uri: str) -> bool:
     if not uri.startswith("s3://"):
         return Path(uri).exists()
     bucket, key = source.split_s3(uri)
-    listed = storage.s3().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+    with _answers_in(bucket):
+        listed = storage.s3().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(found["Key"] == key for found in listed.get("Contents", []))

@@ -118,6 +118,20 @@ def test_a_file_is_answered_and_written_whole(stream, tmp_path):
     assert set(log_lines()[-1]) == {"at", "version", "entitlements", "groups", "rows", "adapters"}
 
 
+def test_a_row_without_an_id_has_none_in_the_file_of_answers(stream, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"key": 7, "words": "a b"}\n{"key": null, "words": "d e"}\n{"words": "f"}\n')
+    predict(stream.name, str(tmp_path / "in.jsonl"), ["a"], str(tmp_path / "out.parquet"))
+    assert pq.read_table(tmp_path / "out.parquet")["row"].to_pylist() == ["7", None, "2"]
+
+
+def test_a_bucket_that_takes_no_answers_is_named(stream, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"key": "1", "words": "a b"}\n')
+    for ask, out in ((predict_batch, "s3://no bucket/told"), (predict, "s3://no bucket/told.parquet")):
+        places = {"uri": str(tmp_path / "in.jsonl"), "groups": ["a"], "out": out}
+        with pytest.raises(StateError, match="bucket 'no bucket' takes no answers"):
+            ask(stream.name, **places)
+
+
 def test_the_log_names_the_groups_that_could_take_part_and_nothing_that_a_caller_wrote(stream, tmp_path):
     (tmp_path / "in.jsonl").write_text(json.dumps({"key": "1", "words": "a b"}) + "\n")
     for asked, answered in ((["*"], ["a", "b"]), (["b", "ann@example.org"], ["b"])):
