@@ -1,10 +1,11 @@
 """One version of a stream's model, ready to answer: from its manifest, blobs checked against their digests."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import islice
 
+import torch
 from torch import Tensor
 
 from registry.errors import StateError
@@ -20,6 +21,8 @@ from tasks.prefix_cache import encode_inputs
 COMPOSED = 16
 """Sets of groups whose composition is kept: each holds the sums that its heads are solved from, tens of megabytes, or
 its own copy of a language model's adapters."""
+CHUNK = 512
+"""Rows of a request that are in memory as hidden states at a time, however many it has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,9 @@ class _Labels:
         self._compose = lru_cache(COMPOSED)(partial(compose, model))
 
     def answer(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Prediction:
-        return predict(self.backbone, self._composed_for(groups), encode_inputs(self.stream, inputs))
+        composed = self._composed_for(groups)
+        chunks = [inputs[start : start + CHUNK] for start in range(0, max(len(inputs), 1), CHUNK)]
+        return _joined([predict(self.backbone, composed, encode_inputs(self.stream, chunk)) for chunk in chunks])
 
     def answer_each(self, requests: Sequence[Request]) -> list[Prediction | Exception]:
         found: dict[int, Prediction | Exception] = {}
@@ -72,9 +77,14 @@ class _Labels:
         states: dict[int, Sequence[Tensor]] = {}
         for number, request in enumerate(requests):
             try:
-                composed[number] = self._composed_for(request.groups)
+                if len(request.inputs) > CHUNK:
+                    found[number] = self.answer(request.inputs, request.groups)
+                else:
+                    composed[number] = self._composed_for(request.groups)
             except StateError as error:
                 found[number] = error
+            except (ValueError, OSError) as error:
+                found[number] = _unreadable(error)
         try:
             encoded = iter(encode_inputs(self.stream, [i for n in composed for i in requests[n].inputs]))
             states = {n: list(islice(encoded, len(requests[n].inputs))) for n in composed}
@@ -83,7 +93,7 @@ class _Labels:
                 try:
                     states[number] = encode_inputs(self.stream, requests[number].inputs)
                 except (ValueError, OSError) as error:
-                    found[number] = StateError(f"an input cannot be read: {error}")
+                    found[number] = _unreadable(error)
         asked = [(composed[n], states[n]) for n in states]
         found.update(zip(states, predict_each(self.backbone, asked) if asked else [], strict=True))
         return [found[number] for number in range(len(requests))]
@@ -110,6 +120,20 @@ class _Completions:
         try:
             return self.answer(request.inputs, request.groups)
         except UnicodeDecodeError as error:
-            return StateError(f"an input cannot be read: {error}")
+            return _unreadable(error)
         except StateError as error:
             return error
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
+    return replace(
+        parts[0],
+        labels=[label for part in parts for label in part.labels],
+        scores_NC=torch.cat([part.scores_NC for part in parts]),
+        adapter_ids=[name for part in parts for name in part.adapter_ids],
+        visits=[visited for part in parts for visited in part.visits],
+    )
+
+
+def _unreadable(error: Exception) -> StateError:
+    return StateError(f"an input cannot be read: {error}")

@@ -23,7 +23,7 @@ from registry import adapters, versions
 from registry.errors import MissingObjectError, SourceError, StateError
 from registry.records import AdapterState, VersionState
 from registry.versions import CHAMPION
-from tasks import blob_cache, consolidation, prediction
+from tasks import blob_cache, consolidation, prediction, prefix_cache, serving
 from tasks.alias_moves import move_alias
 from tasks.answering import Line, Watch
 from tasks.assembly import current_manifest, load_model
@@ -258,6 +258,29 @@ def test_a_request_that_cannot_be_answered_leaves_the_others_alone(stream):
         for each in (bad, broken):
             with pytest.raises(StateError):
                 each.result()
+
+
+def test_a_large_request_is_answered_in_chunks_as_small_ones_are(stream, monkeypatch):
+    answerer, encoded = Answerer(load_manifest(stream.name, 2)), []
+    asked = [
+        serving.Request(TEXTS, ["a"]),
+        serving.Request([*TEXTS, b"\xff"], ["a"]),
+        serving.Request(TEXTS[:2], ["b"]),
+    ]
+    expected = answerer.answer_each(asked)[::2]
+
+    def encode_inputs(stream, inputs):
+        encoded.append(len(inputs))
+        return prefix_cache.encode_inputs(stream, inputs)
+
+    monkeypatch.setattr(serving, "CHUNK", 3)
+    monkeypatch.setattr(serving, "encode_inputs", encode_inputs)
+    found = answerer.answer_each(asked)
+    assert isinstance(found.pop(1), StateError)
+    assert max(encoded) <= 3
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.scores_NC, other.scores_NC)
+        assert (one.labels, one.adapter_ids, one.visits) == (other.labels, other.adapter_ids, other.visits)
 
 
 def test_a_version_that_a_deletion_takes_out_of_service_stops_answering_in_time(stream):
