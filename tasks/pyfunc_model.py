@@ -7,6 +7,7 @@ deletion has one copy of every weight to remove, not one per version.
 import hashlib
 import json
 from base64 import b64decode
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from registry.errors import StateError
 from registry.sections import TaskType
 from registry.stream import Stream
 from tasks.answering import Line, Watch, registered_as
 from tasks.entitlement import Entitlements
 from tasks.prediction_log import note_prediction
+from tasks.reading import input_fault
 
 
 class StreamModel(PythonModel):
@@ -29,7 +32,9 @@ class StreamModel(PythonModel):
         written = Path(context.artifacts["manifest"]).read_bytes()
         stream = Stream.model_validate(json.loads(written)["stream"])
         self.stream, self.answers = stream.name, stream.answers
-        self.images = stream.task == TaskType.IMAGE
+        self.task, columns = stream.task, stream.columns.model_dump()
+        self.column = columns.pop("input")
+        self.others = {name for name in columns.values() if name is not None} - {self.column}
         version = registered_as(self.stream, hashlib.sha256(written).hexdigest())
         self.line = Line(Watch(self.stream, version))
         self.entitlements = Entitlements()
@@ -40,9 +45,11 @@ class StreamModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        raw = [self._raw(item) for item in pd.DataFrame(model_input).iloc[:, 0]]
+        frame = pd.DataFrame(model_input)
+        self._check_column(frame.columns[0])
+        raw = [self._raw(number, item) for number, item in enumerate(frame.iloc[:, 0])]
         asked = params or {}
-        groups = [name for name in str(asked.get("groups") or "").split(",") if name]
+        groups = [name for part in str(asked.get("groups") or "").split(",") if (name := part.strip())]
         entitled = self.entitlements.of(self.stream, str(asked.get("caller") or "") or None, groups)
         answer = self.line.ask(raw, entitled.groups)
         found = answer.prediction
@@ -54,18 +61,37 @@ class StreamModel(PythonModel):
                 "adapter": [name or "" for name in found.adapter_ids],  # JSON has no word for a missing text but NaN
                 "adapters": [",".join(visited) for visited in found.visits],
                 "version": answer.version,
-            }
+            },
+            index=frame.index,  # pandas puts answers beside their rows by it
         )
 
-    def _raw(self, item: object) -> bytes:
-        """JSON carries an image as base64, which MLflow decodes in a frame and leaves alone in a list."""
-        raw = item if isinstance(item, bytes) else str(item).encode()
-        if not self.images:
-            return raw
-        try:
-            return b64decode(raw, validate=True)
-        except ValueError:  # the image itself
-            return raw
+    def _check_column(self, name: object) -> None:
+        """MLflow has cut the frame to its first column, whatever that holds: an id would be answered like a text."""
+        if name in self.others:
+            raise StateError(
+                f"the first column is {name!r}, which is no input of stream {self.stream!r}, and no other one is read: "
+                f"give {self.column!r} alone"
+            )
+
+    def _raw(self, number: int, item: object) -> bytes:
+        value = _decoded(item) if self.task == TaskType.IMAGE else item
+        if isinstance(value, bytes) and value:  # what they hold shows when they are decoded
+            return value
+        missing = value is pd.NA or (isinstance(value, float) and isnan(value))
+        if (fault := input_fault(self.task, None if missing else value)) is not None:
+            raise StateError(f"row {number} cannot be answered: {fault}; remove or correct it")
+        return str(value).encode()
+
+
+def _decoded(item: object) -> object:
+    """JSON carries an image as base64, often in lines, which MLflow decodes in a frame and leaves alone in a list."""
+    if not isinstance(item, bytes | str):
+        return item
+    try:
+        raw = item.encode() if isinstance(item, str) else item
+        return b64decode(b"".join(raw.split()), validate=True)
+    except ValueError:  # the image itself
+        return item
 
 
 mlflow.models.set_model(StreamModel())

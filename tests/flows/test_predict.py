@@ -9,6 +9,7 @@ from queue import SimpleQueue
 from threading import Event
 
 import mlflow
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -325,6 +326,21 @@ def test_the_registered_model_answers_with_labels_scores_adapters_and_version(st
     assert set(answers["version"]) == {2}
     assert model.metadata.signature.params is not None
     assert model.input_example is not None
+
+
+def test_the_registered_model_keeps_answers_beside_their_rows_and_refuses_what_is_no_text(stream):
+    tracking.prepare_tracking()
+    model = mlflow.pyfunc.load_model(f"models:/{stream.name}/2")
+    asked = {"groups": "a, b"}
+    texts = pd.DataFrame({"words": [text.decode() for text in TEXTS]}, index=[7, 3, 5, 1])
+    answers = model.predict(texts, params=asked)
+    assert answers.index.tolist() == [7, 3, 5, 1]
+    assert log_lines()[-1]["groups"] == ["a", "b"]
+    for odd, fault in ((None, "missing"), (float("nan"), "missing"), (" ", "empty"), (["a"], "list, not text")):
+        with pytest.raises(StateError, match=f"row 1 cannot be answered: input is {fault}"):
+            model.predict(pd.DataFrame({"words": ["a b", odd]}), params=asked)
+    with pytest.raises(StateError, match=r"the first column is 'key', .* give 'words' alone"):
+        model.predict(pd.DataFrame({"key": ["1"], "words": ["a b"]}), params=asked)
 
 
 def test_a_revocation_reaches_a_warm_model_within_a_minute(stream, tmp_path, set_variable):
