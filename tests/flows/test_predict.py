@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from base64 import b64encode, encodebytes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from io import BytesIO
@@ -23,6 +24,7 @@ from infra.settings import settings
 from registry import adapters, versions
 from registry.errors import MissingObjectError, SourceError, StateError
 from registry.records import AdapterState, VersionState
+from registry.sections import TaskType
 from registry.versions import CHAMPION
 from tasks import blob_cache, consolidation, prediction, prefix_cache, serving
 from tasks.alias_moves import move_alias
@@ -31,6 +33,7 @@ from tasks.assembly import current_manifest, load_model
 from tasks.entitlement import Entitlements
 from tasks.learning.composition import compose
 from tasks.manifests import load_manifest
+from tasks.pyfunc_model import StreamModel
 from tasks.serving import Answerer
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
@@ -341,6 +344,16 @@ def test_the_registered_model_keeps_answers_beside_their_rows_and_refuses_what_i
             model.predict(pd.DataFrame({"words": ["a b", odd]}), params=asked)
     with pytest.raises(StateError, match=r"the first column is 'key', .* give 'words' alone"):
         model.predict(pd.DataFrame({"key": ["1"], "words": ["a b"]}), params=asked)
+
+
+def test_an_image_is_given_as_its_bytes_or_as_base64_also_in_lines():
+    model, image = StreamModel(), bytes(range(256))
+    model.task = TaskType.IMAGE
+    for given in (image, b64encode(image), b64encode(image).decode(), encodebytes(image).decode()):
+        assert model._raw(0, given) == image
+    for odd, fault in (("cat.png", "is str, not image bytes"), ("", "is missing"), (None, "is missing")):
+        with pytest.raises(StateError, match=f"row 2 cannot be answered: input {fault}"):
+            model._raw(2, odd)
 
 
 def test_a_revocation_reaches_a_warm_model_within_a_minute(stream, tmp_path, set_variable):
