@@ -5,7 +5,7 @@ import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +186,10 @@ def compact(opened: Engine | None = None) -> None:
 
 @cache
 def _engine(config: Settings) -> Engine:
-    return open_engine(config.database_url)
+    opened = open_engine(config.database_url)
+    # a forked process opens connections of its own and leaves its parent's open
+    os.register_at_fork(after_in_child=partial(opened.dispose, close=False))
+    return opened
 
 
 def parse(address: str) -> URL:

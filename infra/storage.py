@@ -1,6 +1,7 @@
 """The S3 client of this process, and its two buckets."""
 
 import json
+import os
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -168,3 +169,7 @@ def _client(config: Settings) -> "S3Client":
     if config.s3_encryption is not None:
         encrypt_writes(client, config.s3_encryption, config.s3_kms_key)
     return client
+
+
+# two processes that read from one connection would get each other's answers
+os.register_at_fork(after_in_child=_client.cache_clear)

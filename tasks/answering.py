@@ -1,6 +1,7 @@
 """One line for many callers: what waits is answered in one pass, by one version, and a moved champion is swapped in."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -115,8 +116,12 @@ class Line:
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
+        self._open()
+        os.register_at_fork(after_in_child=self._open)  # a forked process has none of the threads
+
+    def _open(self) -> None:
         self._waiting: SimpleQueue[_Waiting] = SimpleQueue()
-        Thread(target=self._serve, daemon=True, name=f"answers-{watch.stream}").start()
+        Thread(target=self._serve, daemon=True, name=f"answers-{self._watch.stream}").start()
 
     def ask(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Answer:
         """Wait for the answer. Raises what went wrong with this request, whatever the others of its pass get."""

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import signal
 from base64 import b64encode, encodebytes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -344,6 +346,22 @@ def test_the_registered_model_keeps_answers_beside_their_rows_and_refuses_what_i
             model.predict(pd.DataFrame({"words": ["a b", odd]}), params=asked)
     with pytest.raises(StateError, match=r"the first column is 'key', .* give 'words' alone"):
         model.predict(pd.DataFrame({"key": ["1"], "words": ["a b"]}), params=asked)
+
+
+def test_a_model_that_was_loaded_before_a_fork_answers_in_the_child(stream):
+    """As under `gunicorn --preload`: threads do not cross a fork, and connections must not."""
+    tracking.prepare_tracking()
+    model = mlflow.pyfunc.load_model(f"models:/{stream.name}/2")
+    asked, options = [text.decode() for text in TEXTS], {"groups": "a,b"}
+    expected, client = model.predict(asked, params=options), storage.s3()
+    with database.transaction():
+        before = database.engine().pool
+    if (child := os.fork()) == 0:
+        signal.alarm(30)  # ends a child that hangs
+        answers = model.predict(asked, params=options)
+        own = storage.s3() is not client and database.engine().pool is not before
+        os._exit(0 if answers.equals(expected) and own else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_an_image_is_given_as_its_bytes_or_as_base64_also_in_lines():
