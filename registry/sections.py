@@ -1,9 +1,10 @@
 """Sections of the stream file, and the words that their fields take."""
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 
 def _in_order(schema: dict[str, Any]) -> None:
@@ -12,12 +13,25 @@ def _in_order(schema: dict[str, Any]) -> None:
         field["position"] = position
 
 
-def _five_fields(cron: str) -> str:
+def _five_fields(cron: str, info: ValidationInfo) -> str:
     if len(cron.split()) != 5:
         raise ValueError("a cron expression has five fields, for example '0 * * * *'")
+    if info.context == WRITTEN and _never_fires(cron):
+        raise ValueError("it never fires: its months have no such day; name a day that comes")
     return cron
 
 
+def _never_fires(cron: str) -> bool:
+    """Of two months in a row one has 31 days, so that a range of months has every day."""
+    _, _, days, months, weekdays = cron.lower().split()
+    first = [re.match(r"\d+", part) for part in days.split(",")]
+    longest = max(_SHORT.get(month.lstrip("0"), 31) for month in months.split(","))
+    return weekdays in ("*", "?") and all(day is not None and int(day[0]) > longest for day in first)
+
+
+WRITTEN = "written"
+"""Context in which a file is read: what an earlier release stored has to stay readable."""
+_SHORT = {"2": 29, "feb": 29} | dict.fromkeys(("4", "apr", "6", "jun", "9", "sep", "11", "nov"), 30)
 Cron = Annotated[str, AfterValidator(_five_fields)]
 
 

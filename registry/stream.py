@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from registry.errors import StreamFileError
 from registry.sections import (
     NEWER,
+    WRITTEN,
     AdapterOptions,
     CacheOptions,
     Columns,
@@ -175,7 +176,7 @@ def load_stream(path: Path) -> Stream:
     if not isinstance(fields, dict):
         raise StreamFileError(f"stream file {path} holds no fields; `deciduous init` writes one to edit")
     try:
-        return Stream.model_validate(fields)
+        return Stream.model_validate(fields, context=WRITTEN)
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
         raise StreamFileError(f"stream file {path} has fields to correct:\n" + "\n".join(lines)) from None

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -57,6 +59,22 @@ def test_the_same_field_may_stand_in_two_sections(tmp_path):
 def test_a_cron_expression_has_five_fields():
     with pytest.raises(ValidationError, match="five fields"):
         Stream(name="mail", backbone="b", source="s", schedule="hourly")
+
+
+@pytest.mark.parametrize("cron", ["0 0 30 2 *", "0 0 31 4,JUN,09 ?", "0 0 30-31,31 feb *"])
+def test_a_schedule_that_never_fires_is_refused_in_a_file_and_read_where_it_is_stored(tmp_path, cron):
+    (tmp_path / "s.yaml").write_text(f"name: mail\nbackbone: b\nsource: s\nschedule: {cron!r}")
+    with pytest.raises(StreamFileError, match=f"schedule: .*it never fires: .* {re.escape(repr(cron))}"):
+        load_stream(tmp_path / "s.yaml")
+    assert Stream(name="mail", backbone="b", source="s", schedule=cron).schedule == cron
+
+
+@pytest.mark.parametrize(
+    "cron", ["0 0 29 2 *", "0 0 30 2 1", "0 0 30 2,3 *", "0 0 31 4-6 *", "0 0 31 */2 *", "0 0 1,31 2 *", "0 0 L 2 *"]
+)
+def test_a_rare_schedule_is_taken(tmp_path, cron):
+    (tmp_path / "s.yaml").write_text(f"name: mail\nbackbone: b\nsource: s\nschedule: {cron!r}")
+    assert load_stream(tmp_path / "s.yaml").schedule == cron
 
 
 def test_gates_and_schedule_shape_no_artifact():
