@@ -92,7 +92,7 @@ def erase(
     if ticket_id is not None:
         _require_own(stream, ticket_id, bool(subjects or records or file or approximate))
         if deploying.is_deployed("forget", stream):
-            start_missed.fn(stream)  # its run may have failed: the event that started it comes once
+            start_missed.fn(stream, ticket_id)  # its run may have failed: the event that started it comes once
     else:
         targets = _targets(stream, subjects, records, file)
         ticket_id = tickets.open_ticket(stream, targets, getuser(), approximate).ticket_id

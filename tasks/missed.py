@@ -5,6 +5,7 @@ from datetime import timedelta
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName, FlowFilter, FlowFilterName
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.deployments import run_deployment
 
@@ -17,6 +18,7 @@ from tasks.approvals import waiting as waiting_requests
 from tasks.deploying import find_deployment
 from tasks.events import TICKET_OVERDUE, announce_ticket
 from tasks.narration import say
+from tasks.policies.forgetting import pause_after
 from tasks.retries import step
 from tasks.runs import deployed_run, every_page
 from tasks.tickets import startable
@@ -26,10 +28,11 @@ GRACE = timedelta(seconds=30)
 
 
 @step("catch-up-{stream}")
-def start_missed(stream: str) -> list[str]:
+def start_missed(stream: str, at_once: str | None = None) -> list[str]:
     """Start `forget` for every open ticket that no unfinished run works; returns their ids.
 
-    The key of a run counts the runs before it, so two that look at the same time start one run.
+    One whose runs fail waits longer each time, unless a person asks for it: `at_once` is its id. The key of a run
+    counts the runs before it, so two that look at the same time start one run.
     """
     with database.transaction() as session:
         config = catalog.get_stream(session, stream)
@@ -41,7 +44,7 @@ def start_missed(stream: str) -> list[str]:
         announce_ticket(TICKET_OVERDUE, ticket)
     waiting = [ticket for ticket in startable(stream) if ticket.received_at + GRACE < now()]
     with get_client(sync_client=True) as client:
-        missed = _without_run(client, stream, waiting)
+        missed = _without_run(client, stream, waiting, at_once)
     for ticket_id, before in missed.items():
         say(f"ticket {ticket_id} is open and no run works it: starting forget")
         key = f"catch-up:{ticket_id}:{before}"
@@ -55,8 +58,10 @@ def catch_up_when_deployed(stream: str) -> None:
         start_missed(stream)
 
 
-def _without_run(client: SyncPrefectClient, stream: str, waiting: list[Ticket]) -> dict[str, int]:
-    """Ticket id -> how many runs it had, for tickets without an unfinished one."""
+def _without_run(
+    client: SyncPrefectClient, stream: str, waiting: list[Ticket], at_once: str | None = None
+) -> dict[str, int]:
+    """Ticket id -> how many runs it had, for tickets without an unfinished one whose pause after a failure is over."""
     if not waiting or find_deployment(client, f"forget/{stream}") is None:
         return {}
     of_flow = FlowFilter(name=FlowFilterName(any_=["forget"]))
@@ -70,6 +75,13 @@ def _without_run(client: SyncPrefectClient, stream: str, waiting: list[Ticket]) 
     answer: dict[str, int] = {}
     for ticket in waiting:
         own = [run for run in runs if run.parameters.get("ticket_id") == ticket.ticket_id]
-        if not any(run.state is not None and not run.state.is_final() for run in own):
+        if any(run.state is not None and not run.state.is_final() for run in own):
+            continue
+        if ticket.ticket_id == at_once or _is_due(own):
             answer[ticket.ticket_id] = len(own)
     return answer
+
+
+def _is_due(runs: list[FlowRun]) -> bool:
+    failed = [run.state.timestamp for run in runs if run.state is not None and not run.state.is_completed()]
+    return not failed or max(failed) + pause_after(len(failed)) <= now()

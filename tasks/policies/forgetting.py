@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from registry.records import Adapter
 
@@ -20,6 +21,14 @@ class Plan:
     repairs: tuple[Repair, ...]
     """Parents before children."""
     rows_to_train: int
+
+
+LONGEST_PAUSE = timedelta(hours=1)
+
+
+def pause_after(failures: int) -> timedelta:
+    """How long a ticket waits for its next run: a minute after the first that failed, then twice as long each time."""
+    return min(timedelta(minutes=1) * 2 ** min(failures - 1, 6), LONGEST_PAUSE) if failures else timedelta()
 
 
 STRENGTH = ("refit", "replay", "retrain", "drop")

@@ -49,10 +49,10 @@ def test_going_on_with_a_ticket_of_a_deployed_stream_starts_the_run_that_it_has_
     """The event that starts a ticket's run comes once: whoever followed one whose run had failed waited for ever."""
     started, ticket = [], Ticket("t-1", "mail", TicketState.COMPLETE, now(), now(), 4)
     monkeypatch.setattr(actions.deploying, "is_deployed", lambda *_: True)
-    monkeypatch.setattr(actions, "start_missed", SimpleNamespace(fn=started.append))
+    monkeypatch.setattr(actions, "start_missed", SimpleNamespace(fn=lambda *asked: started.append(asked)))
     monkeypatch.setattr(actions.tickets, "read_ticket", lambda _: ticket)
     actions.erase("mail", [], [], None, "t-1")
-    assert started == ["mail"]
+    assert started == [("mail", "t-1")]
 
 
 def test_a_file_of_ids_is_erased_and_anybody_verifies_the_certificate(ask, backbone, inbox, tmp_path):

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from registry.records import Adapter, AdapterState
-from tasks.policies.forgetting import plan_repairs
+from tasks.policies.forgetting import pause_after, plan_repairs
 
 
 def adapter(name: str, shards=(), parents=(), serves=()) -> Adapter:
@@ -55,3 +55,7 @@ def test_whatever_saw_a_touched_shard_is_trained_again(touched, shards):
     plan = plan_repairs(sorted(touched), closure, dict.fromkeys(range(1, 7), 5))
     for found, action in zip(closure, actions(plan).values(), strict=True):
         assert (action == "retrain") is bool(touched & set(found.shard_ids))
+
+
+def test_the_pause_before_a_failing_ticket_is_run_again_grows_to_an_hour():
+    assert [pause_after(n).total_seconds() / 60 for n in (0, 1, 2, 3, 6, 7, 8, 10_000)] == [0, 1, 2, 4, 32, 60, 60, 60]
