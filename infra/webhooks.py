@@ -3,6 +3,7 @@
 import base64
 import hmac
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,9 +33,19 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
+def _handed_on(body: bytes, receive: Callable[[dict[str, Any]], None]) -> int:
+    try:
+        receive(json.loads(body))
+    except Exception as error:  # whatever it is: a connection that drops tells MLflow nothing
+        logging.getLogger("deciduous").error("a webhook of MLflow was not taken in: %s", error)
+        return 500
+    return 204
+
+
 @contextmanager
 def listening(address: tuple[str, int], secret: str, receive: Callable[[dict[str, Any]], None]) -> Iterator[int]:
-    """Answer webhooks in threads while the block runs; yields the port. A refused one gets 401 and leaves no trace."""
+    """Answer webhooks in threads while the block runs; yields the port. A refused one gets 401 and leaves no trace, one
+    that `receive` fails on gets 500, which has MLflow send it again, and is logged."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -42,9 +53,7 @@ def listening(address: tuple[str, int], secret: str, receive: Callable[[dict[str
             body = self.rfile.read(min(length or 0, LARGEST))
             is_whole = length is not None and length <= LARGEST
             signed = is_whole and is_signed(secret, dict(self.headers.items()), body, time.time())
-            if signed:
-                receive(json.loads(body))
-            self.send_response(204 if signed else 401)
+            self.send_response(_handed_on(body, receive) if signed else 401)
             self.end_headers()
 
         def log_message(self, *_: Any) -> None:

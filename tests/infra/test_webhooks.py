@@ -69,3 +69,20 @@ def test_what_is_not_signed_is_refused_and_not_handed_on():
         with pytest.raises(HTTPError, match="401"):
             post('{"action": "forged"}', "another secret of 16")
     assert received == [{"action": "created"}]
+
+
+def test_what_cannot_be_taken_in_is_answered_with_500_and_said(caplog, capsys):
+    """The connection was dropped, and a traceback written."""
+
+    def fail(_: object) -> None:
+        raise OSError("the catalog is away")
+
+    body = "{}"
+    with listening(("127.0.0.1", 0), SECRET, fail) as port:
+        asked = HTTPConnection("127.0.0.1", port, timeout=5)
+        asked.request("POST", "/", body, headers(body, int(time.time())))
+        answer = asked.getresponse()
+        asked.close()
+    assert answer.status == 500
+    assert "not taken in: the catalog is away" in caplog.text
+    assert capsys.readouterr().err == ""
