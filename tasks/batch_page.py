@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from registry.records import Batch, Decision, ModelVersion, Verdict
 from registry.stream import Stream
+from tasks.markdown import one_line, table_row
 
 SHOWN = 12
 """Rows of a table: a stream grows for years, what a person can read does not."""
@@ -37,10 +38,9 @@ def batch_page(
 ) -> str:
     """Ids and figures, no subject."""
     kinds = " + ".join(dict.fromkeys(decision.kind.value for decision in decisions))
-    lines = [f"# {stream.name}: {batch.name}: {kinds}", "", "| | |", "| --- | --- |"]
-    lines += [
-        f"| **{what}** | {told} |" for what, told in _summary(stream, batch, decisions, promotion, refused, effect)
-    ]
+    lines = [f"# {stream.name}: {one_line(batch.name)}: {kinds}", "", "| | |", "| --- | --- |"]
+    summary = _summary(stream, batch, decisions, promotion, refused, effect)
+    lines += [table_row((f"**{what}**", told)) for what, told in summary]
     for shard, decision in zip(batch.shards, decisions, strict=True):
         adapter = f" {decision.adapter_id}" if decision.adapter_id else ""
         lines += ["", f"## Group {shard.group}: {decision.kind.value}{adapter}", "", f"{decision.reason}.", ""]
@@ -152,4 +152,4 @@ def _accuracies(effect: Effect) -> Iterator[str]:
     for batch in last:
         accuracy, exact, rows = effect.after[batch]
         before = f"{effect.before[batch][0]:.3f}" if batch in effect.before else ""
-        yield f"| {effect.names[batch]} | {before} | {accuracy:.3f} | {exact:.3f} | {rows} |"
+        yield table_row((effect.names[batch], before, f"{accuracy:.3f}", f"{exact:.3f}", rows))

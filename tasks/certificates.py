@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from infra.errors import KeyFileError
 from registry.canonical import canonical_json
 from registry.errors import CertificateError
+from tasks.markdown import table_row
 
 Certificate = dict[str, Any]
 
@@ -215,5 +216,4 @@ def _monitors(found: Mapping[str, Any]) -> list[str]:
 
 
 def _table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> list[str]:
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *cells]]
+    return [table_row(row) for row in (header, ["---"] * len(header), *rows)]

@@ -15,6 +15,7 @@ from tasks import links
 from tasks.evaluation import Score, total
 from tasks.forms import named
 from tasks.manifests import Manifest
+from tasks.markdown import table_row
 
 DRAWN = 12
 """Batches, or adapters, in a figure: a stream grows for years, what a person can read does not."""
@@ -66,7 +67,8 @@ def _accuracies(shards: Sequence[Shard], scores: dict[int, Score]) -> list[str]:
 
 
 def _line(shard: Shard, score: Score) -> str:
-    return f"| {shard.batch_name} | {shard.group} | {shard.rows} | {score.accuracy:.3f} | {score.exact_accuracy:.3f} |"
+    measured = (f"{score.accuracy:.3f}", f"{score.exact_accuracy:.3f}")
+    return table_row((shard.batch_name, shard.group, shard.rows, *measured))
 
 
 def _lineage(manifest: Manifest) -> list[str]:
@@ -89,7 +91,7 @@ def _lineage(manifest: Manifest) -> list[str]:
             *(", ".join(found) or "-" for found in (trained, each.parent_ids, served)),
             f"{_form(each)}, {size[each.node]:,} bytes",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(table_row(cells))
     return lines
 
 

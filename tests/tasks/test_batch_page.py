@@ -82,3 +82,10 @@ def test_the_page_stays_short_while_the_stream_grows():
     assert "| mail-a0 | 0.00 |" in text
     assert "| 28 more, further away | |" in text
     assert "| 288 earlier ones |  | 0.500 | 0.500 | 2880 |" in text
+
+
+def test_a_batch_whose_name_holds_a_bar_or_a_line_end_stays_in_its_cell():
+    """It began another column, or ended the table."""
+    decision, names = Decision(DecisionKind.REUSE, "mail-a1", "explained"), {"b": "a|b\nc"}
+    lines = page(decision, version=VERSION, after={"b": (1, 1, 1)}, names=names).splitlines()
+    assert r"| a\|b c |  | 1.000 | 1.000 | 1 |" in lines

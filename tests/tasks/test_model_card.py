@@ -3,7 +3,8 @@ from io import BytesIO
 
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Decision, DecisionKind, Shard
-from tasks.model_card import DRAWN, data_sets, nearest_looks
+from tasks.evaluation import Score
+from tasks.model_card import DRAWN, _accuracies, data_sets, nearest_looks
 
 
 def rests_on(count: int, **of_first: int) -> tuple[dict, list[Shard]]:
@@ -43,3 +44,8 @@ def test_a_batch_may_be_called_anything():
     names = ["cost_$5_$6", "a|b"]
     for figure in (draw_accuracy([[1.0], [0.5, 0.6]], names), draw_growth({"adapters": [1, 2]}, names)):
         figure.savefig(BytesIO(), format="png")
+
+
+def test_names_with_bars_and_line_ends_stay_in_their_cells():
+    shard = Shard(0, "b0", "a|b\nc", "x|y", 10, 2, 8)
+    assert _accuracies([shard], {0: Score(2, 1.0, 1.0)}) == [r"| a\|b c | x\|y | 10 | 0.500 | 0.500 |"]
