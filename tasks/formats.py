@@ -6,6 +6,7 @@ and one chunk of rows, whatever the object claims to hold.
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
@@ -23,6 +24,7 @@ CHUNK = 1024  # rows of Parquet decoded at a time
 MAX_ROWS = 20_000_000
 BOM = b"\xef\xbb\xbf"  # before a quoted name it would make the quotes a part of it
 NO_OBJECT = "row is not a JSON object"
+TWICE = "a column stands twice in the row"
 csv.field_size_limit((1 << 31) - 1)  # an over-long cell is its row's fault, not the object's
 
 
@@ -39,7 +41,7 @@ def raw_rows(data: bytes, uri: str, columns: Sequence[str], limit: int) -> Itera
     unpack to more than `limit` bytes."""
     if _format(uri) == "parquet":
         return _parquet_rows(data, uri, columns, limit)
-    return _jsonl_rows(data, uri) if _format(uri) == "jsonl" else _csv_rows(data, uri)
+    return _jsonl_rows(data, uri, columns) if _format(uri) == "jsonl" else _csv_rows(data, uri)
 
 
 def missing_columns(data: bytes, uri: str, wanted: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
@@ -104,23 +106,44 @@ def _lines(data: bytes) -> list[bytes]:
     return [line for line in data.splitlines(keepends=True) if line.strip()]
 
 
-def _jsonl_rows(data: bytes, uri: str) -> Iterator[RawRow]:
+def _jsonl_rows(data: bytes, uri: str, columns: Sequence[str] = ()) -> Iterator[RawRow]:
     """A last line without an end that is no JSON is a delivery that was cut: the object is refused as a whole."""
     lines = _lines(data.removeprefix(BOM))
     for number, line in enumerate(lines):
-        row = _json_row(line)
-        if row.fault not in (None, NO_OBJECT) and number == len(lines) - 1 and not line.endswith((b"\n", b"\r")):
+        row = _json_row(line, columns)
+        if row.fault not in (None, NO_OBJECT, TWICE) and number == len(lines) - 1 and not line.endswith((b"\n", b"\r")):
             raise _unreadable(uri, ValueError("its last line is cut"))
         yield row
 
 
-def _json_row(line: bytes) -> RawRow:
+class _Doubled(dict[str, Any]):
+    """An object in which keys stand twice; it has their last values."""
+
+    doubled: frozenset[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    cells = dict(pairs)
+    if len(cells) == len(pairs):
+        return cells
+    found = _Doubled(cells)
+    found.doubled = frozenset(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    return found
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_object).decode
+
+
+def _json_row(line: bytes, columns: Sequence[str]) -> RawRow:
+    """A column that stands twice is nobody's guess; what nested objects and other columns hold is not looked at."""
     try:
-        cells = json.loads(line.decode())
+        cells = _decode(line.decode())
     except UnicodeDecodeError:
         return RawRow({}, "row is not UTF-8")
     except (ValueError, RecursionError):  # also a number of too many digits
         return RawRow({}, "row is not JSON")
+    if isinstance(cells, _Doubled) and not cells.doubled.isdisjoint(columns):
+        return RawRow(cells, TWICE)
     return RawRow(cells) if isinstance(cells, dict) else RawRow({}, NO_OBJECT)
 
 

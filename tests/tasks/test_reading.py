@@ -55,6 +55,18 @@ def test_a_bad_row_is_refused_with_its_reason(changes, reason):
     assert len(reading.rows) == 1
 
 
+def test_a_json_row_that_holds_a_column_twice_is_refused_alone():
+    """The last value won, and nobody was told; a column that the stream does not name is nobody's concern."""
+    lines = [
+        '{"id": "1", "who": "ann", "text": "a", "y": "ham", "more": {"y": 1, "y": 2}, "x": 1, "x": 2}',
+        '{"id": "2", "who": "ann", "text": "a", "y": "ham", "y": "spam"}',
+        '{"id": "3", "who": "bob", "who": "ann", "text": "a", "y": "ham"}',
+    ]
+    reading = read_rows("\n".join(lines).encode(), "x.jsonl", STREAM, lambda _: set(), NOBODY)
+    assert [(q.row, q.reason) for q in reading.quarantined] == [(n, "a column stands twice in the row") for n in (1, 2)]
+    assert len(reading.rows) == 1
+
+
 def test_a_known_id_is_refused_and_a_suppressed_subject_never_seen():
     known = keyed_hash("record", "mail", "1")
     reading = read(
