@@ -84,9 +84,14 @@ def is_object(source: str, key: str) -> bool:
 def _is_named(source: str, key: str) -> bool:
     _, pattern = split_s3(source)
     if fixed_prefix(source) != pattern:
-        return fnmatch(key, pattern)
+        return fnmatch(key, _with_brackets(pattern))
     folder = pattern.rstrip("/")
     return not folder or key == pattern or key.startswith(f"{folder}/")
+
+
+def _with_brackets(pattern: str) -> str:
+    """The pattern in which a bracket is a part of a name, not the beginning of a class of characters."""
+    return pattern.replace("[", "[[]")
 
 
 def _say_left_out(names: list[str]) -> None:
@@ -152,7 +157,7 @@ def _list_local(source: str) -> Iterator[tuple[str, str]]:
     else:
         fixed = list(takewhile(lambda part: not WILD & {*part}, path.parent.parts))
         root = Path(*fixed)
-        files = list(root.glob(str(Path(*path.parts[len(fixed) :]))))
+        files = list(root.glob(_with_brackets(str(Path(*path.parts[len(fixed) :])))))
     root = root.resolve()
     _say_left_out([ascii(file.name) for file in files if file.suffix.lower() not in FORMATS and file.is_file()])
     for file in files:

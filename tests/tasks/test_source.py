@@ -42,6 +42,19 @@ def test_any_key_is_read_as_it_is_called(s3, bucket, key):
     assert (delivery.uri, data) == (f"s3://{bucket}/in/{key}", key.encode())
 
 
+def test_brackets_in_a_pattern_are_part_of_a_name(s3, bucket, tmp_path):
+    """In S3 they were a class of characters, and `in[1]` named `in1`."""
+    for folder in ("in[1]", "in1"):
+        for name in ("a[2].csv", "a2.csv"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / name).write_text("id,text\n")
+            s3.put_object(Bucket=bucket, Key=f"{folder}/{name}", Body=b"id,text\n")
+    for root in (f"s3://{bucket}", str(tmp_path)):
+        for pattern, found in (("in[1]/*.csv", {"a[2].csv", "a2.csv"}), ("*[1]/a[2]*", {"a[2].csv"})):
+            uris = {uri for uri, _ in source.list_objects(f"{root}/{pattern}")}
+            assert uris == {f"{root}/in[1]/{name}" for name in found}
+
+
 def test_what_is_too_large_or_gone_is_refused_by_name(s3, bucket, tmp_path, set_variable):
     s3.put_object(Bucket=bucket, Key="x.csv", Body=b"x" * 100)
     (tmp_path / "x.csv").write_bytes(b"x" * 100)
