@@ -28,6 +28,13 @@ def _comes_with_its_access_key(secret: SecretStr | None, fields: ValidationInfo)
     return secret
 
 
+def _apart_from_artifacts(inbox: str, fields: ValidationInfo) -> str:
+    """`deciduous gc` removes every version of what it does not know under streams/NAME/: deliveries that lie there."""
+    if inbox == fields.data.get("artifact_bucket"):
+        raise ValueError(f"{inbox!r} is DECIDUOUS_ARTIFACT_BUCKET too, whose unknown objects gc removes; name another")
+    return inbox
+
+
 def _without_login(uri: str) -> str:
     if re.match(r"https?://[^/]*@", uri):
         raise ValueError("addresses are shown; put the login into DECIDUOUS_MLFLOW_USERNAME and ..._PASSWORD")
@@ -60,7 +67,7 @@ class Settings(BaseSettings):
     """What the server is asked to encrypt every written object with; None leaves it to the bucket's own rule."""
     s3_kms_key: str | None = None
     artifact_bucket: str = Field(default="deciduous", pattern=BUCKET)
-    inbox_bucket: str = Field(default="inbox", pattern=BUCKET)
+    inbox_bucket: Annotated[str, AfterValidator(_apart_from_artifacts)] = Field(default="inbox", pattern=BUCKET)
     mlflow_tracking_uri: Annotated[str, AfterValidator(_without_login)] = _sqlite_in_home("mlflow.db")
     mlflow_database_url: str | None = Field(default=None, repr=False)
     """Where a deletion reaches the rows that an MLflow server keeps; None where the tracking URI is a database."""

@@ -94,6 +94,17 @@ def test_keys_are_made_once_and_private(own_home):
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o600 for path in files)
 
 
+@pytest.mark.parametrize("given", [{"INBOX_BUCKET": "deciduous"}, {"ARTIFACT_BUCKET": "inbox"}])
+def test_one_bucket_for_both_is_refused(set_variable, given):
+    """A stream that read s3://BUCKET/streams/mail/ lost its deliveries to gc, with all their versions."""
+    for name, value in given.items():
+        set_variable(name, value)
+    with pytest.raises(
+        SettingsError, match=r"INBOX_BUCKET: .*is DECIDUOUS_ARTIFACT_BUCKET too.*name another"
+    ):
+        settings()
+
+
 def test_a_hash_key_that_is_cut_off_is_refused(own_home):
     keys.hash_key()
     (own_home / "keys" / "hash.key").write_bytes(b"")
