@@ -222,7 +222,7 @@ def _image_fault(data: object) -> str | None:
     if len(data) > MAX_IMAGE_BYTES:
         return "input is over-long"
     try:
-        open_image(data)
+        open_image(data, is_new=True)
     except ImageError as error:
         return str(error)
     return None

@@ -22,14 +22,19 @@ class ImageError(ValueError):
     """Bytes that are no image, or one that would fill the memory."""
 
 
-def open_image(data: bytes) -> Image.Image:
-    """The first frame, as RGB. Raises ImageError."""
+def open_image(data: bytes, is_new: bool = False) -> Image.Image:
+    """The first frame, as RGB. Raises ImageError; for a new one also where RGB would hold nothing of its 32 bits. One
+    that was stored before that was refused is opened as it was learned."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError("image has too many pixels")
+            if is_new and image.mode in ("I", "F"):
+                raise ImageError("image has 32 bits a pixel, of which 8 are read; deliver it with 8")
             return _eight_bits(image).convert("RGB")
-    except (ImageError, Image.DecompressionBombError):
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
         raise ImageError("image has too many pixels") from None
     except Exception:  # a decoder of foreign bytes raises whatever its code met
         raise ImageError("image cannot be decoded") from None

@@ -15,6 +15,7 @@ from registry.sections import Columns, TaskType
 from registry.stream import Stream
 from tasks.formats import MAX_ROWS, without_rows
 from tasks.identity import keyed_hash
+from tasks.learning.images import open_image
 from tasks.reading import read_rows
 
 STREAM = Stream(name="mail", backbone="b", source="*", columns=Columns(id="id", subject="who", input="text", label="y"))
@@ -253,6 +254,16 @@ def png(width: int, height: int) -> bytes:
 def test_an_image_that_would_fill_the_memory_is_refused(data, reason):
     stream = STREAM.model_copy(update={"task": TaskType.IMAGE})
     assert [q.reason for q in read([row("1", text=data)], stream).quarantined] == [reason]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_an_image_of_32_bits_is_refused_when_it_is_new_and_opened_where_it_is_stored(mode):
+    """Pillow cuts every value off at 255: it was learned as a white or a black one."""
+    sink = BytesIO()
+    Image.new(mode, (2, 2), 1000).save(sink, "TIFF")
+    reading = read([row("1", text=sink.getvalue())], STREAM.model_copy(update={"task": TaskType.IMAGE}))
+    assert [q.reason[:30] for q in reading.quarantined] == ["image has 32 bits a pixel, of "]
+    assert open_image(sink.getvalue()).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_images_are_decoded_before_they_are_accepted():
