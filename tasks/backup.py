@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from infra import database, storage, tracking
+from infra.errors import InfraError, UnwritableError
 from infra.files import make_folder
 from registry import artifacts, dump
 from registry.errors import StateError
@@ -26,10 +27,20 @@ Index = dict[str, Any]
 
 def back_up(folder: Path) -> Index:
     """Write a backup into a new folder; it appears whole or not at all. The catalog comes first: what is written to
-    S3 or MLflow meanwhile is more than it names, never less."""
+    S3 or MLflow meanwhile is more than it names, never less. Raises UnwritableError where the disk is full or refuses.
+    """
     if folder.exists():
         raise StateError(f"{folder} exists; name a new folder for the backup")
     make_folder(folder.parent)
+    try:
+        return _written(folder)
+    except InfraError:  # some are an OSError too
+        raise
+    except OSError as error:
+        raise UnwritableError("the backup", str(folder), error.strerror or str(error)) from error
+
+
+def _written(folder: Path) -> Index:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         lines = {

@@ -1,6 +1,8 @@
 """A backup comes back without what was to be forgotten since: nothing that a ticket withdrew is served again."""
 
+import errno
 import json
+import os
 import uuid
 from pathlib import Path
 
@@ -9,13 +11,14 @@ import pytest
 from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage, tracking
+from infra.errors import UnreachableError, UnwritableError
 from infra.settings import settings
 from registry import aliases, suppression, versions
 from registry.errors import StateError
 from registry.records import Ticket, TicketState, VersionState
 from registry.tables import now
 from registry.versions import CHAMPION
-from tasks import auditing, opening, queries, suppression_journal, tickets
+from tasks import auditing, backup, opening, queries, suppression_journal, tickets
 from tasks.backup import CATALOG, INDEX, MLFLOW, OBJECTS, back_up, read_index, read_lines
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
@@ -167,6 +170,26 @@ def test_an_index_that_does_not_vouch_for_every_file_is_refused(tmp_path, index)
     (tmp_path / INDEX).write_text(index)
     with pytest.raises(StateError, match="is no backup"):
         read_index(tmp_path)
+
+
+def test_a_full_disk_is_named_and_nothing_is_left_there(tmp_path, monkeypatch):
+    def fill(path, _):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(backup, "_dump", fill)
+    with pytest.raises(UnwritableError, match=r"the backup in \S+monday cannot be written: No space left .* free some"):
+        back_up(tmp_path / "monday")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_away_while_a_backup_is_written_is_named(tmp_path, monkeypatch):
+    def away(*_):
+        raise UnreachableError("S3", "http://s3", "check it")
+
+    monkeypatch.setattr(backup, "_dump", away)
+    with pytest.raises(UnreachableError, match="S3 at http://s3"):
+        back_up(tmp_path / "monday")
 
 
 def test_backup_names_no_subject_and_a_changed_one_is_refused(stream, tmp_path):
