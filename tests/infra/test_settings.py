@@ -99,9 +99,7 @@ def test_one_bucket_for_both_is_refused(set_variable, given):
     """A stream that read s3://BUCKET/streams/mail/ lost its deliveries to gc, with all their versions."""
     for name, value in given.items():
         set_variable(name, value)
-    with pytest.raises(
-        SettingsError, match=r"INBOX_BUCKET: .*is DECIDUOUS_ARTIFACT_BUCKET too.*name another"
-    ):
+    with pytest.raises(SettingsError, match=r"INBOX_BUCKET: .*is DECIDUOUS_ARTIFACT_BUCKET too.*name another"):
         settings()
 
 

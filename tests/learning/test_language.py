@@ -9,7 +9,7 @@ from tokenizers import processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from registry.errors import UnsupportedBackboneError
+from registry.errors import StateError, UnsupportedBackboneError
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.language.backbones import LanguageBackbone, load_language_backbone, shared_copy
 from tasks.learning.language.lora import ALPHA, AdaptedModel, new_lora, save_peft_folder
@@ -226,6 +226,30 @@ def test_a_prompt_ends_where_its_text_does(folder):
     )
     assert ending.prompt("a b") == [2, 3]
     assert ending.prompt("") == [ending.end]
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("gpt2", {"n_embd": 32, "n_layer": 4, "n_head": 2, "n_positions": 32}),
+        ("opt", {**WIDE, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 32, "pad_token_id": 1}),
+    ],
+)
+def test_a_prompt_leaves_room_for_its_completion_where_positions_are_learned(backbone, folder, tmp_path, kind, sizes):
+    """It ended in a bare IndexError once the completion came to the end of the table."""
+    learned = variant(folder, tmp_path, kind, **sizes)
+    assert (backbone.positions, learned.positions) == (None, 32)
+    learned.end = 27  # which neither of them writes, so that no completion ends early
+    for new_tokens, read in ((6, 27), (32, 1)):
+        answering = Entitled(learned, LanguageModel(CUT, SPEC, frozenset("a"), (), new_tokens=new_tokens), ["a"])
+        assert len(learned.prompt("a b " * 40, new_tokens)) == read
+        assert answering.answer(["a b " * 40]).labels[0]
+    with pytest.raises(StateError, match=r"new_tokens is 33, \S+ has 32 learned positions; lower it"):
+        learned.prompt("a", 33)
+    learned.max_tokens = 64
+    with pytest.raises(UnsupportedBackboneError, match=r"max_tokens is 64, .* 32 learned positions"):
+        learned.encode(["a b " * 20], CUT)
+    assert len(learned.encode(["a b " * 15], CUT)[0]) == 31
 
 
 def entry(backbone, name, group, letters, state=None):

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from kernels.frozen_linear import freeze_linears
-from registry.errors import UnsupportedBackboneError
+from registry.errors import StateError, UnsupportedBackboneError
 from tasks.learning.attach import find_blocks, width_of
 from tasks.learning.backbones import Work
 from tasks.learning.language.packing import chunk, within_documents
@@ -66,11 +66,26 @@ class LanguageBackbone:
                 last_2TV.append(self.model(**inputs.as_arguments()).logits[0, 4:])
         return bool((last_2TV[0] - last_2TV[1]).abs().max() < 1e-3 * last_2TV[0].abs().max())
 
-    def prompt(self, text: str) -> list[int]:
-        """The newest tokens of a prompt, as many as the context leaves room for; without the end token that some
-        tokenizers write, after which there is nothing to go on with."""
+    @cached_property
+    def positions(self) -> int | None:
+        """How many a table of learned ones holds, as in OPT and GPT-2; None where they are computed and do not end."""
+        most, words = getattr(self.model.config, "max_position_embeddings", None), self.model.get_input_embeddings()
+        tables = [m.num_embeddings for m in self.model.modules() if isinstance(m, nn.Embedding) and m is not words]
+        return most if most and any(most <= rows <= most + 2 for rows in tables) else None  # OPT keeps two of its own
+
+    def prompt(self, text: str, new_tokens: int = 1) -> list[int]:
+        """The newest tokens of a prompt, as many as the context and the positions leave room for; without the end token
+        that some tokenizers write, after which there is nothing to go on with. Raises StateError without any room."""
+        room = self.max_tokens
+        if self.positions is not None:  # the last new token is written and never read
+            room = min(room, self.positions - new_tokens + 1)
+        if room < 1:
+            raise StateError(
+                f"completion.new_tokens is {new_tokens}, {type(self.model).__name__} has {self.positions} learned "
+                "positions; lower it"
+            )
         ids = list(self.tokenizer(text, verbose=False)["input_ids"])
-        return (ids[:-1] if ids[-1:] == [self.end] else ids)[-self.max_tokens :] or [self.end]
+        return (ids[:-1] if ids[-1:] == [self.end] else ids)[-room:] or [self.end]
 
     def document(self, text: str) -> list[int]:
         """All tokens of a document, and the one that ends it."""
@@ -87,6 +102,11 @@ class LanguageBackbone:
         padded length comes from its own length.
         """
         parts = [(n, part) for n, ids in enumerate(tokens) for part in chunk(ids, self.max_tokens)]
+        if self.positions is not None and any(len(part) > self.positions for _, part in parts):
+            raise UnsupportedBackboneError(
+                f"max_tokens is {self.max_tokens}, {type(self.model).__name__} has {self.positions} learned positions, "
+                "and a text needs more; lower max_tokens"
+            )
         found: list[list[Tensor]] = [[] for _ in tokens]
         model, blocks = shared_copy(self.model)
         blocks[cut].forward = _stop

@@ -84,7 +84,7 @@ class Entitled:
 
         Labels are the completions; scores (N, 1) the geometric mean probability of their tokens.
         """
-        tokens = [self.backbone.prompt(text) for text in prompts]
+        tokens = [self.backbone.prompt(text, self.model.new_tokens) for text in prompts]
         shares = self.route(self.backbone.encode_tokens(tokens, self.model.cut))
         completed = [self._complete(ids, mix) for ids, mix in zip(tokens, shares, strict=True)]
         scores_N1 = torch.tensor([[score] for _, score in completed]).reshape(-1, 1)
