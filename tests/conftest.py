@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import storage
+from infra import seaweed, storage
 from infra.orchestration import prepare_prefect, without_heartbeat
 from infra.settings import settings
 
@@ -63,12 +63,17 @@ def bucket(s3):
 
 @pytest.fixture
 def set_variable(monkeypatch):
-    """Sets a DECIDUOUS_ variable and reads the settings anew; the session's come back afterwards."""
+    """Sets a DECIDUOUS_ variable and reads the settings anew; the session's come back afterwards.
+
+    The S3 of a home of the test's own ends with it.
+    """
 
     def change(name, value):
         monkeypatch.setenv(f"DECIDUOUS_{name}", str(value))
         settings.cache_clear()
 
     yield change
+    if (own := Path(os.environ.get("DECIDUOUS_HOME", HOME))) != HOME:
+        seaweed.leave(own)
     monkeypatch.undo()
     settings.cache_clear()
