@@ -104,10 +104,15 @@ def test_ot_lets_one_unit_stand_for_copies_of_it() -> None:
         torch.testing.assert_close(merged[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("operator", ["linear", "ties", "dare_ties", "ema"])
-def test_methods_that_work_weight_by_weight_refuse_other_ranks(operator: str) -> None:
-    with pytest.raises(ValueError, match="'cat', 'ot' or 'svd'"):
-        merge(recipe(operator, 2), [parent(1, 4), parent(2, 5)])
+@pytest.mark.parametrize("operator", ["linear", "ties", "ema"])
+def test_weight_by_weight_a_smaller_parent_stands_there_with_units_that_do_nothing(operator: str) -> None:
+    small, large = parent(1, 3), parent(2, 5)
+    filled = {name: torch.zeros_like(tensor) for name, tensor in large.items()}
+    for name, tensor in small.items():
+        filled[name][tuple(map(slice, tensor.shape))] = tensor
+    for pair, whole in (([small, large], [filled, large]), ([large, small], [large, filled])):
+        merged, expected = merge(recipe(operator, 2), pair), merge(recipe(operator, 2), whole)
+        assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("operator", ["linear", "ties", "ema", "ot"])

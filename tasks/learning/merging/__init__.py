@@ -62,4 +62,5 @@ def merge(recipe: Mapping[str, Any], parents: Sequence[AdapterWeights]) -> Adapt
     whole = operator in ON_UPDATES and is_lora(cast[0]) and told["on"] == "updates"
     merged = OPERATORS[operator](list(map(updates_of, cast)) if whole else cast, shares, **options)
     merged = cut_to(merged, cast[0]) if whole else merged
-    return {name: tensor.contiguous() for name, tensor in merged.items()}
+    # a copy: the only value of a slice passes for contiguous with the stride of its row, and has no bytes to digest
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in merged.items()}

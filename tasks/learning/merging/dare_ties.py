@@ -10,10 +10,7 @@ from tasks.learning.tensors import digest_of
 
 
 def merge_dare_ties(parents: Sequence[AdapterWeights], shares: Sequence[float], density: float) -> AdapterWeights:
-    """Keeps `density` of the values; which drop follows from the parents' bytes, so a replay drops the same.
-
-    Raises ValueError where ranks differ.
-    """
+    """Keeps `density` of the values; which drop follows from the parents' bytes, so a replay drops the same."""
     thinned = [thin(parent, density) for parent in parents]
     return {name: elect(thinned, name, shares, 1.0) for name in sorted(parents[0])}
 

@@ -10,10 +10,7 @@ RATE = 0.1
 
 
 def merge_ema(parents: Sequence[AdapterWeights], shares: Sequence[float], rate: float) -> AdapterWeights:  # noqa: ARG001
-    """The first parent, moved by `rate` towards each of the others; shares do not enter.
-
-    Raises ValueError where ranks differ.
-    """
+    """The first parent, moved by `rate` towards each of the others; shares do not enter."""
     names = sorted(parents[0])
     stacks = [stack_of(parents, name) for name in names]
     averages = [stack_K[0].clone() for stack_K in stacks]

@@ -14,6 +14,6 @@ from tasks.learning.merging.stacks import stack_of
 
 
 def merge_linear(parents: Sequence[AdapterWeights], shares: Sequence[float]) -> AdapterWeights:
-    """sum_k shares[k] * w_k. Raises ValueError where ranks differ."""
+    """sum_k shares[k] * w_k, of the largest parent's rank."""
     weight_K = torch.tensor(list(shares))
     return {name: merge_n(stack_of(parents, name), weight_K) for name in sorted(parents[0])}

@@ -16,7 +16,7 @@ DENSITY = 0.5
 
 
 def merge_ties(parents: Sequence[AdapterWeights], shares: Sequence[float], density: float) -> AdapterWeights:
-    """Every tensor merged on its own. Raises ValueError where ranks differ."""
+    """Every tensor merged on its own."""
     return {name: elect(parents, name, shares, density) for name in sorted(parents[0])}
 
 
