@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log
+from registry import catalog, decision_log, lineage
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
 from registry.stream import WHOLE, Stream
@@ -169,9 +169,9 @@ def check_reinstate(stream: Stream, adapter_id: str) -> None:
 
 
 def _require_retired(session: Session, stream: Stream, adapter_id: str) -> Adapter:
-    known = adapter_rows.adapters(session, stream.name, KNOWN)
     adapter = adapter_rows.get_adapter(session, adapter_id)
-    heirs = [each.adapter_id for each in known if adapter_id in each.parent_ids]
+    merged = adapter_rows.get_adapters(session, lineage.descendants(session, adapter_id))
+    heirs = [each.adapter_id for each in merged if each.state in KNOWN]
     if adapter.state != AdapterState.RETIRED or heirs:
         why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
         raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")

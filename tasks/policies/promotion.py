@@ -37,16 +37,17 @@ def version_clears_gates(
     """Compare on the held-out rows of the batches that the champion was measured on.
 
     `accuracy_drop` bounds the loss over all their rows, `forgetting` the mean loss per batch. One lost row passes both:
-    where rows are few, a champion that was lucky with one of them would never be succeeded.
+    where rows are few, a champion that was lucky with one of them would never be succeeded. A batch whose held-out rows
+    a deletion took says nothing.
     """
-    shared = [batch for batch in champion if batch in candidate]
+    shared = [batch for batch, (_, rows) in champion.items() if rows and batch in candidate]
     if not shared:
         return Verdict(True, "there is no champion to compare with")
     rows = sum(champion[b][1] for b in shared)
-    drop = sum((champion[b][0] - candidate[b][0]) * champion[b][1] for b in shared) / max(rows, 1)
+    drop = sum((champion[b][0] - candidate[b][0]) * champion[b][1] for b in shared) / rows
     lost = sum(max(0.0, champion[b][0] - candidate[b][0]) for b in shared) / len(shared)
-    most_drop = max(accuracy_drop, 1 / max(rows, 1))
-    most_lost = max(forgetting, 1 / max(1, min(champion[b][1] for b in shared)) / len(shared))
+    most_drop = max(accuracy_drop, 1 / rows)
+    most_lost = max(forgetting, 1 / min(champion[b][1] for b in shared) / len(shared))
     compared = f"accuracy {0.0 - drop:+.3f} (gate -{most_drop:.3g}), forgetting {lost:.3f} (gate {most_lost:.3g})"
     passed = drop <= most_drop + ROUNDING and lost <= most_lost + ROUNDING
     return Verdict(passed, f"{compared} over {rows} held-out rows of {len(shared)} batches")

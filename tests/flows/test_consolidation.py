@@ -178,6 +178,21 @@ def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
     assert set(states(stream).values()) == {AdapterState.SERVING}
 
 
+def test_what_a_merge_of_merges_holds_is_not_reinstated_beside_it(backbone, inbox):
+    stream = make_stream("deepheir", backbone, inbox)
+    chain(stream, 5)
+    with database.transaction() as session:
+        for child, parents in (("a4", ("a1", "a2")), ("a5", ("a4", "a3"))):
+            merged = adapters.get_adapter(session, f"deepheir-{child}")
+            adapters.put_adapter(session, replace(merged, parent_ids=tuple(f"deepheir-{p}" for p in parents)))
+        for old in ("deepheir-a1", "deepheir-a4"):
+            adapters.move_adapter(session, old, AdapterState.RETIRED, "superseded")
+    with pytest.raises(StateError, match="'deepheir-a1' cannot be reinstated: deepheir-a5 has taken its place"):
+        retirement.check_reinstate(stream, "deepheir-a1")
+    retirement.retire_adapter.fn("deepheir-a5", "by hand")
+    retirement.check_reinstate(stream, "deepheir-a1")
+
+
 def test_a_merge_of_another_streams_adapters_or_of_one_adapter_is_refused_before_any_work(backbone, inbox):
     mine, theirs = make_stream("merges-mine", backbone, inbox), make_stream("merges-theirs", backbone, inbox)
     chain(mine, 2)

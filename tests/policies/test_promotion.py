@@ -17,6 +17,13 @@ def test_an_adapter_must_beat_the_exact_head(mine, exact, rows, passed):
         pytest.param({"a": (0.9, 100)}, {"a": (0.9, 100)}, True, id="equal"),
         pytest.param({"a": (0.88, 100)}, {"a": (0.9, 100)}, False, id="accuracy drop"),
         pytest.param({"a": (1.0, 100), "b": (0.7, 10)}, {"a": (0.9, 100), "b": (0.9, 10)}, False, id="forgets b"),
+        pytest.param(
+            {"a": (1.0, 100), "b": (0.7, 10), "c": (0.0, 0)},
+            {"a": (0.9, 100), "b": (0.9, 10), "c": (0.0, 0)},
+            False,
+            id="forgets b beside a batch without held-out rows",
+        ),
+        pytest.param({"c": (0.0, 0)}, {"c": (0.0, 0)}, True, id="no held-out row at all"),
         pytest.param({"a": (0.8, 10)}, {"a": (0.9, 10)}, True, id="one row of ten"),
         pytest.param({"a": (0.7, 10)}, {"a": (0.9, 10)}, False, id="two rows of ten"),
         pytest.param({"a": (0.9, 100), "b": (0.8, 10)}, {"a": (0.9, 100), "b": (0.9, 10)}, True, id="one row of b"),
