@@ -71,7 +71,8 @@ def _repair(
         left = [p for p in adapter.parent_ids if p not in dropped]
         if not left:
             return Repair(adapter.adapter_id, "drop", "every parent was dropped")
-        if changed & set(adapter.parent_ids):
+        # a parent that was dropped for want of rows left the others in the shard: the merge's descriptor rests on them
+        if changed & set(adapter.parent_ids) or shards & set(adapter.shard_ids):
             return Repair(adapter.adapter_id, "replay", f"merged from {', '.join(adapter.parent_ids)}")
     elif shards & set(adapter.shard_ids):
         if not any(rows.get(s, 0) for s in adapter.shard_ids):

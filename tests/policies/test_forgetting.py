@@ -32,6 +32,13 @@ def test_a_run_that_goes_on_knows_which_parents_were_dropped_before():
     assert actions(plan_repairs([1], left[1:], {1: 0}, erased=["a1", "a2"])) == {"m": "drop"}
 
 
+def test_what_a_dropped_parent_left_in_its_shard_still_shapes_the_merge():
+    merged, above = adapter("m", [1, 2], ["a2"], serves=[1, 2]), adapter("n", [1, 2, 3], ["m", "a3"], serves=[1, 2, 3])
+    assert actions(plan_repairs([1], [merged, above], {1: 5, 2: 10, 3: 10})) == {"m": "replay", "n": "replay"}
+    joined = adapter("m", [2, 3], ["a2", "a3"], serves=[1, 2, 3])
+    assert actions(plan_repairs([1], [joined], {1: 5, 2: 10, 3: 10})) == {"m": "refit"}
+
+
 def test_a_merge_of_dropped_parents_is_dropped():
     closure = [adapter("a1", [1]), adapter("m", [1], ["a1"])]
     assert actions(plan_repairs([1], closure, {1: 0})) == {"a1": "drop", "m": "drop"}
