@@ -103,9 +103,11 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
         reason = f"merge kept: {verdict.reason}; {earned.reason}"
         merged = replace(tried.merged, accuracy=together.accuracy, state=state, reason=reason)
-        return replace(outcome, accepted=True, adapter_id=_keep(replace(tried, merged=merged), verdict, figures))
+        return replace(
+            outcome, accepted=True, adapter_id=_keep(stream, replace(tried, merged=merged), verdict, figures)
+        )
     with database.transaction() as session:
-        _note(session, tried.merged, None, verdict, figures)
+        _note(session, stream, tried.merged, None, verdict, figures)
     announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)
     return outcome
 
@@ -216,27 +218,33 @@ def _figures(scores: dict[str, Score], alone: bool = False) -> dict[str, tuple[f
     return {p: (score.exact_accuracy if alone else score.accuracy, score.rows) for p, score in scores.items()}
 
 
-def _keep(tried: _Trial, verdict: Verdict, figures: Mapping[str, float | None]) -> str:
+def _keep(stream: Stream, tried: _Trial, verdict: Verdict, figures: Mapping[str, float | None]) -> str:
     """Store the merge, and name it with its decision in one transaction; returns its id. Raises StaleEpochError where a
     ticket took effect since it began."""
     tried.drafts.store()
     with database.transaction() as session:
-        check_epoch(session, tried.merged.stream, tried.epoch, f"the merge of {tried.merged.adapter_id}")
-        merged_id = adapter_rows.new_adapter_id(session, tried.merged.stream)
+        check_epoch(session, stream.name, tried.epoch, f"the merge of {tried.merged.adapter_id}")
+        merged_id = adapter_rows.new_adapter_id(session, stream.name)
         merged = replace(tried.merged, adapter_id=merged_id)
         ownership.put_objects(session, [replace(stored, owner=merged.node) for stored in tried.drafts.objects])
         adapter_rows.put_adapter(session, merged)
         for parent in tried.parents:
             adapter_rows.move_adapter(session, parent.adapter_id, AdapterState.MERGED, f"merged into {merged_id}")
-        _note(session, merged, merged_id, verdict, figures)
+        _note(session, stream, merged, merged_id, verdict, figures)
     return merged_id
 
 
 def _note(
-    session: Session, merged: Adapter, merged_id: str | None, verdict: Verdict, figures: Mapping[str, float | None]
+    session: Session,
+    stream: Stream,
+    merged: Adapter,
+    merged_id: str | None,
+    verdict: Verdict,
+    figures: Mapping[str, float | None],
 ) -> None:
-    """Write the decision down; a refused pair is not tried again while it serves as many shards."""
+    """Write the decision down; a refused pair rests while it serves as many shards under the same rules."""
     kind = DecisionKind.MERGE if verdict.passed else DecisionKind.KEEP
     decision = Decision(kind, merged_id, verdict.reason, alternatives=dict(figures))
     numbers: dict[str, object] = {"parents": list(merged.parent_ids), "cohort": len(merged.serves), **merged.recipe}
-    decision_log.add_consolidation(session, merged.stream, decision, numbers)
+    numbers["merge_drop"] = stream.gates.merge_drop
+    decision_log.add_consolidation(session, stream.name, decision, numbers)

@@ -39,7 +39,7 @@ def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[P
     """Pairs that may be merged, closest first: of the serving adapters over budget, or of all that are known.
 
     Adapters of documents and mixtures are never proposed. Under `excess`, what was refused before is not proposed
-    again until one of the two serves another shard.
+    again until one of the two serves another shard, or the stream asks for another operator or `merge_drop`.
     """
     if not stream.consolidates:
         return []
@@ -51,7 +51,7 @@ def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[P
             if excess is None or a.adapter_id in excess.serving
         ]
         depth = {a.adapter_id: lineage.merge_depth(session, a.adapter_id) for a in known}
-        refused = [] if excess is None else _refused(decision_log.decisions(session, stream.name))
+        refused = [] if excess is None else _refused(stream, decision_log.decisions(session, stream.name))
     pairs = mergeable_pairs(known, depth, stream.merge_across, refused)
     if not pairs:
         return []
@@ -65,10 +65,14 @@ def propose_merges(stream: Stream, excess: Excess | None = None) -> list[tuple[P
     return [(pair, measured[pair]) for pair in ordered]
 
 
-def _refused(decisions: Sequence[DecisionRow]) -> list[tuple[Pair, int]]:
-    """Pairs that were refused, with the number of shards that they served then."""
+def _refused(stream: Stream, decisions: Sequence[DecisionRow]) -> list[tuple[Pair, int]]:
+    """Pairs, oldest first, that were refused under today's rules, with the number of shards that they served then."""
+    operator, drop = stream.consolidation.operator, stream.gates.merge_drop
     told = [d.numbers for d in decisions if d.kind == DecisionKind.KEEP and len(d.numbers.get("parents", ())) == 2]
-    return [((n["parents"][0], n["parents"][1]), n["cohort"]) for n in told]
+    # refusals from before they said under which gate count under every one
+    same = [n for n in told if (n["operator"], n.get("merge_drop", drop)) == (operator, drop)]
+    pairs = [(sorted(n["parents"], key=lineage.by_number), n["cohort"]) for n in same]
+    return [((first, second), cohort) for (first, second), cohort in pairs]
 
 
 def likeness_of(adapters: Sequence[Adapter], pairs: Sequence[Pair]) -> dict[Pair, Likeness]:

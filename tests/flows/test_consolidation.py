@@ -22,7 +22,7 @@ from tasks.interrupted import interrupted_merges
 from tasks.learning.compression import num_units
 from tasks.likeness import propose_merges
 from tasks.policies.compression import form_holds
-from tasks.policies.merging import MAX_COHORT
+from tasks.policies.merging import MAX_COHORT, Excess
 from tasks.policies.promotion import merge_is_kept
 from tasks.prediction_log import note_prediction
 from tasks.serving import Answerer
@@ -148,6 +148,9 @@ def test_a_refused_pair_is_written_down_and_neither_it_nor_a_half_done_merge_is_
     assert (kept["parents"], kept["cohort"]) == (born, 2)
     assert (sorted(states(stream)), stored_of(stream)) == (born, before)
     assert propose_merges.fn(stream, excess) == []
+    for change in ({"consolidation": Consolidation(operator="ot")}, {"gates": Gates(merge_drop=0.3)}):
+        changed = stream.model_copy(update=change)
+        assert [pair for pair, _ in propose_merges.fn(changed, excess)] == [pair], "other rules, another answer"
 
 
 def chain(stream, count):
@@ -215,8 +218,9 @@ def test_a_merge_that_loses_is_refused_with_figures_and_both_parents_go_on(backb
     stream, born = learned("loses", backbone, inbox, consolidation=Consolidation(max_adapters=None))
     monkeypatch.setattr(consolidation, "merge_is_kept", lambda before, after, _: merge_is_kept(before, after, -2.0))
     asked = calls_of_s3(monkeypatch)
-    outcome = consolidation.merge_adapters.fn(stream, tuple(born))
+    outcome = consolidation.merge_adapters.fn(stream, tuple(reversed(born)))
     assert not outcome.accepted
+    assert propose_merges.fn(stream, Excess("default", tuple(born), "")) == [], "whichever of the two was named first"
     assert "GetObject" in asked
     assert not {"PutObject", "DeleteObject", "DeleteObjects"} & asked, "the role `learn` may not purge"
     assert [states(stream)[adapter_id] for adapter_id in born] == [AdapterState.SERVING] * 2
