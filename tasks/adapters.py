@@ -9,7 +9,7 @@ import torch
 from infra import database
 from registry import adapters as adapter_rows
 from registry import catalog, ownership
-from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict
+from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict, labels_of
 from registry.sections import Composition
 from registry.stream import Stream
 from tasks import blobs, mixing
@@ -164,7 +164,7 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
         served = [s for s in catalog.shards(session, adapter.serves) if s.rows]
     others = [a for a in serving if a.adapter_id != adapter_id]
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
-    score = total(score_shards(stream, model, served).values())
+    score = total(score_shards(stream, model, served, labels_of(adapter.group)).values())
     verdict = score.earns_its_place()
     state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
     with database.transaction() as session:

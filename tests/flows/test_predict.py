@@ -28,7 +28,7 @@ from registry.errors import MissingObjectError, SourceError, StateError
 from registry.records import AdapterState, VersionState
 from registry.sections import TaskType
 from registry.versions import CHAMPION
-from tasks import blob_cache, consolidation, prediction, prefix_cache, serving
+from tasks import blob_cache, consolidation, evaluation, prediction, prefix_cache, retirement, serving
 from tasks.alias_moves import move_alias
 from tasks.answering import Line, Watch
 from tasks.assembly import current_manifest, load_model
@@ -395,7 +395,7 @@ def test_a_revocation_reaches_a_warm_model_within_a_minute(stream, tmp_path, set
         model.predict(texts, params=asked)
 
 
-def test_merging_across_groups_is_refused_unless_named_and_needs_callers_of_both(stream):
+def test_merging_across_groups_is_refused_unless_named_and_needs_callers_of_both(stream, monkeypatch):
     by_group = {}
     for adapter_id in serve_all(stream):
         with database.transaction() as session:
@@ -414,3 +414,20 @@ def test_merging_across_groups_is_refused_unless_named_and_needs_callers_of_both
         for groups in (("a",), ("b",), ("a", "b"))
     }
     assert usable == {("a",): False, ("b",): False, ("a", "b"): True}
+    assert_it_is_judged_as_callers_of_both_see_it(named, outcome.adapter_id, monkeypatch)
+
+
+def assert_it_is_judged_as_callers_of_both_see_it(stream, merged, monkeypatch):
+    composed, took_part = evaluation.compose, []
+
+    def spy(*args):
+        took_part.append(merged in [entry.adapter_id for entry in composed(*args).adapters])
+        return composed(*args)
+
+    monkeypatch.setattr(evaluation, "compose", spy)
+    retirement.may_go(stream, merged)
+    assert took_part == [True, True, False, False], "for each group with it, then without"
+    took_part.clear()
+    retirement.retire_adapter.fn(merged, "by hand")
+    retirement.reinstate_adapter.fn(stream, merged, "by hand")
+    assert took_part == [True, True]
