@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 run: setup ## Run the newsroom demo
 	$(BIN)/deciduous demo
 
-test: setup ## Run the tests: no GPU, no network, no Docker
-	$(BIN)/pytest -m "not services and not gpu and not faults"
+test: setup ## Run the tests: no GPU, no network, no Docker; a file of them on one core, four cores at most
+	$(BIN)/pytest -n logical --maxprocesses 4 --dist loadfile -m "not services and not gpu and not faults"
 
 test-services: setup ## Run the tests that start servers of their own (PostgreSQL, Prefect, MLflow, Dask, Ray) or take many minutes
 	UV_FIND_LINKS="$(FIND_LINKS)" $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev,dask,ray]'

@@ -52,7 +52,7 @@ def stubs(stack: ExitStack) -> None:
         explained = int(shard.batch_name) % EXPAND_EVERY != 0
         return ShiftEvidence(adapter.adapter_id, 0.5 if explained else 0.001, 0.0, {"9": 0.0})
 
-    def scores(_stream: Any, _model: Any, shards: Any) -> dict[int, Score]:
+    def scores(_stream: Any, _model: Any, shards: Any, *_: Any) -> dict[int, Score]:
         return {shard.shard_id: Score(8, 8, 7) for shard in shards}
 
     def visits(known: Any, _window: Any) -> tuple[Counter[str], Counter[str]]:

@@ -37,9 +37,9 @@ def s3(home):  # noqa: ARG001 - the home comes first
     return storage.s3()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def mlflow_client(s3):  # noqa: ARG001 - MLflow's artifacts go there
-    """Client of the session's MLflow database."""
+    """Client of the session's MLflow database, which MLflow is pointed at again after a test of another home."""
     from infra import tracking  # noqa: PLC0415 - importing MLflow takes seconds, most tests need none
 
     return tracking.prepare_tracking()
