@@ -4,6 +4,7 @@ import json
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,14 @@ def _fit(picture: Image.Image, height: int, width: int) -> Image.Image:
     if picture.size == (width, height):
         return picture
     scale = max(width / picture.width, height / picture.height)
+    if picture.width * picture.height * scale**2 > MAX_PIXELS:  # a thin strip, which would fill the memory
+        picture = _middle(picture, ceil(width / scale) + 8, ceil(height / scale) + 8)
     wide, high = max(width, round(picture.width * scale)), max(height, round(picture.height * scale))
-    picture = picture.resize((wide, high), Image.Resampling.BICUBIC)
-    left, top = (wide - width) // 2, (high - height) // 2
+    return _middle(picture.resize((wide, high), Image.Resampling.BICUBIC), width, height)
+
+
+def _middle(picture: Image.Image, width: int, height: int) -> Image.Image:
+    """At most so much of it, around its centre."""
+    width, height = min(width, picture.width), min(height, picture.height)
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
     return picture.crop((left, top, left + width, top + height))

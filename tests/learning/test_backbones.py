@@ -120,3 +120,14 @@ def test_an_image_of_16_bits_looks_as_one_of_8(form: str) -> None:
     sink = BytesIO()
     Image.fromarray(grey_HW * 257).save(sink, form)
     assert (np.asarray(open_image(sink.getvalue())) == grey_HW[:, :, None]).all()
+
+
+def test_of_a_thin_strip_the_middle_is_seen_without_scaling_the_rest(vit: Backbone) -> None:
+    """Scaled as a whole to the height of the model, these few hundred bytes would be gigabytes."""
+    strip = Image.new("L", (8_000_000, 1))
+    strip.paste(255, (3_999_000, 0, 4_001_000, 1))
+    sink = BytesIO()
+    strip.save(sink, "PNG")
+    strip = open_image(sink.getvalue())
+    white = Image.new("RGB", (strip.height, strip.height), "white")
+    assert to_pixels(strip, vit.preprocessing).equal(to_pixels(white, vit.preprocessing))
