@@ -49,7 +49,8 @@ _MOVES = {
 
 def due_date(received: datetime, days: int) -> datetime:
     """So many days after receipt, and never later than one month after it (Article 12(3))."""
-    return min(received + timedelta(days=days), add_months(received, 1))
+    month = add_months(received, 1)
+    return min(received + timedelta(days=days), month) if days < 31 else month
 
 
 def extended_due_date(due: datetime) -> datetime:

@@ -43,7 +43,7 @@ def test_a_ticket_is_due_after_thirty_days_or_a_shorter_month(received, due):
     assert tickets.due_date(moment(received), 30) == moment(due)
 
 
-@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.integers(1, 400))
+@given(st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1)), st.integers(1, 1_000_000_000_000))
 def test_no_ticket_is_due_after_a_month_nor_extended_beyond_three(received, days):
     due = tickets.due_date(received, days)
     assert received < due <= tickets.add_months(received, 1) < received + timedelta(days=32)
