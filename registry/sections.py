@@ -31,12 +31,31 @@ def _never_fires(cron: str) -> bool:
 
 WRITTEN = "written"
 """Context in which a file is read: what an earlier release stored has to stay readable."""
+MOST = 1_000_000
 _SHORT = {"2": 29, "feb": 29} | dict.fromkeys(("4", "apr", "6", "jun", "9", "sep", "11", "nov"), 30)
 Cron = Annotated[str, AfterValidator(_five_fields)]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_in_order)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_word_for_a_number(cls, value: object, info: ValidationInfo) -> object:
+        """Pydantic would take yes for 1, which is a rank, a budget and a gate."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(
+                "a bare yes, no, on or off is true or false in YAML; give a number, or put the word in quotes"
+            )
+        return value
+
+    @field_validator("*")
+    @classmethod
+    def _of_use(cls, value: object, info: ValidationInfo) -> object:
+        """Beyond it lie infinity, which no JSON holds, times after the last year, and more than a database counts."""
+        if info.context == WRITTEN and isinstance(value, int | float) and value > MOST:
+            raise ValueError(f"no field has a use for more than {MOST:,}")
+        return value
 
 
 class TaskType(StrEnum):

@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
 from registry.errors import StreamFileError
 from registry.sections import (
@@ -119,6 +119,17 @@ class Stream(Section):
         for field, (odd, why) in refused.items():
             if odd:
                 raise ValueError(f"{field} does not go with composition: mix: {why}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_expand(self, info: ValidationInfo) -> "Stream":
+        """The least p-value is that of the one true order among all; what an earlier release stored stays readable."""
+        least = 1 / (self.shift.permutations + 1)
+        if info.context == WRITTEN and self.composition == Composition.RETRIEVE and self.shift.alpha < least:
+            raise ValueError(
+                f"shift.alpha is {self.shift.alpha:g}, and of {self.shift.permutations} permutations no p-value is "
+                f"below {least:g}: no batch could ever expand; raise shift.permutations or shift.alpha"
+            )
         return self
 
     @property

@@ -1,3 +1,4 @@
+import json
 import re
 
 import pytest
@@ -30,6 +31,12 @@ def test_the_file_that_init_writes_is_a_stream(tmp_path):
         ("name: mail\nbackbone: b\nsource: s\ntask: causal-lm\ncolumns: 5", "a section holds fields.*not 5"),
         ("name: mail\nbackbone: b\nsource: s\nsource: t", r"s.yaml has 'source' again in line 4; keep one"),
         ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 0.1, alpha: 0.2}", "'alpha' again in line 4"),
+        ("name: mail\nbackbone: b\nsource: s\nadapter: {rank: yes}", "adapter.rank: .*true or false in YAML.*got True"),
+        ("name: no\nbackbone: b\nsource: s", "name: .*true or false in YAML.*the word in quotes"),
+        ("name: mail\nbackbone: b\nsource: s\nadapter: {learning_rate: .inf}", "learning_rate: .*more than 1,000,000"),
+        ("name: mail\nbackbone: b\nsource: s\ncompletion: {far: inf}", "far: .*more than 1,000,000 .got 'inf'"),
+        ("name: mail\nbackbone: b\nsource: s\nconsolidation: {window: 10000000}", "window: .*more than 1,000,000"),
+        ("name: mail\nbackbone: b\nsource: s\nshift: {alpha: 0.0009}", "no batch could ever expand; raise"),
         ("? [name]\n: mail", "not YAML"),
     ],
 )
@@ -75,6 +82,24 @@ def test_a_schedule_that_never_fires_is_refused_in_a_file_and_read_where_it_is_s
 def test_a_rare_schedule_is_taken(tmp_path, cron):
     (tmp_path / "s.yaml").write_text(f"name: mail\nbackbone: b\nsource: s\nschedule: {cron!r}")
     assert load_stream(tmp_path / "s.yaml").schedule == cron
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shift": {"alpha": 0.005, "permutations": 199}},
+        {"shift": {"alpha": 0.001, "permutations": 99}, "composition": "mix"},
+        {"mix": {"two_sided": True, "threshold": 1_000_000}, "composition": "mix"},
+    ],
+)
+def test_a_file_may_ask_for_the_least_and_the_most(tmp_path, fields):
+    (tmp_path / "s.yaml").write_text(json.dumps({"name": "mail", "backbone": "b", "source": "s", **fields}))
+    load_stream(tmp_path / "s.yaml")
+
+
+def test_what_no_file_may_ask_for_any_more_is_read_where_it_is_stored():
+    stored = {"adapter": {"last_layers": 10**9}, "shift": {"alpha": 0.001, "permutations": 99}}
+    assert Stream(name="mail", backbone="b", source="s", **stored).shift.permutations == 99
 
 
 def test_gates_and_schedule_shape_no_artifact():
