@@ -2,6 +2,7 @@
 
 from functools import cache
 from importlib.util import find_spec
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -47,7 +48,8 @@ def adapter_spec(stream: Stream) -> AdapterSpec:
     depth, layers = open_frozen(stream).num_blocks, stream.adapter.last_layers
     if layers is not None and layers > depth:
         raise StateError(
-            f"stream {stream.name!r} asks for adapter.last_layers {layers}, {stream.backbone!r} has {depth} blocks"
+            f"stream {stream.name!r} asks for adapter.last_layers {layers}, {stream.backbone!r} has {depth} blocks: "
+            f"name 1 to {depth}"
         )
     return AdapterSpec(stream.adapter.method, stream.adapter.rank, layers or default_layers(depth))
 
@@ -92,7 +94,7 @@ def locate(source: str) -> Path:
     """The folder that holds config.json. Raises UnsupportedBackboneError that says what was looked for."""
     if source.startswith("package:"):
         return _in_package(source.removeprefix("package:"))
-    folder = Path(source).expanduser()
+    folder = Path(expanduser(source))
     if (folder / "config.json").is_file():
         return folder
     if folder.exists():
@@ -108,7 +110,10 @@ def locate(source: str) -> Path:
 
 
 def _in_package(name: str) -> Path:
-    spec = find_spec(name)
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):  # of a module inside of a package that is not there; of a name that none has
+        spec = None
     roots = list(spec.submodule_search_locations or []) if spec is not None else []
     configs = sorted((p for root in roots for p in Path(root).rglob("config.json")), key=lambda p: len(p.parts))
     if not configs:

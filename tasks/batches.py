@@ -13,7 +13,7 @@ from registry.errors import SourceError, StaleEpochError
 from registry.records import AdapterState, Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
 from tasks import source, tickets
-from tasks.backbones import open_frozen
+from tasks.backbones import adapter_spec, open_frozen
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import naming, taking_in
 from tasks.identity import catalog_key
@@ -30,12 +30,13 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
-    """Check that catalog and code fit and that the backbone opens, and enter the stream in the catalog, with the
-    tickets that took effect under its name: the catalog may be older than the stream, and the source may still hold
-    whom they name."""
+    """Check that catalog and code fit, and that the backbone opens and is as deep as the adapters ask, and enter the
+    stream in the catalog, with the tickets that took effect under its name: the catalog may be older than the stream,
+    and the source may still hold whom they name."""
     refuse_after_losses()
     database.check_revision()
     follow_deletions(stream.name)
+    adapter_spec(stream)  # what does not fit the backbone cannot be corrected once it is entered
     digest = open_frozen(stream).digest
     with database.transaction() as session:
         is_new = stream.name not in catalog.stream_names(session)

@@ -10,9 +10,10 @@ from infra.settings import settings
 from registry import artifacts, catalog, ownership
 from registry.errors import SourceError, StateError
 from registry.records import DecisionKind, TicketState
-from registry.sections import ShiftOptions
+from registry.sections import AdapterOptions, ShiftOptions
 from tasks import queries
 from tasks import tickets as opening
+from tasks.batches import open_stream
 from tasks.blobs import stream_prefix
 from tests.flows.conftest import deliver, make_stream
 
@@ -36,6 +37,15 @@ def test_a_stream_expands_reuses_and_continues_where_it_stopped(backbone, inbox)
     assert kinds("letters")[-1] == DecisionKind.EXPAND
     status = queries.status("letters")[0]
     assert (status["batches"], status["champion"], status["versions"]) == (3, 3, 3)
+
+
+def test_more_layers_than_the_backbone_has_are_refused_before_anything_is_taken_in(backbone, inbox):
+    """Afterwards the stream file could not be corrected, and no ticket of the stream be carried out."""
+    deliver(inbox, "01", ["red", "blue"])
+    with pytest.raises(StateError, match=r"last_layers 5, .* has 4 blocks: name 1 to 4"):
+        open_stream.fn(make_stream("too-deep", backbone, inbox, adapter=AdapterOptions(last_layers=5)))
+    with database.transaction() as session:
+        assert "too-deep" not in catalog.stream_names(session)
 
 
 def test_new_classes_alone_join_an_adapter_unless_the_stream_asks_for_one(backbone, inbox):
