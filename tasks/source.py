@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from hashlib import sha256
 from itertools import takewhile
+from os.path import expanduser
 from pathlib import Path
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -149,7 +150,7 @@ def _check_size(uri: str, size: int) -> None:
 def _list_local(source: str) -> Iterator[tuple[str, str]]:
     """Regular files of the folder itself, or of a pattern, where ** stands for any folders. A link out of where the
     pattern begins is left out: whoever may write there may not read all we can."""
-    path = Path(source).expanduser()
+    path = Path(expanduser(source))
     if path.is_dir():
         root, files = path, list(path.iterdir())
     elif path.is_file():

@@ -155,6 +155,9 @@ def test_a_kind_of_pool_that_is_none_is_refused_with_the_kinds(tmp_path):
     ("changes", "message"),
     [
         ({"backbone": "package:no_such_package"}, "'no_such_package' is not installed"),
+        ({"backbone": "package:no_such_package.models"}, "'no_such_package.models' is not installed"),
+        ({"backbone": "~no-such-user/model"}, "'~no-such-user/model' is no folder"),
+        ({"source": "~no-such-user/inbox"}, "matches no .parquet, .jsonl, .csv object"),
         ({"source": "/nowhere/*.parquet"}, "matches no .parquet, .jsonl, .csv object"),
         ({"source": "s3://no-such-bucket/x/*.csv"}, "bucket 'no-such-bucket' cannot be listed"),
         ({"columns": {"id": "key", "input": "words", "label": "tropic"}}, "no column for label: tropic; it has key"),
