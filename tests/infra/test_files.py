@@ -25,6 +25,13 @@ def test_the_first_writer_wins_and_the_file_is_private(tmp_path):
     assert [item.name for item in path.parent.iterdir()] == ["secret"]
 
 
+def test_a_home_is_closed_to_others_whatever_of_it_is_made_first(tmp_path, set_variable):
+    set_variable("HOME", tmp_path / "new" / "home")
+    made = make_folder(tmp_path / "new" / "home" / "s3" / "data")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (made, made.parents[1])] == [0o700, 0o700]
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) & 0o001  # root's PostgreSQL passes it
+
+
 def test_a_full_disk_is_one_error_and_leaves_nothing_beside(tmp_path):
     path, before = tmp_path / "keys" / "secret", resource.getrlimit(resource.RLIMIT_FSIZE)
     make_folder(path.parent)
