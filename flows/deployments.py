@@ -35,7 +35,12 @@ WHY = {
 
 
 def deployments_of(stream: Stream) -> list[Wanted]:
-    """Every deployment of a stream; the stream file is the default parameter, and the form in the UI."""
+    """Every deployment of a stream; the stream file is the default parameter, and the form in the UI.
+
+    Raises StateError for what a worker elsewhere would not find, or what Prefect must not be shown."""
+    _require_reachable(stream)
+    if stream.scoring is not None:
+        Entitlements().refuse_secret(stream.name, stream.scoring.caller)
     whole = {"stream": stream.model_dump(mode="json")}
     named = {"stream": stream.name}
     return [
@@ -52,9 +57,6 @@ def deployments_of(stream: Stream) -> list[Wanted]:
 
 def deploy(stream: Stream, kind: PoolType = PoolType.PROCESS, dry_run: bool = False) -> list[Change]:
     """Create or update pools, deployments and automations; a second call changes nothing."""
-    _require_reachable(stream)
-    if stream.scoring is not None:
-        Entitlements().refuse_secret(stream.name, stream.scoring.caller)
     wanted = deployments_of(stream)
     with exclusion.deploying():
         changes = [
@@ -70,9 +72,15 @@ def undeploy(stream: str, dry_run: bool = False) -> list[Change]:
         return list(deploying.remove(tag_of(stream), prefix_of(stream), dry_run))
 
 
-def export(stream: Stream, file: Path) -> None:
+def export(stream: Stream, file: Path, dry_run: bool = False) -> None:
     """Write the deployments as a prefect.yaml. Event triggers are automations: `deciduous deploy` makes those."""
-    file.write_text(deploying.prefect_yaml(deployments_of(stream)), encoding="utf-8")
+    text = deploying.prefect_yaml(deployments_of(stream))
+    if dry_run:
+        return
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StateError(f"cannot write {file}: {error.strerror}; make its folder, or name another file") from None
 
 
 def tag_of(stream: str) -> str:

@@ -34,8 +34,9 @@ def deploy(
         from flows import deployments
 
         if export is not None:
-            deployments.export(stream, export)
-            console.console.print(f"wrote {export}; then: prefect deploy --all --prefect-file {export}")
+            deployments.export(stream, export, dry_run)
+            wrote = "would write" if dry_run else "wrote"
+            console.console.print(f"{wrote} {export}; then: prefect deploy --all --prefect-file {export}")
         else:
             _show(actions.deploy(stream, PoolType(pool_type), dry_run), json)
 

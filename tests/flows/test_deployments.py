@@ -50,8 +50,18 @@ def test_every_variable_of_a_template_is_declared(kind):
 
 def test_a_relative_source_is_refused(tmp_path):
     stream = stream_called("near", tmp_path).model_copy(update={"source": "inbox/*.csv"})
-    with pytest.raises(StateError, match=r"inbox/\*\.csv: a worker runs in another folder"):
-        deployments.deploy(stream)
+    for act in (deployments.deploy, lambda stream: deployments.export(stream, tmp_path / "prefect.yaml")):
+        with pytest.raises(StateError, match=r"inbox/\*\.csv: a worker runs in another folder"):
+            act(stream)
+
+
+def test_a_file_of_deployments_is_not_written_in_a_dry_run_nor_where_there_is_no_folder(tmp_path, capsys, monkeypatch):
+    (tmp_path / "s.yaml").write_text(stream_called("written", tmp_path).model_dump_json())
+    words = ("deploy", str(tmp_path / "s.yaml"), "--export")
+    assert call(capsys, monkeypatch, *words, str(tmp_path / "prefect.yaml"), "--dry-run")[0] == 0
+    assert not (tmp_path / "prefect.yaml").exists()
+    code, _, errors = call(capsys, monkeypatch, *words, str(tmp_path / "nowhere" / "prefect.yaml"))
+    assert (code, "make its folder" in errors) == (1, True)
 
 
 def test_relative_inputs_of_scheduled_scoring_are_refused(tmp_path):
@@ -67,6 +77,8 @@ def test_a_secret_for_a_caller_of_scheduled_scoring_is_refused(tmp_path, set_var
     scoring = Scoring(source="s3://inbox/ask/*", out="s3://inbox/told", caller="planted")
     with pytest.raises(StateError, match="is known by a secret"):
         deployments.deploy(stream_called("mail", tmp_path, scoring=scoring))
+    with pytest.raises(StateError, match="is known by a secret"):
+        deployments.export(stream_called("mail", tmp_path, scoring=scoring), tmp_path / "prefect.yaml")
 
 
 def test_the_stream_file_says_what_is_scored_when_and_for_whom(tmp_path):
