@@ -23,9 +23,11 @@ class PoolType(StrEnum):
 
 
 def job_template(kind: PoolType, pool: str) -> dict[str, Any]:
-    """The base job template of a pool; a container of the gpu pool asks for its GPUs."""
+    """The base job template of a pool; a container of the gpu pool has an image of its own, and asks for its GPUs."""
     template: dict[str, Any] = json.loads((TEMPLATES / f"{kind}.json").read_text())
     variables = template["variables"]["properties"]
+    if pool == GPU and kind != PoolType.PROCESS:
+        variables["image"]["default"] = "deciduous-gpu-worker"
     if pool == GPU and kind == PoolType.KUBERNETES:
         variables["gpus"]["default"] = 1
     if pool == GPU and kind == PoolType.DOCKER:

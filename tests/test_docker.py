@@ -1,5 +1,6 @@
 """No engine runs in CI: the files are linted, checked against the schema, and the scripts run as they are."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from infra.workers import PoolType, job_template
 
 ROOT = Path(__file__).parents[1]
 DOCKER = ROOT / "docker"
@@ -74,6 +77,10 @@ def test_every_service_is_pinned_healthy_and_cannot_gain_rights():
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
     assert {"cpu-worker", "gpu-worker"} <= set(OWN)
+    for kind, pool in itertools.product([PoolType.DOCKER, PoolType.KUBERNETES], ["cpu", "gpu"]):
+        image = job_template(kind, pool)["variables"]["properties"]["image"]["default"]
+        assert image == OWN[f"{pool}-worker"]["image"]
+        assert f"-t {image} ." in (DOCKER / "worker.Dockerfile").read_text()
     assert OWN["gpu-worker"]["build"]["args"]["BASE"].startswith("nvidia/cuda:")
 
 
