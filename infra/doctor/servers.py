@@ -44,15 +44,14 @@ def examine_prefect() -> Iterator[Finding]:
     yield _compared("prefect", api, call_api(api, "/admin/version"))
     known = pool_names(api)
     for pool in (CPU, GPU):
-        yield _workers(api, pool) if pool in known else poor("prefect", f"no work pool {pool}", "deciduous deploy")
+        yield _workers(api, pool) if pool in known else poor("prefect", f"no work pool {pool}", "deciduous deploy FILE")
 
 
 def _workers(api: str, pool: str) -> Finding:
     online = online_workers(api, pool)
     if online:
         return good("prefect", f"pool {pool} is served by {', '.join(online)}")
-    remedy = f"prefect worker start --pool {pool}"
-    return poor("prefect", f"pool {pool} has no worker: what is scheduled there waits", remedy)
+    return poor("prefect", f"pool {pool} has no worker: what is scheduled there waits", f"deciduous worker {pool}")
 
 
 def _compared(part: str, address: str, theirs: str) -> Finding:

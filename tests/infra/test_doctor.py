@@ -2,6 +2,7 @@
 
 import os
 import uuid
+from importlib.metadata import version
 
 import boto3
 import pytest
@@ -9,6 +10,7 @@ from botocore.exceptions import ClientError
 from sqlalchemy import text
 
 from infra import database, seaweed, storage
+from infra.doctor import servers
 from infra.doctor.examination import examine
 from infra.errors import BucketError, SchemaError
 from infra.settings import settings
@@ -144,6 +146,18 @@ def test_servers_that_do_not_answer_do_not_stop_the_examination(own_home, set_va
     assert [finding.part for finding in findings if finding.health == "error"] == ["catalog", "s3", "mlflow", "prefect"]
     assert not any("s3cret" in finding.found for finding in findings)
     assert not own_home.exists()
+
+
+@pytest.mark.usefixtures("own_home")
+def test_the_remedies_for_pools_are_whole_commands(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(servers, "call_api", lambda *_: version("prefect"))
+    monkeypatch.setattr(servers, "pool_names", lambda _: {"cpu"})
+    monkeypatch.setattr(servers, "online_workers", lambda *_: [])
+    assert [finding.remedy for finding in servers.examine_prefect()][1:] == [
+        "deciduous worker cpu",
+        "deciduous deploy FILE",
+    ]
 
 
 def test_home_that_others_can_enter_is_named_with_the_remedy(own_home):
