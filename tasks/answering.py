@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -116,12 +117,15 @@ class Line:
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._open()
-        os.register_at_fork(after_in_child=self._open)  # a forked process has none of the threads
+        self.open()
+        _lines.add(self)
 
-    def _open(self) -> None:
-        self._waiting: SimpleQueue[_Waiting] = SimpleQueue()
-        Thread(target=self._serve, daemon=True, name=f"answers-{self._watch.stream}").start()
+    def open(self) -> None:
+        self._waiting: SimpleQueue[_Waiting | None] = SimpleQueue()
+        # neither queue nor thread holds the line: a model that was loaded and let go leaves neither thread nor weights
+        weakref.finalize(self, self._waiting.put, None)
+        where = (self._waiting, self._watch)
+        Thread(target=_serve, args=where, daemon=True, name=f"answers-{self._watch.stream}").start()
 
     def ask(self, inputs: Sequence[bytes], groups: Sequence[str]) -> Answer:
         """Wait for the answer. Raises what went wrong with this request, whatever the others of its pass get."""
@@ -129,26 +133,42 @@ class Line:
         self._waiting.put(waiting)
         return waiting.answer.result()
 
-    def _serve(self) -> None:
-        while True:
-            taken = [self._waiting.get()]
-            while sum(len(each.request.inputs) for each in taken) < MOST_ROWS:
-                try:
-                    taken.append(self._waiting.get_nowait())
-                except Empty:
-                    break
-            self._answer(taken)
 
-    def _answer(self, taken: Sequence[_Waiting]) -> None:
-        try:
-            version, answerer = self._watch.current()
-            found = answerer.answer_each([each.request for each in taken])
-        except Exception as error:  # to every caller of the pass
-            for each in taken:
-                each.answer.set_exception(error)
-            return
-        for each, outcome in zip(taken, found, strict=True):
-            if isinstance(outcome, Exception):
-                each.answer.set_exception(outcome)
-            else:
-                each.answer.set_result(Answer(version, outcome))
+_lines: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def _open_again() -> None:
+    """In a forked process, which has none of the threads."""
+    for line in list(_lines):
+        line.open()
+
+
+os.register_at_fork(after_in_child=_open_again)
+
+
+def _serve(waiting: SimpleQueue[_Waiting | None], watch: Watch) -> None:
+    while (first := waiting.get()) is not None:
+        taken = [first]
+        while sum(len(each.request.inputs) for each in taken) < MOST_ROWS:
+            try:
+                following = waiting.get_nowait()
+            except Empty:
+                break
+            assert following is not None, "who waits holds the line"
+            taken.append(following)
+        _answer(taken, watch)
+
+
+def _answer(taken: Sequence[_Waiting], watch: Watch) -> None:
+    try:
+        version, answerer = watch.current()
+        found = answerer.answer_each([each.request for each in taken])
+    except Exception as error:  # to every caller of the pass
+        for each in taken:
+            each.answer.set_exception(error)
+        return
+    for each, outcome in zip(taken, found, strict=True):
+        if isinstance(outcome, Exception):
+            each.answer.set_exception(outcome)
+        else:
+            each.answer.set_result(Answer(version, outcome))

@@ -1,9 +1,12 @@
 """Answers from files, from S3, from the registered model and while the champion moves."""
 
+import gc
 import hashlib
 import json
 import os
 import signal
+import threading
+import weakref
 from base64 import b64encode, encodebytes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -362,6 +365,19 @@ def test_a_model_that_was_loaded_before_a_fork_answers_in_the_child(stream):
         own = storage.s3() is not client and database.engine().pool is not before
         os._exit(0 if answers.equals(expected) and own else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_line_that_nobody_holds_leaves_neither_thread_nor_model(stream):
+    """As in a service that loads each champion anew."""
+    before = {*threading.enumerate()}
+    line = Line(Watch(stream.name, 2))
+    assert line.ask(TEXTS, ["a"]).version == 2
+    (thread,) = {*threading.enumerate()} - before
+    model = weakref.ref(line._watch)
+    del line
+    thread.join(10)
+    gc.collect()
+    assert (thread.is_alive(), model()) == (False, None)
 
 
 def test_an_image_is_given_as_its_bytes_or_as_base64_also_in_lines():
