@@ -16,7 +16,7 @@ from tasks import blobs, certificate_journal
 from tasks.alias_moves import serves_clean
 from tasks.certificates import Certificate, digest, render_markdown, sign, verify
 from tasks.held_back import held_file
-from tasks.markers import escrow
+from tasks.markers import escrow, load_marked, names_of
 from tasks.monitoring import MONITOR, hear_monitors
 from tasks.narration import say
 from tasks.policies.guarantee import guarantee, is_clean
@@ -166,8 +166,8 @@ def _markers_of(ticket_id: str, swept: Detail) -> dict[str, int]:
 
 
 def unfinished_before(session: Session, ticket: Ticket, together: Sequence[Ticket]) -> list[str]:
-    """Tickets that took effect earlier, name some of the same and are not complete: the records went with their rows,
-    and what these shaped is theirs to rebuild."""
+    """Tickets that took effect earlier, name some of the same, one perhaps a record and the other its subject, and are
+    not complete: the records went with their rows, and what these shaped is theirs to rebuild."""
     named = set(tickets.targets_of(session, ticket.ticket_id))
     epoch, worked = tickets.ticket_epoch(session, ticket.ticket_id), {each.ticket_id for each in together}
     others = tickets.tickets(session, ticket.stream, *tickets.WORKED, TicketState.EXCEPTION)
@@ -176,7 +176,7 @@ def unfinished_before(session: Session, ticket: Ticket, together: Sequence[Ticke
         for other in others
         if other.ticket_id not in worked
         and tickets.ticket_epoch(session, other.ticket_id) < epoch
-        and named & set(tickets.targets_of(session, other.ticket_id))
+        and named & {*tickets.targets_of(session, other.ticket_id), *names_of(load_marked(other.ticket_id))}
     ]
 
 

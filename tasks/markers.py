@@ -36,6 +36,8 @@ class Marked:
     """Of its input."""
     head: bytes = b""
     """The beginning of its input: only where another input begins alike can the states be alike. Not looked for."""
+    subject: bytes = b""
+    """The keyed hash of whose it is, for a later ticket that names the subject. Not looked for."""
 
     @property
     def markers(self) -> list[bytes]:
@@ -60,6 +62,11 @@ def _read(each: str | dict[str, str]) -> Marked:
     if isinstance(each, str):  # of an exception from before records were told apart
         return Marked(window=bytes.fromhex(each))
     return Marked(**{name: bytes.fromhex(value) for name, value in each.items()})
+
+
+def names_of(marked: Iterable[Marked]) -> set[tuple[str, str]]:
+    """What a ticket may name to reach one of these records: (kind, keyed hash) of it, and of its subject."""
+    return {pair for m in marked for pair in (("record", m.record.decode()), ("subject", m.subject.decode()))}
 
 
 def load_markers(ticket_id: str) -> list[bytes]:
@@ -95,7 +102,8 @@ def _mark(stream: Stream, row: Row) -> Marked:
     middle = max(0, len(row.input) // 2 - WINDOW // 2)
     window = row.input[middle : middle + WINDOW]
     state = _state_marker(states_of(stream, [row])[0])
-    return Marked(row.record.encode(), state, window if len(window) >= SHORTEST else b"", row.input[:WINDOW])
+    looked_for = row.record.encode(), state, window if len(window) >= SHORTEST else b""
+    return Marked(*looked_for, row.input[:WINDOW], row.subject.encode())
 
 
 def _state_marker(state_TD: Tensor) -> bytes:

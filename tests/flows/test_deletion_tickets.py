@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.entities import ViewType
 
 from flows import forget as saga
@@ -26,15 +27,18 @@ from tasks import (
     consolidation,
     exclusion,
     manifests,
+    markers,
     registration,
 )
 from tasks import tickets as opening
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
+from tasks.closing import unfinished_before
 from tasks.held_back import held_file
-from tasks.identity import keyed_hash
+from tasks.identity import catalog_key, keyed_hash
 from tasks.markers import escrow
 from tasks.opening import certificate_path
+from tasks.rows import Row
 from tasks.shards import load_rows
 from tests.flows.adversary import (
     assert_complete,
@@ -74,6 +78,12 @@ def needs_approval(stream):
     with database.transaction() as session:
         catalog.save_stream(session, stream, digest)
 
+
+NAMED = {
+    "record": [("record", [], ["7"]), ("subject", ["ann"], []), ("other", ["bo"], ["8"])],
+    "subject": [("subject", ["ann"], []), ("record", [], ["7"]), ("other", ["bo"], ["8"])],
+}
+"""What is named by tickets one after the other."""
 
 LOCKS = {
     "hold": {"ObjectLockLegalHoldStatus": "ON"},
@@ -255,6 +265,24 @@ def test_a_second_ticket_for_the_same_is_no_more_complete_than_the_first(stream,
         opening.reopen_ticket(ticket_id, "ann", "the markers are back")
         forget(ticket_id)
         assert_complete(ticket_id)
+
+
+@pytest.mark.parametrize("first", ["record", "subject"])
+def test_a_record_and_its_subject_are_the_same_to_a_later_ticket(backbone, inbox, monkeypatch, first):
+    """The rows went with the first ticket, which is not complete: what tells is what it holds to look for them."""
+    stream = make_stream(f"names-a-{first}", backbone, inbox)
+    with database.transaction() as session:
+        catalog.save_stream(session, stream, "digest")
+    hashes = {kind: keyed_hash(kind, stream.name, name) for kind, name in (("record", "7"), ("subject", "ann"))}
+    row = Row(**hashes, group="", label="red", input=b"a b c", time=None, held_out=False, slice=0)
+    monkeypatch.setattr(markers, "load_rows", lambda _: [row])
+    monkeypatch.setattr(markers, "states_of", lambda *_: [torch.zeros(1, 8)])
+    opened = {kind: open_ticket(stream, *names, records=ids) for kind, names, ids in NAMED[first]}
+    markers.keep_markers(stream, opened[first].ticket_id, [None], [catalog_key(row.record)])
+    with database.transaction() as session:
+        told = {kind: unfinished_before(session, ticket, [ticket]) for kind, ticket in opened.items()}
+    same = f"ticket {opened[first].ticket_id}, which names the same, is not complete: finish it first"
+    assert told == {**dict.fromkeys(opened, [same]), first: [], "other": []}
 
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
