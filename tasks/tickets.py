@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import catalog, lineage, ownership, suppression, tickets, versions
+from registry.errors import StateError
 from registry.records import Gate, StoredObject, Ticket, TicketState
 from registry.stream import Stream
 from registry.tables import now
@@ -190,6 +191,12 @@ def reopen_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
     """
     with database.transaction() as session:
         ticket = tickets.get_ticket(session, ticket_id)
+        if ticket.state != TicketState.EXCEPTION:
+            todo = f"; go on with it: deciduous erase {ticket.stream} --ticket {ticket_id}"
+            raise StateError(
+                f"ticket {ticket_id!r} is {ticket.state}, and only an exception is reopened"
+                f"{todo if ticket.state in tickets.WORKED else ''}"
+            )
         noted = {row.step: row.detail for row in tickets.steps_of(session, ticket_id)}
         begin_anew = _is_unclean(noted)
         tickets.reopen(session, ticket_id, by, reason, ALL_STEPS if begin_anew else LAST_STEPS)

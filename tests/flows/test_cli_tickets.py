@@ -129,6 +129,12 @@ def test_a_ticket_names_what_it_forgets_itself(ask, opened, more):
     assert (code, "give --ticket alone" in errors) == (1, True)
 
 
+def test_only_an_exception_is_reopened(ask, opened):
+    code, errors = ask("ticket", "reopen", opened, "--by", "ann", "--reason", "hurry")
+    assert (code, f"{opened}' is approved, and only an exception is reopened" in errors) == (1, True)
+    assert f"deciduous erase unlearned --ticket {opened}" in errors
+
+
 def test_a_dry_run_of_a_ticket_takes_no_names_either(ask, opened):
     code, errors = ask("erase", "unlearned", "--ticket", opened, "--subject", "bo", "--dry-run")
     assert (code, "give --ticket alone" in errors) == (1, True)
