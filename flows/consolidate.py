@@ -62,9 +62,11 @@ def keep_to_budget(stream: Stream) -> MergeOutcome | None:
 
 def _merge(stream: Stream, pair: tuple[str, str], dry_run: bool) -> MergeOutcome:
     outcome = merge_adapters(stream, pair, dry_run)
+    if dry_run:
+        return outcome
     if outcome.accepted:
         _register_merge(stream, outcome)
-    elif not dry_run:
+    else:
         report_merge(stream, outcome)
     return outcome
 

@@ -46,6 +46,7 @@ from tasks.retries import step
 @dataclass(frozen=True, slots=True)
 class MergeOutcome:
     accepted: bool
+    """Whether it is kept, or, of a dry run, would be."""
     adapter_id: str | None
     parent_ids: tuple[str, ...]
     accuracy_before: float
@@ -92,10 +93,10 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
     before, after = _figures(tried.before), _figures(tried.after, alone=not earned.passed)
     verdict = merge_is_kept(before, after, stream.gates.merge_drop)
     was, now = (total(scores.values()).accuracy for scores in (tried.before, tried.after))
-    if verdict.passed and not dry_run and asks_person(stream.gates.approval.merge, now < was):
-        verdict = with_word(stream, Gate.MERGE, what, verdict)
+    if verdict.passed and asks_person(stream.gates.approval.merge, now < was):
+        verdict = with_word(stream, Gate.MERGE, what, verdict, dry_run)
     say(f"  merge of {' and '.join(parent_ids)} {_told(verdict, dry_run)}: {verdict.reason}")
-    outcome = MergeOutcome(False, None, tuple(parent_ids), was, now, verdict.reason, tried.epoch)
+    outcome = MergeOutcome(verdict.passed, None, tuple(parent_ids), was, now, verdict.reason, tried.epoch)
     if dry_run:
         return outcome
     figures = {"before": was, "after": now, "exact_head": together.exact_accuracy}
@@ -103,9 +104,7 @@ def merge_adapters(stream: Stream, parent_ids: tuple[str, ...], dry_run: bool = 
         state = AdapterState.SERVING if earned.passed else AdapterState.CANDIDATE
         reason = f"merge kept: {verdict.reason}; {earned.reason}"
         merged = replace(tried.merged, accuracy=together.accuracy, state=state, reason=reason)
-        return replace(
-            outcome, accepted=True, adapter_id=_keep(stream, replace(tried, merged=merged), verdict, figures)
-        )
+        return replace(outcome, adapter_id=_keep(stream, replace(tried, merged=merged), verdict, figures))
     with database.transaction() as session:
         _note(session, stream, tried.merged, None, verdict, figures)
     announce(GATE_REFUSED, stream.name, "gate", f"merge:{what}", gate="merge", what=what, reason=verdict.reason)

@@ -125,7 +125,10 @@ def test_a_refused_merge_is_not_kept_and_an_approved_one_is(backbone, inbox):
         deliver(inbox, name, topics, rows=120)
     learn(stream)
     pair = serving_pair(stream)
+    tried = consolidate(stream, pair, dry_run=True)
+    assert actions.waiting_requests(stream.name) == [], "a dry run asks nobody"
     outcome = consolidate(stream, pair)
+    assert (tried.accepted, tried.reason) == (outcome.accepted, outcome.reason)
     assert not outcome.accepted
     assert "waits for a person" in outcome.reason
     actions.answer(f"merge:{'+'.join(pair)}", True, "Ann", "")
