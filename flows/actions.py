@@ -26,7 +26,7 @@ from tasks import approvals, auditing, deploying, exporting, forgetting, opening
 from tasks.deploying import Change
 from tasks.held_batches import discard_batch, reopen_batch
 from tasks.missed import start_missed
-from tasks.retirement import check_reinstate, refuse_mixture, reinstate_adapter, retire_adapter
+from tasks.retirement import check_reinstate, check_retire, reinstate_adapter, retire_adapter
 
 Record = dict[str, Any]
 
@@ -198,7 +198,7 @@ def export(adapter_id: str, folder: Path) -> str:
 
 def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     opening.open_home()
-    refuse_mixture(adapter_id)
+    check_retire(adapter_id)
     if not dry_run:
         retire_adapter.fn(adapter_id, reason)
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"

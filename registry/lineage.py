@@ -61,12 +61,6 @@ def children(session: Session, adapter_id: str) -> list[str]:
     return [child.removeprefix("adapter:") for child in session.scalars(query.order_by(EdgeRow.child))]
 
 
-def descendants(session: Session, adapter_id: str) -> list[str]:
-    """Adapters merged from this one, from those, and so on."""
-    born = children(session, adapter_id)
-    return [*born, *(deeper for child in born for deeper in descendants(session, child))]
-
-
 def merge_depth(session: Session, adapter_id: str) -> int:
     """0 for a trained adapter, 1 + the deepest parent's depth for a merged one."""
     query = select(EdgeRow.parent).where(EdgeRow.child == f"adapter:{adapter_id}", EdgeRow.kind == EdgeKind.MERGED_FROM)

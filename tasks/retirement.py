@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, lineage
+from registry import catalog, decision_log
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
 from registry.stream import WHOLE, Stream
@@ -139,6 +139,15 @@ def retire_adapter(adapter_id: str, reason: str) -> Adapter:
     return retired
 
 
+def check_retire(adapter_id: str) -> None:
+    """Raises what `retire_adapter` would raise, and StateError for an adapter that is retired: its reason stays."""
+    refuse_mixture(adapter_id)
+    with database.transaction() as session:
+        adapter = adapter_rows.get_adapter(session, adapter_id)
+    if adapter.state in (AdapterState.RETIRED, AdapterState.ERASED):
+        raise StateError(f"{adapter_id!r} is {adapter.state} already: {adapter.reason}")
+
+
 def refuse_mixture(adapter_id: str) -> None:
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
@@ -153,8 +162,8 @@ def refuse_mixture(adapter_id: str) -> None:
 def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
     """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
 
-    Raises StateError where it is not retired, or where an adapter that it was merged into has taken its place, and
-    SuppressedRecordError where a ticket has to rebuild it first.
+    Raises StateError where it is not retired, or where a merge of it, or what it was merged from, has taken its place,
+    and SuppressedRecordError where a ticket has to rebuild it first.
     """
     with database.transaction() as session:
         adapter = _require_retired(session, stream, adapter_id)
@@ -171,10 +180,11 @@ def check_reinstate(stream: Stream, adapter_id: str) -> None:
 
 def _require_retired(session: Session, stream: Stream, adapter_id: str) -> Adapter:
     adapter = adapter_rows.get_adapter(session, adapter_id)
-    merged = adapter_rows.get_adapters(session, lineage.descendants(session, adapter_id))
-    heirs = [each.adapter_id for each in merged if each.state in KNOWN]
-    if adapter.state != AdapterState.RETIRED or heirs:
-        why = f"{heirs[0]} has taken its place; retire that first" if heirs else f"it is {adapter.state}"
+    # only merges and what they were merged from were trained on the same shard: one of them serves it
+    known = [each for each in adapter_rows.adapters(session, stream.name, KNOWN) if each.adapter_id != adapter_id]
+    rivals = [each.adapter_id for each in known if {*each.shard_ids} & {*adapter.shard_ids}]
+    if adapter.state != AdapterState.RETIRED or rivals:
+        why = f"{rivals[0]} has taken its place; retire that first" if rivals else f"it is {adapter.state}"
         raise StateError(f"adapter {adapter_id!r} cannot be reinstated: {why}")
     refuse_condemned(session, stream.name, [adapter])
     return adapter

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 import pytest
 from botocore.client import BaseClient
 
+from flows import actions
 from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database, storage
@@ -77,6 +78,7 @@ def test_a_dry_run_measures_a_merge_and_leaves_everything_as_it_was(backbone, in
         before, told = stored_of(stream), decisions(stream)
         tried = consolidate(stream, tuple(born), dry_run=True)
         assert (sorted(states(stream)), stored_of(stream), decisions(stream)) == (born, before, told)
+        assert (tried.accepted, tried.adapter_id) == (True, None), "as it would be"
         with pytest.raises(PowerCutError):
             consolidate(stream)
     left, before = states(stream), stored_of(stream)
@@ -165,6 +167,15 @@ def chain(stream, count):
             )
 
 
+def merge_on_paper(session, merged_id, parent_ids):
+    parents = adapters.get_adapters(session, parent_ids)
+    merged = adapters.get_adapter(session, merged_id)
+    shards = tuple(shard_id for parent in parents for shard_id in parent.shard_ids)
+    adapters.put_adapter(session, replace(merged, parent_ids=tuple(parent_ids), shard_ids=shards, serves=shards))
+    for parent_id in parent_ids:
+        adapters.move_adapter(session, parent_id, AdapterState.RETIRED, f"superseded by {merged_id}")
+
+
 def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
     stream = make_stream("toolarge", backbone, inbox)
     chain(stream, 5)
@@ -186,14 +197,42 @@ def test_what_a_merge_of_merges_holds_is_not_reinstated_beside_it(backbone, inbo
     chain(stream, 5)
     with database.transaction() as session:
         for child, parents in (("a4", ("a1", "a2")), ("a5", ("a4", "a3"))):
-            merged = adapters.get_adapter(session, f"deepheir-{child}")
-            adapters.put_adapter(session, replace(merged, parent_ids=tuple(f"deepheir-{p}" for p in parents)))
-        for old in ("deepheir-a1", "deepheir-a4"):
-            adapters.move_adapter(session, old, AdapterState.RETIRED, "superseded")
+            merge_on_paper(session, f"deepheir-{child}", [f"deepheir-{parent}" for parent in parents])
     with pytest.raises(StateError, match="'deepheir-a1' cannot be reinstated: deepheir-a5 has taken its place"):
         retirement.check_reinstate(stream, "deepheir-a1")
     retirement.retire_adapter.fn("deepheir-a5", "by hand")
     retirement.check_reinstate(stream, "deepheir-a1")
+
+
+def test_a_merge_is_not_reinstated_beside_what_it_holds(backbone, inbox):
+    """A parent that came back serves, and then a merge of that parent with another."""
+    stream = make_stream("heirback", backbone, inbox)
+    chain(stream, 5)
+    with database.transaction() as session:
+        merge_on_paper(session, "heirback-a4", ["heirback-a1", "heirback-a2"])
+        for adapter_id, state in (("a4", AdapterState.RETIRED), ("a1", AdapterState.SERVING)):
+            adapters.move_adapter(session, f"heirback-{adapter_id}", state, "by hand")
+    with pytest.raises(StateError, match="'heirback-a4' cannot be reinstated: heirback-a1 has taken its place"):
+        retirement.check_reinstate(stream, "heirback-a4")
+    with database.transaction() as session:
+        merge_on_paper(session, "heirback-a5", ["heirback-a1", "heirback-a3"])
+    with pytest.raises(StateError, match="heirback-a5 has taken its place; retire that first"):
+        retirement.check_reinstate(stream, "heirback-a4")
+    retirement.check_reinstate(stream, "heirback-a2")
+    retirement.retire_adapter.fn("heirback-a5", "by hand")
+    retirement.check_reinstate(stream, "heirback-a4")
+
+
+def test_what_is_retired_or_erased_is_not_retired_again_also_not_in_a_dry_run(backbone, inbox):
+    stream = make_stream("twice", backbone, inbox)
+    chain(stream, 2)
+    with database.transaction() as session:
+        adapters.move_adapter(session, "twice-a1", AdapterState.RETIRED, "the season is over")
+        adapters.move_adapter(session, "twice-a2", AdapterState.ERASED, "too few of its rows remain")
+    for adapter_id, told in {"a1": "retired already: the season is over", "a2": "erased already: too few"}.items():
+        for dry_run in (True, False):
+            with pytest.raises(StateError, match=told):
+                actions.retire(f"twice-{adapter_id}", "again", dry_run)
 
 
 def test_a_merge_of_another_streams_adapters_or_of_one_adapter_is_refused_before_any_work(backbone, inbox):
