@@ -16,11 +16,8 @@ from tasks.retries import step
 
 
 @step("promote-{version.version}")
-def promote_version(stream: Stream, version: ModelVersion, gated: bool = True) -> Verdict:
-    """Make the version champion when every gate passes; otherwise it waits as challenger.
-
-    A deletion's version is not gated: what a ticket withdrew must not come back because it was more accurate.
-    """
+def promote_version(stream: Stream, version: ModelVersion) -> Verdict:
+    """Make the version champion when every gate passes; otherwise it waits as challenger."""
     with database.transaction() as session:
         champion = versions.alias_of(session, stream.name, CHAMPION)
         candidate = _accuracies(versions.accuracies(session, stream.name, version.version))
@@ -30,9 +27,7 @@ def promote_version(stream: Stream, version: ModelVersion, gated: bool = True) -
         return Verdict(True, "it is the champion")
     gates = stream.gates
     verdict = version_clears_gates(candidate, held, gates.accuracy_drop, gates.forgetting)
-    if not gated:
-        verdict = Verdict(True, f"asked for by a deletion, not gated: {verdict.reason}")
-    elif asks_person(gates.approval.promotion, not verdict.passed):
+    if asks_person(gates.approval.promotion, not verdict.passed):
         verdict = with_word(stream, Gate.PROMOTION, f"{stream.name}/{version.version}", verdict)
     if not verdict.passed:
         refused = {"gate": "promotion", "what": f"{stream.name}/{version.version}", "reason": verdict.reason}

@@ -21,9 +21,11 @@ from tasks.model_card import adapter_bytes, data_sets, describe_version, draw_fi
 from tasks.narration import say
 from tasks.packaging import packed_model
 from tasks.policies.guarantee import is_clean
+from tasks.promotion import promote_version
 from tasks.release import check_release, clean_part
 from tasks.retries import step
 from tasks.saga import Detail, once
+from tasks.tickets import AUTOMATIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +62,22 @@ def register_rebuilt(stream: Stream, together: Sequence[Ticket], rebuilt: Detail
 
     What a ticket that took effect meanwhile names is left out: it is worked next. Nothing is registered where an
     artifact differs from one made without the records. No accuracy gate: what was withdrawn must not come back because
-    it was better. Once: tickets that are reopened from the purge on leave the champion of the day.
+    it was better. A champion that the tickets left alone is replaced by way of the gates alone, and where nothing was
+    rebuilt by nothing. Once: tickets that are reopened from the purge on leave the champion of the day.
     """
 
     def work() -> Detail:
         if not all(map(is_clean, compared["compared"].values())):
             return {"version": None}
+        chosen = _is_chosen(stream)
+        if chosen and not rebuilt["actions"] and not compared["compared"]:
+            return {"version": None}
         names = ", ".join(ticket.ticket_id for ticket in together)
         done = f"rebuilt without the records of {names}"
         if suppressed := rebuilt.get("suppressed"):
             done = f"an interim: {', '.join(suppressed)} suppressed, not deleted (guarantee A), for {names}"
-        version = _register_clean(stream, Change(f"ticket:{together[0].ticket_id}", done), measured=True)
+        change = Change(f"ticket:{together[0].ticket_id}", done)
+        version = _register_clean(stream, change, measured=True, gated=chosen)
         return {"version": version and version.version}
 
     return once(together, "register", work)
@@ -104,12 +111,26 @@ def _champion(stream: Stream) -> ModelVersion | None:
         return None if version is None else versions.get_version(session, stream.name, version)
 
 
-def _register_clean(stream: Stream, change: Change, measured: bool) -> ModelVersion | None:
+def _is_chosen(stream: Stream) -> bool:
+    """Whether gates or a person made the champion what it is: it neither stands in for one that a ticket withdrew, nor
+    was fallen back to."""
+    with database.transaction() as session:
+        move = versions.last_alias_event(session, stream.name, CHAMPION)
+        # as `withdraw_versions` enters it
+        fallen_back = move is not None and move.by == AUTOMATIC and move.reason.startswith("ticket ")
+    champion = _champion(stream)
+    return champion is not None and champion.accuracy is not None and not fallen_back
+
+
+def _register_clean(stream: Stream, change: Change, measured: bool, gated: bool = False) -> ModelVersion | None:
     manifest = clean_part(current_manifest(stream))
     if not manifest["shards"]:
         return None
     version = register(stream, manifest, change, measured)
-    move_alias(stream.name, CHAMPION, version.version, "deciduous", change.reason)
+    if gated:
+        promote_version.fn(stream, version)
+        return version
+    move_alias(stream.name, CHAMPION, version.version, AUTOMATIC, change.reason)
     say(f"  version {version.version} is champion: {change.reason}")
     return version
 

@@ -17,8 +17,9 @@ from registry import adapters as adapter_rows
 from registry import artifacts, catalog, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
 from registry.records import AdapterState, BatchState, TicketState, VersionState
-from registry.sections import Approval
+from registry.sections import Approval, Approvals, Gates
 from registry.tables import TicketEventRow
+from registry.versions import CHAMPION
 from tasks import (
     adapters,
     auditing,
@@ -31,6 +32,8 @@ from tasks import (
     registration,
 )
 from tasks import tickets as opening
+from tasks.alias_moves import move_alias
+from tasks.approvals import waiting
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
 from tasks.closing import unfinished_before
@@ -53,6 +56,7 @@ from tests.flows.adversary import (
     open_ticket,
     plain_steps,  # noqa: F401
     put_in_inbox,
+    ready_versions,
     serve_all,
     state_of,
 )
@@ -282,7 +286,27 @@ def test_a_record_and_its_subject_are_the_same_to_a_later_ticket(backbone, inbox
     with database.transaction() as session:
         told = {kind: unfinished_before(session, ticket, [ticket]) for kind, ticket in opened.items()}
     same = f"ticket {opened[first].ticket_id}, which names the same, is not complete: finish it first"
-    assert told == {**dict.fromkeys(opened, [same]), first: [], "other": []}
+    assert told == {"record": [same], "subject": [same], "other": [], first: []}
+
+
+def test_a_ticket_makes_nothing_champion_that_waits_for_a_person(backbone, tmp_path):
+    """The champion is older than what the tickets reach."""
+    asks = Gates(accuracy_drop=0.5, forgetting=0.5, approval=Approvals(promotion="always"))
+    stream = make_stream("waits-on", backbone, tmp_path, source=of_inbox("waits-on"), gates=asks)
+    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
+        rows = deliver(tmp_path, name, topics)
+        put_in_inbox(stream.name, name, [{**row, "who": f"{name}-{row['who']}"} for row in rows])
+    learn(stream)
+    move_alias(stream.name, CHAMPION, 1, "ann", "reviewed")
+    forget(open_ticket(stream, "nobody").ticket_id)
+    assert (champion_of(stream), ready_versions(stream)) == (1, [1, 2])
+    reached = open_ticket(stream, "02-person-3").ticket_id
+    forget(reached)
+    assert_complete(reached)
+    assert (champion_of(stream), ready_versions(stream)) == (1, [1, 3])
+    assert [r.what for r in waiting(stream.name)] == ["waits-on/1", "waits-on/2", "waits-on/3"]
+    forget(open_ticket(stream, "01-person-3").ticket_id)
+    assert champion_of(stream) == ready_versions(stream)[-1], "the one before was withdrawn"
 
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
