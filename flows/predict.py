@@ -19,7 +19,7 @@ def predict(
     deployment: there it is a name.
     """
     job = open_job(stream, groups, caller)
-    answers = answer_rows(job, read_inputs(stream, uri))
+    answers = answer_rows(job, read_inputs(stream, uri, out))
     if out is not None:
         write_answers(job, answers, out)
     return answers

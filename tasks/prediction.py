@@ -68,6 +68,9 @@ def list_unanswered(job: Job, uri: str, out: str) -> list[tuple[str, str]]:
     """(input, output) of the objects whose answers are not there yet: what an interrupted run left, and what is new."""
     _require_place(out)
     asked = [(found, answers_uri(job, found, tag, out)) for found, tag in source.list_objects(uri)]
+    for found, _ in asked:
+        if found.lower().endswith(".parquet"):
+            _require_apart(found, out)
     left = [(found, answers) for found, answers in asked if not _exists(answers)]
     say(f"{job.stream}: {len(left)} of {len(asked)} objects have no answers by version {job.version} yet")
     return left
@@ -78,6 +81,16 @@ def _require_place(out: str) -> None:
         raise StateError(f"{out!r} names no place for answers; give a folder, a .parquet file or s3://BUCKET/PREFIX")
 
 
+def _require_apart(asked: str, out: str) -> None:
+    """Raise StateError where answers would take the place of what is asked, or be asked themselves the next time."""
+    if asked.startswith("s3://"):
+        inside = f"{asked}/".startswith(f"{out.rstrip('/')}/")
+    else:
+        inside = not out.startswith("s3://") and Path(asked).resolve().is_relative_to(Path(out).resolve())
+    if inside:
+        raise StateError(f"{asked} is asked and lies where answers go, {out}; choose another place for the answers")
+
+
 def answers_uri(job: Job, uri: str, tag: str, out: str) -> str:
     """Named by the input and its tag (size and time, or ETag), the version and the groups: the same question finds its
     answers again."""
@@ -86,8 +99,11 @@ def answers_uri(job: Job, uri: str, tag: str, out: str) -> str:
 
 
 @step("read-inputs-{stream}")
-def read_inputs(stream: str, uri: str) -> Rows:
-    """Rows with the stream's input column, and its id column where the file has one."""
+def read_inputs(stream: str, uri: str, out: str | None = None) -> Rows:
+    """Rows with the stream's input column, and its id column where the file has one. Raises StateError where the
+    answers would be written over them."""
+    if out is not None:
+        _require_apart(uri, out)
     with database.transaction() as session:
         about = catalog.get_stream(session, stream)
     columns = about.columns

@@ -106,6 +106,22 @@ def test_batch_scoring_reads_s3_writes_parquet_and_goes_on_where_it_stopped(stre
     assert len(predict_batch(*question[:3], ["b"])) == 3  # another caller asks another question
 
 
+def test_answers_are_not_written_over_what_is_asked_nor_asked_themselves(stream, s3, tmp_path):
+    asked = tmp_path / "1.jsonl"
+    asked.write_text(json.dumps({"words": "a b c"}) + "\n")
+    with pytest.raises(StateError, match="choose another place for the answers"):
+        predict(stream.name, str(asked), ["a"], str(tmp_path / "." / "1.jsonl"))
+    assert json.loads(asked.read_text()) == {"words": "a b c"}
+    assert len(predict_batch(stream.name, f"{tmp_path}/*.jsonl", str(tmp_path), ["a"])) == 1
+    with pytest.raises(StateError, match=r"1-\w+\.parquet is asked and lies where answers go"):
+        predict_batch(stream.name, str(tmp_path), str(tmp_path), ["a"])
+    put(s3, "among/1.parquet", ["a b c"])
+    job, place = prediction.open_job.fn(stream.name, ["a"]), f"s3://{settings().inbox_bucket}/among"
+    with pytest.raises(StateError, match=r"among/1\.parquet is asked and lies where"):
+        prediction.list_unanswered.fn(job, place, f"{place}/")
+    assert len(prediction.list_unanswered.fn(job, place, f"{place}-told")) == 1
+
+
 def test_a_bad_object_is_refused_by_itself_and_the_others_are_answered(stream, tmp_path):
     for name, words in (("1", " "), ("2", "a b c"), ("3", None), ("4", "d e f")):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"key": name, "words": words}) + "\n")
