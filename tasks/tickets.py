@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import catalog, lineage, ownership, suppression, tickets, versions
+from registry import approvals, catalog, lineage, ownership, suppression, tickets, versions
 from registry.errors import StateError
 from registry.records import Gate, StoredObject, Ticket, TicketState
 from registry.stream import Stream
@@ -109,9 +109,17 @@ def approve_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
 def _approve(session: Session, ticket_id: str, by: str, note: str) -> Ticket:
     """Suppress, raise the epoch and withdraw in one transaction: there is no moment between them."""
     ticket = tickets.approve(session, ticket_id, by, note)
+    _settle_request(session, ticket_id, True, by, note)
     withdraw(session, ticket)
     suppression_journal.note(ticket, tickets.targets_of(session, ticket_id))
     return ticket
+
+
+def _settle_request(session: Session, ticket_id: str, approved: bool, by: str, note: str) -> None:
+    """Nobody has to answer any more what was asked about the ticket."""
+    request = approvals.find(session, f"{Gate.ERASURE.value}:{ticket_id}")
+    if request is not None and request.approved is None:
+        approvals.answer(session, request.request_id, approved, by, note)
 
 
 def replay(session: Session, stream: str, by: str) -> list[str]:
@@ -162,6 +170,7 @@ def verify_ticket(ticket_id: str, by: str, note: str = "") -> Ticket:
 
 def deny_ticket(ticket_id: str, by: str, reason: str) -> Ticket:
     with database.transaction() as session:
+        _settle_request(session, ticket_id, False, by, reason)
         return tickets.deny(session, ticket_id, by, reason)
 
 

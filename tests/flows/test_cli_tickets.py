@@ -104,7 +104,9 @@ def test_people_take_a_ticket_through_its_states(ask, backbone, inbox):
     assert (code, planned["records"], planned["rows_to_train_again"]) == (0, 4, 36)
     assert ask("ls", "tickets", "--stream", "by-hand")[1][0]["state"] == "verified"  # nothing was worked
     assert ask("ticket", "extend", ticket_id, "--by", "ann", "--reason", "again")[0] == 1
+    assert ask("requests", "by-hand")[1][0]["what"] == ticket_id
     assert ask("ticket", "approve", ticket_id, "--by", "bo")[1]["state"] == "approved"
+    assert ask("requests", "by-hand") == (0, [])
     assert ask("ticket", "deny", ticket_id, "--by", "bo", "--reason", "too late")[0] == 1
     assert ask("erase", "by-hand", "--ticket", ticket_id)[1]["state"] == "complete"
     assert ask("ticket", "reopen", ticket_id, "--by", "ann", "--reason", "no reason")[0] == 1
@@ -114,6 +116,7 @@ def test_people_take_a_ticket_through_its_states(ask, backbone, inbox):
     assert ask("erase", "by-hand", "--subject", "person-2")[0] == 1
     denied = ask("ls", "tickets", "--stream", "by-hand")[1][-1]["ticket_id"]
     assert ask("ticket", "deny", denied, "--by", "ann", "--reason", "identity not shown")[1]["state"] == "denied"
+    assert ask("requests", "by-hand") == (0, [])
 
 
 @pytest.fixture
