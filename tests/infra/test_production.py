@@ -13,7 +13,7 @@ from operator import not_
 
 import pytest
 from mlflow.entities import Dataset, DatasetInput
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, func, select, text
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import alias_client, children, database, stack, stored_aliases, tracking
@@ -28,6 +28,7 @@ from registry.errors import StateError
 from registry.records import Gate, Request, Ticket, TicketState
 from registry.row_sweep import sweep_rows
 from registry.stream import Stream
+from registry.tables import UtcDateTime
 from registry.versions import find_by_cause
 from registry.versions import versions as known_versions
 from tests.flows.conftest import deliver, make_stream
@@ -116,6 +117,14 @@ def test_statement_and_lock_time_limits_become_errors_that_are_retried(catalog, 
     assert limits == {"lock_timeout": "30s", "application_name": database.process_name()}
     with database.own_connection() as connection:
         assert connection.execute(text("show statement_timeout")).scalar_one() == "0"
+
+
+def test_moments_are_read_in_utc_whatever_the_zone_of_the_server(catalog, set_variable):
+    set_variable("DATABASE_URL", f"{catalog}?options=-c%20timezone%3DPacific/Auckland")
+    with database.transaction() as session:
+        assert session.scalar(text("select now()")).tzinfo != UTC
+        assert session.scalar(select(func.now(type_=UtcDateTime()))).tzinfo == UTC
+    database.engine().dispose()
 
 
 def somebody_waits():

@@ -56,6 +56,13 @@ def open_ticket(session, name: str = "t-1", targets=(("record", "bb"),), receive
     return tickets.open_ticket(session, ticket, targets, "ann")
 
 
+def test_a_moment_of_another_zone_is_the_same_moment_when_it_is_read(session):
+    received = datetime.fromisoformat("2026-11-01T13:00:00+13:00")  # as a journal of a server elsewhere has it
+    tickets.open_ticket(session, Ticket("t-1", "mail", TicketState.RECEIVED, received, received, 0), [], "ann")
+    session.expire_all()
+    assert tickets.get_ticket(session, "t-1").received_at.isoformat() == "2026-11-01T00:00:00+00:00"
+
+
 def test_a_ticket_takes_effect_when_it_is_approved(session):
     open_ticket(session, targets=[("subject", "aa"), ("record", "bb"), ("subject", "aa")])
     assert suppression.suppressed(session, "mail") == {"subject": set(), "record": set()}
