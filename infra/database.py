@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
 from infra.errors import DamagedError, InfraError, SchemaError, SettingsError, UnreachableError, UnwritableError
@@ -39,24 +40,17 @@ def transaction() -> Iterator[Session]:
     try:
         with Session(engine()) as session, session.begin():
             yield session
-    except OperationalError as error:
-        if engine().dialect.name == "sqlite" and not _is_unwritable(error) and "locked" not in str(error.orig):
-            raise
-        raise failed(error) from error
+    except PoolTimeoutError as error:
+        what, address = "the catalog", engine().url.render_as_string()
+        raise UnreachableError(what, address, f"{error}; raise DECIDUOUS_DATABASE_POOL") from error
 
 
 @contextmanager
 def own_connection() -> Iterator[Connection]:
     """A connection outside of the pool that commits each statement and knows no time limit; closed at the end."""
     own = open_engine(settings().database_url, pooled=False)
-    try:
-        connection = own.connect().execution_options(isolation_level="AUTOCOMMIT")
-    except OperationalError as error:
-        raise failed(error) from error
-    try:
+    with own.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         yield connection
-    finally:
-        connection.close()
 
 
 def migrate() -> None:
@@ -86,15 +80,12 @@ def replacing(dry_run: bool = False) -> Iterator[Connection]:
     """One transaction for changes of the tables themselves, one process at a time; a dry run is rolled back."""
     # SQLite alters a table by replacing it, which its foreign keys would forbid
     migrating = open_engine(settings().database_url, foreign_keys=False, pooled=False)
-    try:
-        with migrating.connect() as connection, connection.begin() as whole:
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-            yield connection
-            if dry_run:
-                whole.rollback()
-    except OperationalError as error:
-        raise failed(error) from error
+    with migrating.connect() as connection, connection.begin() as whole:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("select pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
+        yield connection
+        if dry_run:
+            whole.rollback()
 
 
 def bring(connection: Connection, revision: str) -> None:
@@ -146,21 +137,32 @@ def alembic_config() -> "Config":
     return config
 
 
-def failed(
-    error: OperationalError,
-    what: str = "the catalog",
-    address: str | None = None,
-    variable: str = "DECIDUOUS_DATABASE_URL",
-) -> InfraError:
-    """What to raise when a database failed: names the address without its password, the cause and the remedy."""
-    url = parse(address or settings().database_url)
+def _tell_failures(opened: Engine) -> None:
+    """Have every statement raise our errors where the database is at fault: whoever uses the engine, what is worth
+    another attempt is known as such."""
+
+    @event.listens_for(opened, "handle_error")
+    def tell(context: Any) -> None:
+        error, is_sqlite = context.sqlalchemy_exception, opened.dialect.name == "sqlite"
+        # what ended a transaction (idle for too long, on a server that only reads) is an InternalError of psycopg
+        at_fault = isinstance(error, OperationalError | InternalError) and not context.is_pre_ping
+        if at_fault and not (is_sqlite and not _is_unwritable(error) and "locked" not in str(error.orig)):
+            raise _failure(error, opened.url) from error
+
+
+def _failure(error: DBAPIError, url: URL) -> InfraError:
+    """Names the database, its address without the password, the cause and the remedy."""
+    what, variable = "the catalog", "DECIDUOUS_DATABASE_URL"
+    if url != parse(settings().database_url):
+        what, variable = "MLflow's database", "DECIDUOUS_MLFLOW_TRACKING_URI"
+        if settings().mlflow_database_url:
+            variable = "DECIDUOUS_MLFLOW_DATABASE_URL"
     if _is_unwritable(error):
         return UnwritableError(what, str(url.database), str(error.orig))
-    hidden = url.render_as_string(hide_password=True)
-    return UnreachableError(what, hidden, f"{error.orig}; check {variable} with deciduous doctor")
+    return UnreachableError(what, url.render_as_string(), f"{error.orig}; check {variable} with deciduous doctor")
 
 
-def _is_unwritable(error: OperationalError) -> bool:
+def _is_unwritable(error: DBAPIError) -> bool:
     """Of SQLite, by the low byte of its code: the disk is full, fails, or the file is read-only or cannot be opened."""
     codes = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
     return getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in codes
@@ -206,10 +208,15 @@ def open_engine(url: str, foreign_keys: bool = True, pooled: bool = True) -> Eng
     backend = parse(url).get_backend_name()
     try:
         if backend == "postgresql":
-            return _postgresql(url, pooled)
-        return _sqlite(url, foreign_keys, pooled) if backend == "sqlite" else create_engine(url, pool_pre_ping=True)
+            opened = _postgresql(url, pooled)
+        elif backend == "sqlite":
+            opened = _sqlite(url, foreign_keys, pooled)
+        else:
+            opened = create_engine(url, pool_pre_ping=True)
     except (ArgumentError, ModuleNotFoundError) as error:
         raise _unknown(str(error)) from None
+    _tell_failures(opened)
+    return opened
 
 
 def _unknown(why: str) -> SettingsError:

@@ -10,7 +10,6 @@ from typing import TextIO
 from urllib.parse import quote
 
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import OperationalError
 from tenacity import RetryError, Retrying, retry_if_result, stop_after_delay, wait_random
 
 from infra import database
@@ -67,13 +66,8 @@ def _try_file(handle: TextIO) -> bool:
 def _advisory_lock(name: str, wait_seconds: float) -> Iterator[None]:
     key = {"key": int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), signed=True)}
     with database.own_connection() as connection:
-        try:
-            held = _try_until(partial(_try_advisory, connection, key), wait_seconds)
-            holder = "" if held else connection.execute(HOLDER, key).scalar() or "another process"
-        except OperationalError as error:
-            raise database.failed(error) from error
-        if not held:
-            raise HeldError(name, holder)
+        if not _try_until(partial(_try_advisory, connection, key), wait_seconds):
+            raise HeldError(name, connection.execute(HOLDER, key).scalar() or "another process")
         yield
 
 

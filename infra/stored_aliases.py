@@ -3,12 +3,10 @@
 What MLflow's client would write, without the seconds that importing it takes; a test holds the two against each other.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Row, inspect, make_url, text
-from sqlalchemy.exc import OperationalError
 
 from infra import database
 from infra.errors import RefusedError
@@ -85,10 +83,5 @@ class StoredAliases:
             connection.execute(text(statement), {**of_version, **values})
 
 
-@contextmanager
-def _connected(url: str) -> Iterator[Connection]:
-    try:
-        with database.open_engine(url, pooled=False).begin() as connection:
-            yield connection
-    except OperationalError as error:
-        raise database.failed(error, "MLflow's database", url, "DECIDUOUS_MLFLOW_TRACKING_URI") from error
+def _connected(url: str) -> AbstractContextManager[Connection]:
+    return database.open_engine(url, pooled=False).begin()

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -117,6 +118,40 @@ def test_statement_and_lock_time_limits_become_errors_that_are_retried(catalog, 
     assert limits == {"lock_timeout": "30s", "application_name": database.process_name()}
     with database.own_connection() as connection:
         assert connection.execute(text("show statement_timeout")).scalar_one() == "0"
+
+
+def after_silence(connection):
+    connection.execute(text("set local idle_in_transaction_session_timeout = 50"))
+    connection.execute(text("select pg_sleep(0)"))
+    time.sleep(0.2)
+    connection.execute(text("select 1"))
+
+
+def on_a_server_that_only_reads(connection):
+    connection.execute(text("set transaction read only"))
+    connection.execute(text("create table written (id integer)"))
+
+
+def cut_off(connection):
+    with database.own_connection() as other:
+        backend = connection.execute(text("select pg_backend_pid()")).scalar_one()
+        other.execute(text(f"select pg_terminate_backend({backend})"))
+    connection.execute(text("select 1"))
+
+
+@pytest.mark.parametrize("fault", [after_silence, on_a_server_that_only_reads, cut_off])
+def test_what_ends_a_transaction_is_worth_another_attempt_whoever_opened_it(catalog, fault):  # noqa: ARG001
+    with pytest.raises(UnreachableError, match="the catalog at"), database.transaction() as session:
+        fault(session)
+    with pytest.raises(UnreachableError, match="the catalog at"), database.engine().connect() as connection:
+        fault(connection)
+
+
+def test_waiting_for_the_pool_in_vain_names_its_size(catalog, set_variable, monkeypatch):  # noqa: ARG001
+    monkeypatch.setattr(database, "LOCK_SECONDS", 0.1)
+    set_variable("DATABASE_POOL", 1)
+    with database.engine().connect(), database.engine().connect(), pytest.raises(UnreachableError, match="raise DECID"):
+        in_its_own_transaction(lambda session: session.connection())
 
 
 def test_moments_are_read_in_utc_whatever_the_zone_of_the_server(catalog, set_variable):

@@ -96,3 +96,11 @@ def test_a_database_that_fails_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UnreachableError, match="check DECIDUOUS_MLFLOW_TRACKING_URI") as caught:
         aliases.find_alias(gone, "mail", "champion")
     assert "secret" not in str(caught.value)
+
+
+def test_the_database_of_a_server_that_is_away_is_named(set_variable):
+    set_variable("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    set_variable("MLFLOW_DATABASE_URL", "postgresql+psycopg://who:secret@127.0.0.1:9/mlflow")
+    named = r"(?s)MLflow's database at .*who:\*\*\*@.* check DECIDUOUS_MLFLOW_DATABASE_URL"
+    with pytest.raises(UnreachableError, match=named), tracking.backend():
+        pass
