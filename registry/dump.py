@@ -7,7 +7,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from sqlalchemy import Connection, LargeBinary, MetaData, Table, insert, select, text
@@ -21,8 +21,10 @@ CHUNK = 500
 def dump_rows(connection: Connection) -> Iterator[str]:
     """A line per row: [table, {column: value}]. The first names the revision of the tables."""
     for table in _tables(connection):
-        for row in connection.execute(select(table)).mappings():
-            yield json.dumps([table.name, {name: _plain(value) for name, value in row.items()}], ensure_ascii=False)
+        rows = select(table).execution_options(yield_per=CHUNK)  # PostgreSQL's driver would fetch the whole table
+        with connection.execute(rows) as found:
+            for row in found.mappings():
+                yield json.dumps([table.name, {name: _plain(value) for name, value in row.items()}], ensure_ascii=False)
 
 
 def load_rows(connection: Connection, lines: Iterable[str]) -> int:
@@ -39,10 +41,9 @@ def load_rows(connection: Connection, lines: Iterable[str]) -> int:
         connection.execute(table.delete())
     named, count = {table.name: table for table in ordered}, 0
     for name, group in groupby(rows, key=lambda row: row[0]):
-        values = [_native(named[name], value) for _, value in group]
-        for start in range(0, len(values), CHUNK):
-            connection.execute(insert(named[name]), values[start : start + CHUNK])
-        count += len(values)
+        while values := [_native(named[name], value) for _, value in islice(group, CHUNK)]:
+            connection.execute(insert(named[name]), values)
+            count += len(values)
         _continue_counting(connection, named[name])
     return count
 

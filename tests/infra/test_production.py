@@ -25,6 +25,7 @@ from infra.settings import settings
 from registry import aliases, approvals, model_purge, models, tickets
 from registry.artifacts import list_versions
 from registry.catalog import batches, save_stream, stream_epoch
+from registry.dump import dump_rows
 from registry.errors import StateError
 from registry.records import Gate, Request, Ticket, TicketState
 from registry.row_sweep import sweep_rows
@@ -152,6 +153,15 @@ def test_waiting_for_the_pool_in_vain_names_its_size(catalog, set_variable, monk
     set_variable("DATABASE_POOL", 1)
     with database.engine().connect(), database.engine().connect(), pytest.raises(UnreachableError, match="raise DECID"):
         in_its_own_transaction(lambda session: session.connection())
+
+
+def test_a_backup_never_holds_a_whole_table(catalog):  # noqa: ARG001
+    database.migrate()
+    with database.engine().connect() as connection:
+        lines = dump_rows(connection)
+        assert "alembic_version" in next(lines)
+        assert connection.execute(text("select count(*) from pg_cursors")).scalar_one() == 1
+        lines.close()
 
 
 def test_moments_are_read_in_utc_whatever_the_zone_of_the_server(catalog, set_variable):

@@ -1,6 +1,9 @@
-import pytest
+import json
 
-from registry import catalog, decision_log, ownership
+import pytest
+from sqlalchemy import create_engine, event
+
+from registry import catalog, decision_log, dump, ownership
 from registry.errors import StateError, UnknownIdError
 from registry.records import BatchState, Decision, DecisionKind, StoredObject
 from registry.tables import BatchRow
@@ -74,3 +77,17 @@ def test_a_blob_is_owned_until_its_last_owner_lets_go(session):
     assert ownership.owned_keys(session, ["k"]) == {"k"}
     ownership.drop_objects(session, "adapter:b")
     assert ownership.owned_keys(session, ["k"]) == set()
+
+
+def test_a_dump_is_read_back_piece_by_piece_for_a_table_may_be_larger_than_memory():
+    taken, inserted = [], []
+    rows = (json.dumps(["subject", {"subject_id": n, "key": n}]) for n in range(3 * dump.CHUNK))
+    lines = (taken.append(line) or line for line in ['["alembic_version", {"version_num": "1"}]', *rows])
+    engine = create_engine("sqlite://")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("create table alembic_version as select '1' version_num")
+        connection.exec_driver_sql("create table subject (subject_id integer, key integer)")
+        event.listen(engine, "before_cursor_execute", lambda *call: call[5] and inserted.append(len(taken)))
+        assert dump.load_rows(connection, lines) == 3 * dump.CHUNK
+    assert inserted == [dump.CHUNK + 1, 2 * dump.CHUNK + 1, 3 * dump.CHUNK + 1]
+    engine.dispose()
