@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 T = TypeVar("T")
 CHUNK = 500
 
-# SQLite only auto-increments INTEGER keys
+# SQLite only auto-increments INTEGER keys, and its integers have 64 bits anyway
 BigKey = BigInteger().with_variant(Integer, "sqlite")
 
 
@@ -146,7 +146,7 @@ class ObjectRow(Base):
     kind: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(index=True)
     sha256: Mapped[str]
-    size: Mapped[int]
+    size: Mapped[int] = mapped_column(BigKey)
 
 
 class DecisionRow(Base):

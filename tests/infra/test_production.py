@@ -27,7 +27,8 @@ from registry.artifacts import list_versions
 from registry.catalog import batches, save_stream, stream_epoch
 from registry.dump import dump_rows
 from registry.errors import StateError
-from registry.records import Gate, Request, Ticket, TicketState
+from registry.records import Gate, Request, StoredObject, Ticket, TicketState
+from registry.ownership import get_object, put_object
 from registry.row_sweep import sweep_rows
 from registry.stream import Stream
 from registry.tables import UtcDateTime
@@ -162,6 +163,15 @@ def test_a_backup_never_holds_a_whole_table(catalog):  # noqa: ARG001
         assert "alembic_version" in next(lines)
         assert connection.execute(text("select count(*) from pg_cursors")).scalar_one() == 1
         lines.close()
+
+
+def test_an_object_may_be_larger_than_two_gib(catalog):  # noqa: ARG001
+    database.migrate()
+    large = StoredObject("rows/large", "d" * 64, 3 << 30, "rows", "shard:large")
+    with database.transaction() as session:
+        put_object(session, large)
+    with database.transaction() as session:
+        assert get_object(session, "shard:large", "rows") == large
 
 
 def test_moments_are_read_in_utc_whatever_the_zone_of_the_server(catalog, set_variable):
