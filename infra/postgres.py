@@ -38,8 +38,11 @@ def start(folder: Path, port: int, password: str, log: Path) -> Child:
     binaries, data = find_binaries(), folder / "data"
     user = _lend(folder)
     if not (data / "PG_VERSION").exists():
-        shutil.rmtree(data, ignore_errors=True)  # a first start that broke off
-        _initialise(binaries, data, password, user)
+        unfinished = folder / "unfinished"  # initdb writes PG_VERSION first, so its folder gets its name at the end
+        for broken_off in (unfinished, data):
+            shutil.rmtree(broken_off, ignore_errors=True)
+        _initialise(binaries, unfinished, password, user)
+        unfinished.rename(data)
     options = ["-D", data, "-p", port, "-h", LOOPBACK, "-k", folder, "-c", "max_connections=200"]
     child = spawn([str(binaries / "postgres"), *map(str, options)], log, dict(os.environ), user)
     _wait(child, address(port, password, "postgres"), log)

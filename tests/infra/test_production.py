@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 import uuid
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from operator import not_
+from pathlib import Path
 
 import pytest
 from mlflow.entities import Dataset, DatasetInput
@@ -18,6 +20,7 @@ from sqlalchemy import create_engine, func, select, text
 from tenacity import Retrying, retry_if_exception_type, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import alias_client, children, database, stack, stored_aliases, tracking
+from infra import postgres as postgresql
 from infra.environment import mlflow_environment
 from infra.errors import UnreachableError
 from infra.ports import free_ports
@@ -172,6 +175,28 @@ def test_an_object_may_be_larger_than_two_gib(catalog):  # noqa: ARG001
         put_object(session, large)
     with database.transaction() as session:
         assert get_object(session, "shard:large", "rows") == large
+
+
+@pytest.fixture
+def passable():
+    """A temporary folder whose parents let the system's user of PostgreSQL pass."""
+    with tempfile.TemporaryDirectory(prefix="deciduous-own-") as folder:
+        yield Path(folder)
+
+
+def test_a_first_start_that_was_killed_is_made_anew(passable, monkeypatch):
+    (port,) = free_ports(1)
+    given = passable / "postgres", port, "secret", passable / "log"
+
+    def killed(_, data, *others):  # noqa: ARG001
+        data.mkdir()
+        (data / "PG_VERSION").write_text("15")  # what initdb writes first
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(postgresql, "_initialise", killed)
+        postgresql.start(*given)
+    children.end(postgresql.start(*given), grace=10)
 
 
 def test_moments_are_read_in_utc_whatever_the_zone_of_the_server(catalog, set_variable):
