@@ -23,6 +23,7 @@ from registry.tables import (
     TicketRow,
     TicketStepRow,
     TicketTargetRow,
+    in_chunks,
     now,
 )
 
@@ -230,8 +231,8 @@ def _noted_for(ticket_ids: Collection[str], lead: str) -> ColumnElement[bool]:
 
 def forget_records(session: Session, keys: Sequence[int], remaining: dict[int, tuple[int, int, int]]) -> None:
     """Drop record rows, subjects without any, and set the shards' new (rows, held out, labelled) counts."""
-    for start in range(0, len(keys), 500):
-        these = RecordRow.key.in_(keys[start : start + 500])
+    for chunk in in_chunks(keys):
+        these = RecordRow.key.in_(chunk)
         owners = list(session.scalars(select(RecordRow.subject_id).where(these).distinct()))
         session.execute(delete(RecordRow).where(these))
         catalog.drop_subjects(session, owners)
