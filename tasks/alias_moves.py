@@ -29,8 +29,9 @@ def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> N
             versions.add_alias_event(session, stream, alias, version, by, reason)
         if alias == CHAMPION and before is not None and before != version:
             versions.add_alias_event(session, stream, PREVIOUS, before, by, f"version {version} became champion")
-        if alias == CHAMPION and versions.alias_of(session, stream, CHALLENGER) == version:
-            versions.add_alias_event(session, stream, CHALLENGER, None, by, "became champion")
+        challenger = versions.alias_of(session, stream, CHALLENGER)
+        if alias == CHAMPION and challenger is not None and challenger <= version:
+            versions.add_alias_event(session, stream, CHALLENGER, None, by, f"version {version} became champion")
     mirror_aliases(stream)
 
 

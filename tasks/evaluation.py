@@ -1,7 +1,7 @@
 """Measure a model on held-out rows, as a caller of each shard's own group would see it."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
 
@@ -9,7 +9,7 @@ from registry.records import Shard, Verdict
 from registry.stream import Stream
 from tasks.backbones import open_backbone
 from tasks.language import score_held_out
-from tasks.learning.composition import Composed, ServingModel, compose, predict
+from tasks.learning.composition import Composed, Prediction, ServingModel, compose, predict
 from tasks.learning.language.scoring import TokenScores
 from tasks.learning.language.serving import LanguageModel
 from tasks.policies.promotion import adapter_earns_its_place, adapter_lowers_perplexity
@@ -61,27 +61,36 @@ def score_shards(
     if isinstance(model, LanguageModel):
         read = score_held_out(stream, model, shards, holding)
         return {shard_id: _document_score(*found) for shard_id, found in read.items()}
-    scores: dict[int, Score] = {}
+    return {
+        shard.shard_id: _score(stream, composed, held_out(load_rows(shard)))
+        for composed, members in by_group(model, shards, holding)
+        for shard in members
+    }
+
+
+def by_group(
+    model: ServingModel, shards: Sequence[Shard], holding: Collection[str] = ()
+) -> Iterator[tuple[Composed, list[Shard]]]:
+    """The shards of each group, with what answers a caller of that group who holds these groups as well."""
     for group in sorted({shard.group for shard in shards}):
         members = [shard for shard in shards if shard.group == group]
-        with_adapters = compose(model, {group, *holding} & set(model.frozen))
-        alone = with_adapters.alone()
-        for shard in members:
-            rows = held_out(load_rows(shard))
-            scores[shard.shard_id] = _score(stream, with_adapters, alone, rows)
-    return scores
+        yield compose(model, {group, *holding} & set(model.frozen)), members
 
 
-def _score(stream: Stream, model: Composed, alone: Composed, rows: Sequence[Row]) -> Score:
+def _score(stream: Stream, model: Composed, rows: Sequence[Row]) -> Score:
     if not rows:
         return Score(0, 0, 0)
     correct = _correct(stream, model, rows)
-    return Score(len(rows), correct, correct if not model.adapters else _correct(stream, alone, rows))
+    return Score(len(rows), correct, correct if not model.adapters else _correct(stream, model.alone(), rows))
 
 
 def _correct(stream: Stream, model: Composed, rows: Sequence[Row]) -> int:
-    answers = predict(open_backbone(stream), model, states_of(stream, rows), REMEMBERED).labels
-    return sum(answer == row.label for answer, row in zip(answers, rows, strict=True))
+    return sum(found == row.label for found, row in zip(answer(stream, model, rows).labels, rows, strict=True))
+
+
+def answer(stream: Stream, model: Composed, rows: Sequence[Row]) -> Prediction:
+    """What a caller is answered; passes of rows that were asked before are remembered."""
+    return predict(open_backbone(stream), model, states_of(stream, rows), REMEMBERED)
 
 
 def _document_score(with_adapters: Sequence[TokenScores], alone: Sequence[TokenScores]) -> Score:

@@ -4,6 +4,7 @@ from infra import database
 from registry import versions
 from registry.errors import StateError
 from registry.records import Gate, ModelVersion, Request, Verdict
+from registry.sections import TaskType
 from registry.stream import Stream
 from registry.versions import CHALLENGER, CHAMPION
 from tasks.alias_moves import mirror_aliases, move_alias
@@ -11,8 +12,9 @@ from tasks.approvals import with_word
 from tasks.events import GATE_REFUSED, announce
 from tasks.narration import say
 from tasks.policies.approval import asks_person
-from tasks.policies.promotion import version_clears_gates
+from tasks.policies.promotion import loss_is_chance, version_clears_gates
 from tasks.retries import step
+from tasks.row_by_row import compare_rows
 
 
 @step("promote-{version.version}")
@@ -27,6 +29,10 @@ def promote_version(stream: Stream, version: ModelVersion) -> Verdict:
         return Verdict(True, "it is the champion")
     gates = stream.gates
     verdict = version_clears_gates(candidate, held, gates.accuracy_drop, gates.forgetting)
+    if champion is not None and not verdict.passed and stream.task != TaskType.LANGUAGE:
+        changes = compare_rows(stream, version.version, champion)
+        second = loss_is_chance(changes, held, gates.accuracy_drop, gates.forgetting)
+        verdict = Verdict(second.passed, f"{verdict.reason}; {second.reason}")
     if asks_person(gates.approval.promotion, not verdict.passed):
         verdict = with_word(stream, Gate.PROMOTION, f"{stream.name}/{version.version}", verdict)
     if not verdict.passed:
@@ -45,7 +51,8 @@ def promote_approved(request: Request) -> None:
     with database.transaction() as session:
         challenger = versions.alias_of(session, stream, CHALLENGER)
     if challenger != int(version):
-        raise StateError(f"version {request.what} is challenger no more, {stream}/{challenger} is; nothing was moved")
+        now = f"{stream}/{challenger} is" if challenger else "none is"
+        raise StateError(f"version {request.what} is challenger no more, {now}; nothing was moved")
     move_alias(stream, CHAMPION, int(version), request.approver, f"approved: {request.note or request.reason}")
     say(f"  version {version} is champion: approved by {request.approver}")
 

@@ -1,6 +1,8 @@
 """Does a candidate clear the gates: an adapter to serve, a version to become champion, a merge to be kept."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass
+from math import comb
 
 from registry.records import Verdict
 
@@ -31,6 +33,28 @@ def adapter_lowers_perplexity(with_adapter: float, backbone: float, rows: int) -
     return Verdict(False, f"does not beat the backbone: {compared}")
 
 
+CHANCE = 0.1
+"""More rows lost than won are beyond chance where tossing a coin for each of them gives as much less often than this
+(one-sided sign test)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Of the held-out rows of a batch between the champion and a candidate."""
+
+    rows: int = 0
+    lost: int = 0
+    """Right before and wrong now, where only labels that the champion knows may be answered: what was forgotten."""
+    won: int = 0
+    to_new: int = 0
+    """Right among those labels and wrong among all: who knows more labels has more to confuse."""
+    newly_right: int = 0
+    """Right, of labels that the champion does not know."""
+
+    def __add__(self, other: "Changes") -> "Changes":
+        return Changes(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
 def version_clears_gates(
     candidate: Accuracies, champion: Accuracies, accuracy_drop: float, forgetting: float
 ) -> Verdict:
@@ -51,6 +75,36 @@ def version_clears_gates(
     compared = f"accuracy {0.0 - drop:+.3f} (gate -{most_drop:.3g}), forgetting {lost:.3f} (gate {most_lost:.3g})"
     passed = drop <= most_drop + ROUNDING and lost <= most_lost + ROUNDING
     return Verdict(passed, f"{compared} over {rows} held-out rows of {len(shared)} batches")
+
+
+def loss_is_chance(
+    changes: Mapping[str, Changes], champions: Collection[str], accuracy_drop: float, forgetting: float
+) -> Verdict:
+    """A second look, row by row, at a version whose accuracies fell on the champion's batches.
+
+    It passes unless the rows lost there break a gate's bound beyond chance, or new labels take more rows there than
+    they answer right anywhere. Where rows are few, chance moves an accuracy further than any sensible bound.
+    """
+    measured = [changes[batch] for batch in champions if batch in changes]
+    total, gained = sum(measured, Changes()), sum(each.newly_right for each in changes.values())
+    drop = (total.lost - total.won) / max(total.rows, 1)
+    worse = [each for each in measured if _beyond_chance(each.lost, each.won)]
+    forgot = sum((each.lost - each.won) / each.rows for each in worse) / max(len(measured), 1)
+    found = {
+        "accuracy falls beyond chance": drop > accuracy_drop and _beyond_chance(total.lost, total.won),
+        "batches are forgotten beyond chance": forgot > forgetting,
+        "new labels take more than they give": _beyond_chance(total.to_new, gained),
+    }
+    told = f"row by row {total.lost} lost and {total.won} won of {total.rows}"
+    if total.to_new or gained:
+        told += f" among the labels known before, {total.to_new} lost to new labels that answer {gained} right"
+    refusals = ", ".join(reason for reason, broken in found.items() if broken)
+    return Verdict(not refusals, f"{told}: {refusals or 'no more than chance'}")
+
+
+def _beyond_chance(lost: int, won: int) -> bool:
+    changed = lost + won
+    return sum(comb(changed, n) for n in range(lost, changed + 1)) / (1 << changed) < CHANCE
 
 
 def merge_is_kept(before: Accuracies, after: Accuracies, merge_drop: float) -> Verdict:

@@ -9,13 +9,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import update
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from infra import database
 from registry.sections import AdapterOptions, Columns, Gates, ShiftOptions
 from registry.stream import Stream
-from registry.tables import AccuracyRow
 from tasks.opening import open_home
 from tests.flows.server import prefect_server, using
 
@@ -84,10 +81,12 @@ def deliver(inbox: Path, name: str, topics: list[str], rows: int = 40, first: in
     return records
 
 
-def outshine(stream: Stream) -> None:
-    """Write down that every version until now was better than any can be, so that the next one fails its gates."""
-    with database.transaction() as session:
-        session.execute(update(AccuracyRow).where(AccuracyRow.stream == stream.name).values(accuracy=2.0))
+def mislead(inbox: Path, name: str, topics: list[str], rows: int) -> None:
+    """Write a batch whose rows are labelled as the topic beside theirs: the version that learns it fails its gates."""
+    records = deliver(inbox, name, topics, rows)
+    wrong = dict(zip(topics, [*topics[1:], topics[0]], strict=True))
+    lines = [json.dumps(record | {"topic": wrong[record["topic"]]}) for record in records]
+    (inbox / f"{name}.jsonl").write_text("\n".join(lines))
 
 
 class Chat(BaseHTTPRequestHandler):

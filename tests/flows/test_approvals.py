@@ -18,11 +18,13 @@ from infra.orchestration import call_api
 from registry import adapters, approvals
 from registry.records import AdapterState, TicketState
 from registry.sections import Approvals, Gates
+from registry.versions import CHALLENGER
 from tasks import missed, queries, tickets
+from tasks.alias_moves import move_alias
 from tasks.approvals import settle_overdue
 from tasks.triggers import HEARTBEAT
 from tests.flows import pages
-from tests.flows.conftest import deliver, make_stream, outshine
+from tests.flows.conftest import deliver, make_stream, mislead
 from tests.flows.server import runs_of, until, worker
 from tests.flows.test_cli import call
 
@@ -83,17 +85,26 @@ def test_the_shell_may_refuse(capsys, monkeypatch, backbone, inbox):
 
 def test_on_regression_a_version_waits_only_where_it_fails_its_gates(backbone, inbox):
     stream = asking("asks-worse", backbone, inbox, promotion="on-regression")
-    for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
-        deliver(inbox, name, topics)
-    learn(stream, limit=1)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
     assert (status(stream)["champion"], actions.waiting_requests(stream.name)) == (1, [])
-    outshine(stream)
+    mislead(inbox, "02", ["red", "blue"], rows=200)
     learn(stream)
     (asked,) = actions.waiting_requests(stream.name)
     assert (asked.request_id, status(stream)["champion"]) == ("promotion:asks-worse/2", 1)
-    assert "accuracy -1." in asked.reason
+    assert "accuracy falls beyond chance" in asked.reason
     actions.answer(asked.request_id, True, "Ann", "")
     assert status(stream)["champion"] == 2
+
+
+def test_a_challenger_waits_no_more_once_a_later_version_is_champion(backbone, inbox):
+    stream = make_stream("overtaken", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+    learn(stream)
+    move_alias(stream.name, CHALLENGER, 1, "Ann", "waits")
+    deliver(inbox, "02", ["red", "blue"])
+    learn(stream)
+    assert (status(stream)["champion"], status(stream)["challenger"]) == (2, None)
 
 
 def test_on_regression_nobody_is_asked_about_a_merge_that_costs_no_accuracy(backbone, inbox):

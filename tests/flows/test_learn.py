@@ -7,10 +7,10 @@ from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog, ownership
+from registry import artifacts, catalog, ownership, versions
 from registry.errors import SourceError, StateError
 from registry.records import DecisionKind, TicketState
-from registry.sections import AdapterOptions, ShiftOptions
+from registry.sections import AdapterOptions, Gates, ShiftOptions
 from tasks import queries
 from tasks import tickets as opening
 from tasks.batches import open_stream
@@ -56,6 +56,22 @@ def test_new_classes_alone_join_an_adapter_unless_the_stream_asks_for_one(backbo
     learn(stream)
     assert kinds("newcomers") == [DecisionKind.EXPAND, DecisionKind.REUSE]
     assert "its classes are new" in queries.listing("decisions", "newcomers")[-1]["reason"]
+
+
+def test_labels_that_are_like_the_known_ones_do_not_keep_the_champion_from_being_succeeded(
+    backbone, inbox, monkeypatch
+):
+    monkeypatch.setattr("tests.flows.conftest.TOPICS", {"red": "abc", "blue": "def", "wine": "aaabc", "navy": "dddef"})
+    stream = make_stream("shades", backbone, inbox, gates=Gates())
+    deliver(inbox, "01", ["red", "blue"], rows=200)
+    deliver(inbox, "02", ["wine", "navy"], rows=200)
+    learn(stream)
+    with database.transaction() as session:
+        before, after = (next(iter(versions.accuracies(session, "shades", number).values()))[0] for number in (1, 2))
+    assert after < before - stream.gates.accuracy_drop, "new labels take rows"
+    moved = queries.listing("aliases", "shades")[-2:]
+    assert ("champion", 2) in [(each["alias"], each["version"]) for each in moved]
+    assert "lost to new labels that answer" in moved[0]["reason"]
 
 
 def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):

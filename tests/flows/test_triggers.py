@@ -28,14 +28,14 @@ from infra.orchestration import online_workers
 from infra.ports import free_ports
 from registry.errors import UnknownIdError
 from registry.records import TicketState
-from registry.sections import Approvals, TaskOptions
+from registry.sections import Approvals, Gates, TaskOptions
 from registry.tables import now
 from registry.versions import CHAMPION
 from tasks import queries, tickets
 from tasks.events import ALIAS_MOVED, TICKET_OPENED, TICKET_OVERDUE
 from tasks.missed import GRACE, start_missed
 from tests.flows.adversary import serve_all
-from tests.flows.conftest import deliver, make_stream, outshine
+from tests.flows.conftest import deliver, make_stream, mislead
 from tests.flows.server import deciduous, events_of, runs_of, until, worker
 
 pytestmark = [pytest.mark.services, pytest.mark.timeout(1200), pytest.mark.usefixtures("ready", "server")]
@@ -237,15 +237,15 @@ def test_whoever_is_to_know_is_told_what_and_why(backbone, inbox, told):
     """A version whose accuracy fell, a batch too small to judge, a merge that a person has to allow first, a ticket
     that is overdue at once."""
     stream, other = (make_stream(name, backbone, inbox) for name in ("told", "somebody-else"))
-    stream = stream.model_copy(
-        update={"gates": stream.gates.model_copy(update={"approval": Approvals(merge="always")})}
-    )
+    gates = Gates(merge_drop=0.5, approval=Approvals(merge="always"))
+    stream = stream.model_copy(update={"gates": gates})
     deploy(stream)
     deliver(inbox, "01", ["red", "blue"], rows=100)
     learn(stream)
-    outshine(stream)
     deliver(inbox, "02", ["green", "gold"], rows=100)
-    deliver(inbox, "03", ["pink"], rows=18)
+    learn(stream)
+    mislead(inbox, "03", ["red", "blue"], rows=400)
+    deliver(inbox, "04", ["pink"], rows=18)
     for each in (stream, other):
         learn(each)
     outcome = consolidate(stream, tuple(serve_all(stream)))
@@ -253,8 +253,8 @@ def test_whoever_is_to_know_is_told_what_and_why(backbone, inbox, told):
     start_missed.fn(stream.name)
     until(lambda: len(told) == 4)
     text = "\n".join(told)
-    assert "Batch 03 of stream told is held: " in text
-    assert "Gate promotion of stream told refused told/2: accuracy " in text
+    assert "Batch 04 of stream told is held: " in text
+    assert "Gate promotion of stream told refused told/3: accuracy " in text
     assert f"Gate merge of stream told refused {'+'.join(outcome.parent_ids)}: {outcome.reason}" in text
     assert f"Deletion ticket {ticket} of stream told was due" in text
     assert "somebody-else" not in text

@@ -1,6 +1,12 @@
 import pytest
 
-from tasks.policies.promotion import adapter_earns_its_place, merge_is_kept, version_clears_gates
+from tasks.policies.promotion import (
+    Changes,
+    adapter_earns_its_place,
+    loss_is_chance,
+    merge_is_kept,
+    version_clears_gates,
+)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,30 @@ def test_an_adapter_must_beat_the_exact_head(mine, exact, rows, passed):
 )
 def test_version_gates(candidate, champion, passed):
     verdict = version_clears_gates(candidate, champion, accuracy_drop=0.01, forgetting=0.02)
+    assert verdict.passed is passed, verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "passed"),
+    [
+        pytest.param({}, True, id="nothing held out"),
+        pytest.param({"a": Changes(184, lost=7, won=4)}, True, id="three rows of many that changed"),
+        pytest.param({"a": Changes(28, lost=3)}, True, id="three rows, none won"),
+        pytest.param({"a": Changes(28, lost=4)}, False, id="four rows, none won"),
+        pytest.param({"a": Changes(1000, lost=9)}, True, id="beyond chance, within the gate"),
+        pytest.param({"a": Changes(100_000, lost=4000, won=2000)}, False, id="many rows"),
+        pytest.param({"a": Changes(40, lost=8), "b": Changes(90, won=8)}, False, id="one batch is forgotten"),
+        pytest.param(
+            {"a": Changes(100, lost=9), "new": Changes(100, won=99)}, False, id="what is new is no comparison"
+        ),
+        pytest.param({"a": Changes(100, to_new=20), "new": Changes(100, newly_right=80)}, True, id="new labels pay"),
+        pytest.param({"a": Changes(100, to_new=40, newly_right=10)}, False, id="new labels take more than they give"),
+        pytest.param({"a": Changes(28, to_new=1)}, True, id="one row lost to new labels that answer nothing yet"),
+        pytest.param({"a": Changes(100, lost=20, newly_right=80)}, False, id="what is forgotten is not paid for"),
+    ],
+)
+def test_a_loss_that_is_no_more_than_chance_passes(changes, passed):
+    verdict = loss_is_chance(changes, ["a", "b"], accuracy_drop=0.01, forgetting=0.02)
     assert verdict.passed is passed, verdict.reason
 
 
