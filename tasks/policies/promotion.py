@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import astuple, dataclass
-from math import comb
 
 from registry.records import Verdict
+from tasks.policies.expansion import binomial_tail
 
 ROUNDING = 1e-9
 """0.90 - 0.88 is a little more than 0.02 in binary."""
@@ -91,8 +91,8 @@ def loss_is_chance(
     worse = [each for each in measured if _beyond_chance(each.lost, each.won)]
     forgot = sum((each.lost - each.won) / each.rows for each in worse) / max(len(measured), 1)
     found = {
-        "accuracy falls beyond chance": drop > accuracy_drop and _beyond_chance(total.lost, total.won),
-        "batches are forgotten beyond chance": forgot > forgetting,
+        "accuracy falls beyond chance": drop > accuracy_drop + ROUNDING and _beyond_chance(total.lost, total.won),
+        "batches are forgotten beyond chance": forgot > forgetting + ROUNDING,
         "new labels take more than they give": _beyond_chance(total.to_new, gained),
     }
     told = f"row by row {total.lost} lost and {total.won} won of {total.rows}"
@@ -103,8 +103,8 @@ def loss_is_chance(
 
 
 def _beyond_chance(lost: int, won: int) -> bool:
-    changed = lost + won
-    return sum(comb(changed, n) for n in range(lost, changed + 1)) / (1 << changed) < CHANCE
+    """As many heads of so many coins as there are rows lost are as likely as so many tails."""
+    return binomial_tail(won, lost + won, 0.5) < CHANCE
 
 
 def merge_is_kept(before: Accuracies, after: Accuracies, merge_drop: float) -> Verdict:

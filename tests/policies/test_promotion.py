@@ -47,6 +47,7 @@ def test_version_gates(candidate, champion, passed):
         pytest.param({}, True, id="nothing held out"),
         pytest.param({"a": Changes(184, lost=7, won=4)}, True, id="three rows of many that changed"),
         pytest.param({"a": Changes(28, lost=3)}, True, id="three rows, none won"),
+        pytest.param({"a": Changes(10**6, lost=30_000, won=29_900)}, True, id="in a moment, however many rows"),
         pytest.param({"a": Changes(28, lost=4)}, False, id="four rows, none won"),
         pytest.param({"a": Changes(1000, lost=9)}, True, id="beyond chance, within the gate"),
         pytest.param({"a": Changes(100_000, lost=4000, won=2000)}, False, id="many rows"),
@@ -63,6 +64,11 @@ def test_version_gates(candidate, champion, passed):
 def test_a_loss_that_is_no_more_than_chance_passes(changes, passed):
     verdict = loss_is_chance(changes, ["a", "b"], accuracy_drop=0.01, forgetting=0.02)
     assert verdict.passed is passed, verdict.reason
+
+
+def test_a_loss_that_is_just_the_bound_passes_the_second_look_too():
+    changes = {"a": Changes(100, lost=10), "b": Changes(100, lost=20)} | dict.fromkeys("cdefghij", Changes(100))
+    assert loss_is_chance(changes, changes, accuracy_drop=0.5, forgetting=0.03).passed
 
 
 def test_a_merge_is_judged_on_the_parent_that_loses_most():
