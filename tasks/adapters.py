@@ -201,6 +201,18 @@ def measure_reuse(stream: Stream, shard: Shard, adapter_id: str) -> tuple[float 
     return (score.accuracy if score.rows else None), adapter.accuracy if trains_on else None
 
 
+def measure_own(stream: Stream, shard: Shard, adapter_id: str) -> float:
+    """What the adapter reaches on its own rows now, before the shard: labels that came since it was judged take rows of
+    its own too."""
+    with database.transaction() as session:
+        serves = adapter_rows.get_adapter(session, adapter_id).serves
+        serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
+        own = [s for s in catalog.shards(session, serves) if s.rows and s.shard_id != shard.shard_id]
+    before = [replace(a, serves=tuple(s for s in a.serves if s != shard.shard_id)) for a in serving]
+    model = load_model(current_manifest(stream, adapters=before))
+    return total(score_shards(stream, model, own).values()).accuracy
+
+
 def load_in_order(shard_ids: Sequence[int]) -> list[Shard]:
     """These shards in the order given, each once."""
     with database.transaction() as session:

@@ -10,7 +10,7 @@ from registry import decision_log
 from registry.records import Batch, Decision, DecisionKind, MixtureScan, Shard, ShiftEvidence
 from registry.stream import Stream
 from registry.tables import DecisionRow
-from tasks.adapters import join_adapter, measure_reuse
+from tasks.adapters import join_adapter, measure_own, measure_reuse
 from tasks.mixing import recorded_growth
 from tasks.narration import say
 from tasks.policies.expansion import ShiftRule, choose_expansion, choose_growth, refine_reuse, tell_growth
@@ -34,14 +34,23 @@ def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvide
     )
     if decision.kind == DecisionKind.REUSE and decision.adapter_id is not None:
         join_adapter.fn(stream, shard, decision.adapter_id)
-        measured, expected = measure_reuse(stream, shard, decision.adapter_id)
-        decision = refine_reuse(decision, measured, shard.held_out, expected, rule)
+        decision = _refined(stream, shard, decision, rule)
     with database.transaction() as session:
         if decision.kind == DecisionKind.EXPAND and decision.adapter_id is None:
             decision = replace(decision, adapter_id=adapter_rows.new_adapter_id(session, stream.name))
         decision_log.add_decision(session, batch, shard, decision, _numbers(decision, evidence))
     say(f"  {MARKS[decision.kind]} {decision.kind.value}: {decision.reason}")
     return decision
+
+
+def _refined(stream: Stream, shard: Shard, reuse: Decision, rule: ShiftRule) -> Decision:
+    """A refresh only where the shard falls short of what the adapter reached when it was judged, and reaches now."""
+    adapter_id = reuse.adapter_id or ""
+    measured, expected = measure_reuse(stream, shard, adapter_id)
+    refined = refine_reuse(reuse, measured, shard.held_out, expected, rule)
+    if refined.kind != DecisionKind.REFRESH:
+        return refined
+    return refine_reuse(reuse, measured, shard.held_out, measure_own(stream, shard, adapter_id), rule)
 
 
 def with_growth(stream: Stream, shards: Sequence[Shard], decisions: Sequence[Decision]) -> list[Decision]:

@@ -72,6 +72,10 @@ def test_labels_that_are_like_the_known_ones_do_not_keep_the_champion_from_being
     moved = queries.listing("aliases", "shades")[-2:]
     assert ("champion", 2) in [(each["alias"], each["version"]) for each in moved]
     assert "lost to new labels that answer" in moved[0]["reason"]
+    deliver(inbox, "03", ["red", "blue"], rows=200)
+    learn(stream)
+    last = queries.listing("decisions", "shades")[-1]
+    assert (last["kind"], last["adapter_id"]) == (DecisionKind.REUSE, "shades-a1"), "its own rows are lost to them too"
 
 
 def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
