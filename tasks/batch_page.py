@@ -150,6 +150,7 @@ def _accuracies(effect: Effect) -> Iterator[str]:
         rows = sum(effect.after[batch][2] for batch in earlier)
         yield f"| {len(earlier)} earlier ones | {before} | {after:.3f} | {exact:.3f} | {rows} |"
     for batch in last:
-        accuracy, exact, rows = effect.after[batch]
         before = f"{effect.before[batch][0]:.3f}" if batch in effect.before else ""
-        yield table_row((effect.names[batch], before, f"{accuracy:.3f}", f"{exact:.3f}", rows))
+        accuracy, exact, rows = effect.after[batch]
+        measured = (f"{accuracy:.3f}", f"{exact:.3f}") if rows else ("", "")  # a deletion took the held-out rows
+        yield table_row((effect.names[batch], before, *measured, rows))

@@ -39,7 +39,7 @@ def describe_version(
         f"**From:** `{cause}` (`deciduous describe {cause.partition(':')[2]}`)"
         + (f", registered by the Prefect run {run}" if run else ""),
         "",
-        f"{measured if scores else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
+        f"{measured if overall.rows else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
         f"deletion epoch {manifest['epoch']}.",
         "",
         "| batch | group | rows | held-out accuracy | exact head |",
@@ -61,14 +61,17 @@ def _accuracies(shards: Sequence[Shard], scores: dict[int, Score]) -> list[str]:
     lines = [_line(shard, scores[shard.shard_id]) for shard in newest]
     if earlier:
         score, rows = total([scores[shard.shard_id] for shard in earlier]), sum(shard.rows for shard in earlier)
-        named = f"{len(earlier)} earlier shards |  | {rows}"
-        lines.insert(0, f"| {named} | {score.accuracy:.3f} | {score.exact_accuracy:.3f} |")
+        lines.insert(0, table_row((f"{len(earlier)} earlier shards", "", rows, *_measured(score))))
     return lines
 
 
 def _line(shard: Shard, score: Score) -> str:
-    measured = (f"{score.accuracy:.3f}", f"{score.exact_accuracy:.3f}")
-    return table_row((shard.batch_name, shard.group, shard.rows, *measured))
+    return table_row((shard.batch_name, shard.group, shard.rows, *_measured(score)))
+
+
+def _measured(score: Score) -> tuple[str, str]:
+    """Nothing where a deletion took every held-out row: it is not that all answers were wrong."""
+    return (f"{score.accuracy:.3f}", f"{score.exact_accuracy:.3f}") if score.rows else ("", "")
 
 
 def _lineage(manifest: Manifest) -> list[str]:

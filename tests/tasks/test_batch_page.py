@@ -39,7 +39,7 @@ def test_a_held_batch_says_why_and_that_nothing_moved():
 
 def test_before_and_after_are_compared_on_the_rows_that_both_were_measured_on():
     before = {"b-8": (0.5, 0.4, 10)}
-    after = {"b-8": (0.7, 0.4, 10), "b-9": (1.0, 0.6, 30)}
+    after = {"b-7": (0.0, 0.0, 0), "b-8": (0.7, 0.4, 10), "b-9": (1.0, 0.6, 30)}
     text = page(
         Decision(DecisionKind.EXPAND, "mail-a2", "the batch differs"),
         Verdict(True, "better by 0.2"),
@@ -47,13 +47,14 @@ def test_before_and_after_are_compared_on_the_rows_that_both_were_measured_on():
         champion=4,
         before=before,
         after=after,
-        names={"b-8": "08", "b-9": "09"},
+        names={"b-7": "07", "b-8": "08", "b-9": "09"},
         links=["[mail/4](http://mlflow/4)"],
     )
     assert (
         "0.500 → 0.700 on earlier batches (version 3 before); 0.925 on all 40 held-out rows (exact head 0.550)" in text
     )
     assert "| **serves** | version 4: better by 0.2 |" in text
+    assert "| 07 |  |  |  | 0 |" in text, "nobody knows what became of it"
     assert "| 08 | 0.500 | 0.700 | 0.400 | 10 |" in text
     assert "| 09 |  | 1.000 | 0.600 | 30 |" in text
     assert "[mail/4](http://mlflow/4)" in text

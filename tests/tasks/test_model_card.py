@@ -49,3 +49,13 @@ def test_a_batch_may_be_called_anything():
 def test_names_with_bars_and_line_ends_stay_in_their_cells():
     shard = Shard(0, "b0", "a|b\nc", "x|y", 10, 2, 8)
     assert _accuracies([shard], {0: Score(2, 1.0, 1.0)}) == [r"| a\|b c | x\|y | 10 | 0.500 | 0.500 |"]
+
+
+def test_what_no_held_out_row_measures_is_not_shown_as_all_wrong():
+    shards = [Shard(n, f"b{n}", f"0{n}", "all", 10, 2 * (n > 0), 8) for n in range(DRAWN + 1)]
+    lines = _accuracies(shards, {n: Score(2, 1.0, 1.0) if n > 1 else Score(0, 0, 0) for n in range(DRAWN + 1)})
+    assert lines[:3] == [
+        "| 1 earlier shards |  | 10 |  |  |",
+        "| 01 | all | 10 |  |  |",
+        "| 02 | all | 10 | 0.500 | 0.500 |",
+    ]
