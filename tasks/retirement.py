@@ -118,12 +118,13 @@ def may_go(stream: Stream, adapter_id: str) -> Verdict:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         served = [shard for shard in catalog.shards(session, adapter.serves) if shard.rows]
-    models = (
-        load_model(current_manifest(stream, adapters=chosen))
-        for chosen in (serving, [each for each in serving if each.adapter_id != adapter_id])
-    )
-    before, after = (total(score_shards(stream, model, served, labels_of(adapter.group)).values()) for model in models)
-    was, now = ({adapter_id: (score.accuracy, score.rows)} for score in (before, after))
+
+    def reached(chosen: list[Adapter]) -> dict[str, tuple[float, int]]:
+        model = load_model(current_manifest(stream, adapters=chosen))
+        score = total(score_shards(stream, model, served, labels_of(adapter.group)).values())
+        return {adapter_id: (score.accuracy, score.rows)}
+
+    was, now = reached(serving), reached([each for each in serving if each.adapter_id != adapter_id])
     return merge_is_kept(was, now, stream.gates.merge_drop)
 
 
