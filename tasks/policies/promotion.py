@@ -1,6 +1,6 @@
 """Does a candidate clear the gates: an adapter to serve, a version to become champion, a merge to be kept."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from registry.records import Verdict
@@ -83,23 +83,36 @@ def loss_is_chance(
     """A second look, row by row, at a version whose accuracies fell on the champion's batches.
 
     It passes unless the rows lost there break a gate's bound beyond chance, or new labels take more rows there than
-    they answer right anywhere. Where rows are few, chance moves an accuracy further than any sensible bound.
+    they answer right anywhere. Where rows are few, chance moves an accuracy further than any sensible bound. What was
+    learned of the batches since makes up for lost rows: where a label has changed its meaning, what it meant is lost.
     """
     measured = [changes[batch] for batch in champions if batch in changes]
     total, gained = sum(measured, Changes()), sum(each.newly_right for each in changes.values())
+    learned = _learned_since([each for batch, each in changes.items() if batch not in champions])
     drop = (total.lost - total.won) / max(total.rows, 1)
     worse = [each for each in measured if _beyond_chance(each.lost, each.won)]
     forgot = sum((each.lost - each.won) / each.rows for each in worse) / max(len(measured), 1)
+    forgotten = sum(worse, Changes())
     found = {
-        "accuracy falls beyond chance": drop > accuracy_drop + ROUNDING and _beyond_chance(total.lost, total.won),
-        "batches are forgotten beyond chance": forgot > forgetting + ROUNDING,
+        "accuracy falls beyond chance": drop > accuracy_drop + ROUNDING
+        and _beyond_chance(total.lost, total.won + learned),
+        "batches are forgotten beyond chance": forgot > forgetting + ROUNDING
+        and _beyond_chance(forgotten.lost, forgotten.won + learned),
         "new labels take more than they give": _beyond_chance(total.to_new, gained),
     }
     told = f"row by row {total.lost} lost and {total.won} won of {total.rows}"
     if total.to_new or gained:
         told += f" among the labels known before, {total.to_new} lost to new labels that answer {gained} right"
+    if learned:
+        told += f", {learned} more right in the batches since"
     refusals = ", ".join(reason for reason, broken in found.items() if broken)
     return Verdict(not refusals, f"{told}: {refusals or 'no more than chance'}")
+
+
+def _learned_since(newer: Sequence[Changes]) -> int:
+    """Rows won of known labels, but for the batch with the most: a single one may be labelled wrongly throughout."""
+    won = [each.won - each.lost for each in newer]
+    return max(0, sum(won) - max(won, default=0))
 
 
 def _beyond_chance(lost: int, won: int) -> bool:

@@ -55,6 +55,21 @@ def test_version_gates(candidate, champion, passed):
         pytest.param(
             {"a": Changes(100, lost=9), "new": Changes(100, won=99)}, False, id="what is new is no comparison"
         ),
+        pytest.param(
+            {"a": Changes(100, lost=20), "new": Changes(100, won=99), "newer": Changes(100, won=9)},
+            False,
+            id="one batch since says otherwise",
+        ),
+        pytest.param(
+            {"a": Changes(100, lost=20), "new": Changes(100, won=30), "newer": Changes(100, won=30, to_new=9)},
+            True,
+            id="a label means something else now",
+        ),
+        pytest.param(
+            {"a": Changes(40, lost=8), "b": Changes(90, won=8), "new": Changes(9, won=7), "newer": Changes(9, won=6)},
+            True,
+            id="what one batch says has changed",
+        ),
         pytest.param({"a": Changes(100, to_new=20), "new": Changes(100, newly_right=80)}, True, id="new labels pay"),
         pytest.param({"a": Changes(100, to_new=40, newly_right=10)}, False, id="new labels take more than they give"),
         pytest.param({"a": Changes(28, to_new=1)}, True, id="one row lost to new labels that answer nothing yet"),
