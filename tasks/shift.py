@@ -72,8 +72,13 @@ def looks_of(adapter: Adapter) -> list[Sequence[int]]:
 
 
 def reference_of(stream: Stream, shard_ids: Sequence[int]) -> Sample:
-    """Signatures and labels of the held-out rows of these shards, newest shards first."""
-    parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(shard_ids)]
+    """Signatures and labels of the held-out rows of these shards, newest shards first: no more are read than asked."""
+    parts, rows = list[blobs.Tensors](), 0
+    for shard_id in reversed(shard_ids):
+        if rows >= MAX_ROWS:
+            break
+        parts.append(blobs.load_tensors(f"shard:{shard_id}", "reference"))
+        rows += parts[-1]["LND"].shape[1]
     labels = [label for part in parts for label in tensor_to_labels(part["labels"])]
     return as_sample(stream, torch.cat([part["LND"] for part in parts], 1)[:, :MAX_ROWS], labels[:MAX_ROWS])
 
