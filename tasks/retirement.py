@@ -32,20 +32,37 @@ from tasks.shift import KNOWN
 def retire_unused(stream: Stream) -> list[str]:
     """Retire what the last batches and callers do not ask for, where its own held-out rows do not lose by it.
 
-    Returns the ids of the retired. The reasons and the figures are written down, of a refusal as well.
+    Returns the ids of the retired. The reasons and the figures are written down, of a refusal as well: after one an
+    adapter is left in peace for a window, or each of an old season's would be measured after every batch.
     """
     if not stream.consolidates:
         return []  # documents are retrieved by Gaussians of another kind; a mixture answers as a whole
     rule, retired = stream.consolidation, []
-    for unused in choose_retirements(measure_routing(stream), rule.retire_share, rule.window):
+    chosen = choose_retirements(measure_routing(stream), rule.retire_share, rule.window)
+    numbers: dict[str, object] = {"window": rule.window, "merge_drop": stream.gates.merge_drop}
+    resting = _refused_lately(stream, numbers) if chosen else set()
+    for unused in (each for each in chosen if each.adapter_id not in resting):
         verdict = may_go(stream, unused.adapter_id)
         with database.transaction() as session:
             if verdict.passed:
                 adapter_rows.move_adapter(session, unused.adapter_id, AdapterState.RETIRED, unused.reason)
                 retired.append(unused.adapter_id)
-            decision_log.add_consolidation(session, stream.name, _decision(unused, verdict), {"window": rule.window})
+            decision_log.add_consolidation(session, stream.name, _decision(unused, verdict), numbers)
         say(f"  {unused.adapter_id} {'retired' if verdict.passed else 'stays'}: {unused.reason}; {verdict.reason}")
     return retired
+
+
+def _refused_lately(stream: Stream, numbers: Mapping[str, object]) -> set[str]:
+    """Adapters that stayed under the same rules, fewer batches ago than the window holds."""
+    batches, found = set[str | None](), set[str]()
+    with database.transaction() as session:
+        for row in reversed(decision_log.decisions(session, stream.name)):
+            batches |= {row.batch_id} - {None}
+            if len(batches) >= stream.consolidation.window:
+                break
+            if row.kind == DecisionKind.KEEP and row.adapter_id and numbers.items() <= row.numbers.items():
+                found.add(row.adapter_id)
+    return found
 
 
 def _decision(unused: Retirement, verdict: Verdict) -> Decision:

@@ -14,7 +14,7 @@ from infra import database, storage
 from infra.settings import settings
 from registry import adapters, artifacts, catalog, decision_log, tables
 from registry.errors import StateError
-from registry.records import Adapter, AdapterState, DecisionKind
+from registry.records import Adapter, AdapterState, DecisionKind, Verdict
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
 from tasks import blobs, consolidation, forms, queries, retirement
 from tasks.assembly import current_manifest
@@ -300,7 +300,7 @@ def power_cut(*_):
     raise PowerCutError
 
 
-def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox, tmp_path_factory):
+def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inbox, tmp_path_factory, monkeypatch):
     stream, born = learned(
         "harvests", backbone, inbox, consolidation=Consolidation(max_adapters=None, window=2, retire_share=0.9)
     )
@@ -320,9 +320,21 @@ def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inb
         note_prediction(stream.name, 1, OPEN, answerer.answer(texts, asked))
         assert retirement.retire_unused.fn(stream) == []
         log.unlink()
+    measured: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(retirement, "may_go", lambda _, name: measured.append(name) or Verdict(False, "it would lose"))
+        for _ in range(3):  # what stays is not measured after every batch
+            assert retirement.retire_unused.fn(stream) == []
+        assert measured == [old]
+        for name in ("06", "07"):
+            deliver(inbox, name, LOOKS["02"], rows=80)
+        learn(stream)
+        assert measured == [old, old], "a window later it is asked again"
+    widened = stream.consolidation.model_copy(update={"window": 3})  # other rules are asked at once
+    stream = stream.model_copy(update={"consolidation": widened})
     assert retirement.retire_unused.fn(stream) == [old]
     assert states(stream)[old] == AdapterState.RETIRED
-    assert "held-out rows of the last 2 batches" in decisions(stream)[-1]["reason"]
+    assert "held-out rows of the last 3 batches" in decisions(stream)[-1]["reason"]
     assert decisions(stream)[-1]["kind"] == DecisionKind.RETIRE
     retirement.reinstate_adapter.fn(stream, old, "the season begins")
     assert states(stream)[old] in (AdapterState.SERVING, AdapterState.CANDIDATE)
