@@ -224,15 +224,15 @@ def test_a_merge_is_not_reinstated_beside_what_it_holds(backbone, inbox):
 
 
 def test_what_is_retired_or_erased_is_not_retired_again_also_not_in_a_dry_run(backbone, inbox):
-    stream = make_stream("twice", backbone, inbox)
+    stream = make_stream("gone-twice", backbone, inbox)
     chain(stream, 2)
     with database.transaction() as session:
-        adapters.move_adapter(session, "twice-a1", AdapterState.RETIRED, "the season is over")
-        adapters.move_adapter(session, "twice-a2", AdapterState.ERASED, "too few of its rows remain")
+        adapters.move_adapter(session, "gone-twice-a1", AdapterState.RETIRED, "the season is over")
+        adapters.move_adapter(session, "gone-twice-a2", AdapterState.ERASED, "too few of its rows remain")
     for adapter_id, told in {"a1": "retired already: the season is over", "a2": "erased already: too few"}.items():
         for dry_run in (True, False):
             with pytest.raises(StateError, match=told):
-                actions.retire(f"twice-{adapter_id}", "again", dry_run)
+                actions.retire(f"gone-twice-{adapter_id}", "again", dry_run)
 
 
 def test_a_merge_of_another_streams_adapters_or_of_one_adapter_is_refused_before_any_work(backbone, inbox):
