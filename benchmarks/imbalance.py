@@ -1,4 +1,4 @@
-"""What dividing scores by a power of their class's share gives.
+"""What dividing scores by a power of their class's share would give (docs/decisions/0106).
 
 `python -m benchmarks.imbalance --data FILE.npz --backbone FOLDER`: the frozen exact head on training rows of the file
 alone, a fifth of each class for validation; half of the classes, drawn anew by each seed, keep one row of `ratio`.

@@ -41,10 +41,6 @@ OWN = 0.3
 TEMPERATURE, LEAST_ODDS = 0.1, 0.1
 """Of the log density per coordinate when adapters share an answer, and the odds below which one is not visited."""
 
-RARE = 1 / 4
-"""A class's scores are divided by this power of its share of the rows: least squares hardly answer a rare class, whose
-scores are as small as it is. Nothing where classes are equal. Chosen on training rows (docs/decisions/0106)."""
-
 FAMILIAR = 3.0
 """Largest mean z-score at which a record still looks like an adapter's shard: three deviations, as is customary."""
 
@@ -117,12 +113,6 @@ class Composed:
         if entry.adapter_id not in self.solved:
             self.solved[entry.adapter_id] = (_near_head(self.everything, entry), solve_head(entry.statistics))
         return self.solved[entry.adapter_id]
-
-    @cached_property
-    def lift_C(self) -> Tensor:
-        """What a class's scores are multiplied by: one where it has as many rows as the mean of all."""
-        counts_C = self.everything.counts_C
-        return ((counts_C.mean() / counts_C) ** RARE).float()
 
     def alone(self) -> "Composed":
         """The exact head without an adapter beside it."""
@@ -246,7 +236,7 @@ def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, ad
             taken += len(chosen)
     mixed_NC = mixed_NC + shares_AN[count:].sum(0)[:, None] * exact_NC
     visiting_N = (shares_AN[:count] > 0).any(0)
-    scores_NC = torch.where(visiting_N[:, None], mixed_NC, exact_NC) * composed.lift_C
+    scores_NC = torch.where(visiting_N[:, None], mixed_NC, exact_NC)
     labels = [composed.labels[i] for i in scores_NC.argmax(1).tolist()]
     took_part: list[list[str]] = [[] for _ in labels]
     for number, record in torch.nonzero(shares_AN[:count]).tolist():

@@ -10,7 +10,7 @@ from tasks.learning.backbones import Backbone
 from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, compose, predict, predict_each
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.features import run_suffix
-from tasks.learning.heads import class_statistics, head_scores, solve_head
+from tasks.learning.heads import class_statistics
 from tests.learning.conftest import pictures
 
 SPEC = AdapterSpec(rank=4, last_layers=2)
@@ -52,19 +52,6 @@ def test_removing_an_adapter_leaves_records_that_do_not_visit_it(vit: Backbone, 
     stay = [i for i, visited in enumerate(both.visits) if "adapter-1" not in visited]
     assert 0 < len(stay) < 30
     assert torch.equal(both.scores_NC[stay], one.scores_NC[stay])
-
-
-def test_a_rare_class_is_answered_more_than_by_least_squares_and_equal_ones_as_by_them(vit: Backbone) -> None:
-    features_NF = run_suffix(vit, vit.encode(pictures(48, seed=3), 2), 2).features_NF
-    states = vit.encode(pictures(40, seed=4), 2)
-    asked_NF = run_suffix(vit, states, 2).features_NF
-    for labels, lift in ((["a", "b"] * 24, (1.0, 1.0)), (["a", *"bbbbbbb"] * 6, (4**0.25, (4 / 7) ** 0.25))):
-        shard = class_statistics(features_NF, labels)
-        found = predict(vit, compose(ServingModel(2, SPEC, {"red": (shard,)}, ()), {"red"}), states).scores_NC
-        squares_NC = head_scores(solve_head([shard]), asked_NF)
-        assert torch.allclose(found, squares_NC * torch.tensor(lift), atol=1e-6)
-        rare = [int((scores_NC.argmax(1) == 0).sum()) for scores_NC in (squares_NC, found)]
-        assert rare[0] < rare[1] if labels[2] == "b" else torch.equal(found, squares_NC)
 
 
 def test_a_record_that_looks_like_a_waiting_adapters_shard_is_left_to_the_exact_head(
