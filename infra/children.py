@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,8 @@ from infra.files import make_folder
 
 @dataclass(frozen=True)
 class Child:
-    """A process. The time of birth (seconds since the epoch) tells it from a later one with the same pid."""
+    """A process. Its time of birth tells it from a later one with the same pid: seconds since the machine's start, which
+    stay when its clock is set. What an older version noted, seconds since the epoch, is known too."""
 
     pid: int
     born: float
@@ -22,13 +24,14 @@ class Child:
     def is_alive(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            return abs(process.create_time() - self.born) < 1 and process.status() != psutil.STATUS_ZOMBIE
+            is_it = isclose(self.born, _since_start(process), rel_tol=0, abs_tol=0.05) or abs(process.create_time() - self.born) < 1
+            return is_it and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
 
 
 def known(pid: int) -> Child:
-    return Child(pid, psutil.Process(pid).create_time())
+    return Child(pid, _since_start(psutil.Process(pid)))
 
 
 def this_process() -> Child:
@@ -68,6 +71,10 @@ def end(child: Child, grace: float = 0.0) -> bool:
     _signal(family, signal.SIGKILL)
     psutil.wait_procs(family, timeout=10)
     return True
+
+
+def _since_start(process: psutil.Process) -> float:
+    return round(process.create_time() - psutil.boot_time(), 2)  # Linux counts hundredths
 
 
 def tail(log: Path, lines: int = 15) -> str:

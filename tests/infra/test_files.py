@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from infra import children
@@ -85,6 +86,18 @@ def test_child_lives_until_ended_and_a_reused_pid_is_not_it(tmp_path):
     assert children.end(sleeper)
     assert not sleeper.is_alive()
     children.end(child)
+
+
+def test_a_child_is_known_after_the_clock_was_set_and_by_what_an_older_version_noted(tmp_path, monkeypatch):
+    sleeper = children.spawn(["sleep", "600"], tmp_path / "log", {})
+    older = replace(sleeper, born=psutil.Process(sleeper.pid).create_time())
+    assert older.is_alive()
+    # on Linux a process's time of birth is the start of the machine, by the clock of now, and what passed until then
+    start = psutil.boot_time()
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: start - 3600)
+    assert sleeper.is_alive()
+    assert children.end(sleeper)
 
 
 def test_end_takes_the_whole_family():
