@@ -79,7 +79,7 @@ def backup(folder: Annotated[Path, typer.Argument(help="New folder for the backu
     with acting(quiet=json):
         from tasks import backup, opening
 
-        opening.open_home()
+        opening.open_for_backup()
         result = backup.back_up(folder)
     console.show_json(result) if json else console.show_record(result)
 

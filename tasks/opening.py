@@ -9,6 +9,18 @@ from registry.stream import Stream
 
 def open_home() -> None:
     database.migrate()
+    _open_stores()
+
+
+def open_for_backup() -> None:
+    """Leave a catalog of an older revision at it: the backup comes before the migration, and older code takes it too."""
+    found, _ = database.revisions()
+    if found is None or not database.is_known(found):
+        database.migrate()
+    _open_stores()
+
+
+def _open_stores() -> None:
     storage.ensure_buckets()
     tracking.prepare_tracking()
 

@@ -163,6 +163,18 @@ def test_certificates_that_came_after_the_backup_stay_in_the_chain(stream, inbox
     assert auditing.audit()["certificates"] == 3
 
 
+@pytest.mark.usefixtures("own_home")
+def test_a_backup_before_an_upgrade_is_of_the_older_revision_and_fits_both(tmp_path):
+    with database.replacing() as connection:
+        database.bring(connection, "0003")
+    opening.open_for_backup()
+    index = back_up(tmp_path / "backup")
+    newest = database.newest_revision()
+    assert (index["revision"], database.revisions()) == ("0003", ("0003", newest))
+    restore(tmp_path / "backup", replace=True, dry_run=False)
+    assert database.revisions() == (newest, newest)
+
+
 @pytest.mark.parametrize("index", ["[]", "{}", '{"format": "deciduous-backup/1", "files": {}}', '{"format": "x"'])
 def test_an_index_that_does_not_vouch_for_every_file_is_refused(tmp_path, index):
     for name in (CATALOG, MLFLOW, OBJECTS):
