@@ -15,8 +15,8 @@ from infra.files import make_folder
 
 @dataclass(frozen=True)
 class Child:
-    """A process. Its time of birth tells it from a later one with the same pid: seconds since the machine's start, which
-    stay when its clock is set. What an older version noted, seconds since the epoch, is known too."""
+    """A process. Its time of birth tells it from a later one with the same pid: seconds since the machine's start,
+    which stay when its clock is set. What an older version noted, seconds since the epoch, is known too."""
 
     pid: int
     born: float
@@ -24,7 +24,10 @@ class Child:
     def is_alive(self) -> bool:
         try:
             process = psutil.Process(self.pid)
-            is_it = isclose(self.born, _since_start(process), rel_tol=0, abs_tol=0.05) or abs(process.create_time() - self.born) < 1
+            is_it = (
+                isclose(self.born, _since_start(process), rel_tol=0, abs_tol=0.05)
+                or abs(process.create_time() - self.born) < 1
+            )
             return is_it and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False

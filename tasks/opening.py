@@ -13,7 +13,7 @@ def open_home() -> None:
 
 
 def open_for_backup() -> None:
-    """Leave a catalog of an older revision at it: the backup comes before the migration, and older code takes it too."""
+    """Leave a catalog of an older revision at it: a backup comes before the migration, and older code takes it too."""
     found, _ = database.revisions()
     if found is None or not database.is_known(found):
         database.migrate()

@@ -1,7 +1,7 @@
 """Bring a backup back without bringing back what was to be forgotten since: nothing is visible before that is done."""
 
 import json
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from registry.errors import StateError
 from registry.records import VersionState
 from tasks import certificate_journal
 from tasks.alias_moves import mirror_aliases, withdraw_versions
-from tasks.backup import CATALOG, MLFLOW, OBJECTS, read_index, read_lines
+from tasks.backup import CATALOG, MLFLOW, OBJECTS, Index, read_index, read_lines
 from tasks.blobs import stream_prefix
 from tasks.closing import enter_certificate
 from tasks.exclusion import alone
@@ -34,6 +34,7 @@ def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
 
     Raises StateError when the catalog is not empty and `replace` was not asked for."""
     index = read_index(folder)
+    renamed = _renamed(folder, index)
     with ExitStack() as held:
         with database.transaction() as session:
             present = catalog.stream_names(session)
@@ -41,10 +42,10 @@ def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
             raise StateError(f"the catalog holds {', '.join(present)}; --replace puts the backup in its place")
         for stream in present:
             held.enter_context(alone(stream, wait_seconds=0))
-        hidden = _hidden(folder)
+        hidden = _hidden(folder, renamed)
         if not dry_run:
             _bring_back(hidden)
-            _restore_mlflow(folder)
+            _restore_mlflow(folder, renamed)
         with database.replacing(dry_run) as connection:
             database.bring(connection, index["revision"])
             rows = dump.load_rows(connection, read_lines(folder, CATALOG))
@@ -104,10 +105,26 @@ def _withdraw_incomplete(session: Session, stream: str, hidden: Set[str]) -> lis
     return incomplete
 
 
-def _restore_mlflow(folder: Path) -> None:
+def _renamed(folder: Path, index: Index) -> dict[str, str]:
+    """Today's name of each bucket of the backup: a home that moves to a server may find the old name taken there.
+
+    Raises StateError where the catalog names deliveries by an inbox of another name."""
+    renamed = dict(zip(index["buckets"], storage.buckets(), strict=True))
+    inbox = index["buckets"][1]
+    if renamed[inbox] != inbox and any(f"s3://{inbox}/" in line for line in read_lines(folder, CATALOG)):
+        raise StateError(
+            f"the catalog of the backup names deliveries in s3://{inbox}/, the inbox here is {renamed[inbox]}; "
+            f"set DECIDUOUS_INBOX_BUCKET={inbox}"
+        )
+    return renamed
+
+
+def _restore_mlflow(folder: Path, renamed: Mapping[str, str]) -> None:
     tracking.prepare_tracking()  # an empty database gets its tables
+    ((old, new), *_) = renamed.items()  # of artifacts: MLflow's figures and models lie there
+    lines = (line.replace(f"s3://{old}/", f"s3://{new}/") for line in read_lines(folder, MLFLOW))
     with tracking.backend() as connection:
-        dump.load_rows(connection, _without_aliases(read_lines(folder, MLFLOW)))
+        dump.load_rows(connection, _without_aliases(lines))
 
 
 def _without_aliases(lines: Iterable[str]) -> Iterable[str]:
@@ -115,10 +132,10 @@ def _without_aliases(lines: Iterable[str]) -> Iterable[str]:
     return (line for line in lines if not line.startswith('["registered_model_aliases"'))
 
 
-def _hidden(folder: Path) -> list[tuple[str, str, str]]:
+def _hidden(folder: Path, renamed: Mapping[str, str]) -> list[tuple[str, str, str]]:
     """(bucket, key, version) of what a plain delete hid since; what was purged is gone."""
     s3, hidden = storage.s3(), []
-    listed = [json.loads(line) for line in read_lines(folder, OBJECTS)]
+    listed = [(renamed[of], key, version) for of, key, version in map(json.loads, read_lines(folder, OBJECTS))]
     for bucket in dict.fromkeys(bucket for bucket, _, _ in listed):
         here = _keys(bucket)
         kept = {(version.key, version.version_id) for version in artifacts.list_versions(s3, bucket)}

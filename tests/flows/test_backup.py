@@ -18,7 +18,7 @@ from registry.errors import StateError
 from registry.records import Ticket, TicketState, VersionState
 from registry.tables import now
 from registry.versions import CHAMPION
-from tasks import auditing, backup, opening, queries, suppression_journal, tickets
+from tasks import auditing, backup, opening, queries, restoring, suppression_journal, tickets
 from tasks.backup import CATALOG, INDEX, MLFLOW, OBJECTS, back_up, read_index, read_lines
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
@@ -173,6 +173,27 @@ def test_a_backup_before_an_upgrade_is_of_the_older_revision_and_fits_both(tmp_p
     assert (index["revision"], database.revisions()) == ("0003", ("0003", newest))
     restore(tmp_path / "backup", replace=True, dry_run=False)
     assert database.revisions() == (newest, newest)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_backup_comes_back_beside_a_bucket_of_another_name(tmp_path, set_variable):
+    tracking.experiment(tracking.prepare_tracking(), "mail")
+    back_up(tmp_path / "backup")
+    set_variable("ARTIFACT_BUCKET", "elsewhere")
+    storage.prepare_buckets()
+    restore(tmp_path / "backup", replace=True, dry_run=False)
+    restored = tracking.prepare_tracking().get_experiment_by_name("mail")
+    assert restored is not None
+    assert restored.artifact_location == "s3://elsewhere/mlflow"
+
+
+def test_deliveries_of_an_inbox_of_another_name_are_refused_and_the_setting_named(tmp_path, set_variable):
+    (tmp_path / CATALOG).write_text('["object", {"uri": "s3://inbox/mail/1.jsonl"}]\n')
+    index = {"buckets": ["deciduous", "inbox"]}
+    assert restoring._renamed(tmp_path, index) == {"deciduous": "deciduous", "inbox": "inbox"}
+    set_variable("INBOX_BUCKET", "letters")
+    with pytest.raises(StateError, match="DECIDUOUS_INBOX_BUCKET=inbox"):
+        restoring._renamed(tmp_path, index)
 
 
 @pytest.mark.parametrize("index", ["[]", "{}", '{"format": "deciduous-backup/1", "files": {}}', '{"format": "x"'])
