@@ -39,8 +39,8 @@ def retire_unused(stream: Stream) -> list[str]:
         return []  # documents are retrieved by Gaussians of another kind; a mixture answers as a whole
     rule, retired = stream.consolidation, []
     chosen = choose_retirements(measure_routing(stream), rule.retire_share, rule.window)
-    numbers: dict[str, object] = {"window": rule.window, "merge_drop": stream.gates.merge_drop}
-    resting = _refused_lately(stream, numbers) if chosen else set()
+    numbers = _rules(stream)
+    resting = _kept_lately(stream, numbers) if chosen else set()
     for unused in (each for each in chosen if each.adapter_id not in resting):
         verdict = may_go(stream, unused.adapter_id)
         with database.transaction() as session:
@@ -52,8 +52,12 @@ def retire_unused(stream: Stream) -> list[str]:
     return retired
 
 
-def _refused_lately(stream: Stream, numbers: Mapping[str, object]) -> set[str]:
-    """Adapters that stayed under the same rules, fewer batches ago than the window holds."""
+def _rules(stream: Stream) -> dict[str, object]:
+    return {"window": stream.consolidation.window, "merge_drop": stream.gates.merge_drop}
+
+
+def _kept_lately(stream: Stream, numbers: Mapping[str, object]) -> set[str]:
+    """Adapters that stayed or came back under the same rules, fewer batches ago than the window holds."""
     batches, found = set[str | None](), set[str]()
     with database.transaction() as session:
         for row in reversed(decision_log.decisions(session, stream.name)):
@@ -152,7 +156,12 @@ def retire_adapter(adapter_id: str, reason: str) -> Adapter:
     Raises StateError for a mixture."""
     refuse_mixture(adapter_id)
     with database.transaction() as session:
+        before = adapter_rows.get_adapter(session, adapter_id)
         retired = adapter_rows.move_adapter(session, adapter_id, AdapterState.RETIRED, reason)
+        if before.state in KNOWN:  # of a merge's parents the merge tells
+            decision_log.add_consolidation(
+                session, retired.stream, Decision(DecisionKind.RETIRE, adapter_id, reason), {}
+            )
     say(f"  {adapter_id} retired: {reason}")
     return retired
 
@@ -178,7 +187,8 @@ def refuse_mixture(adapter_id: str) -> None:
 
 @step("reinstate-{adapter_id}")
 def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
-    """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate.
+    """Judge a retired adapter again: it serves where it beats the exact head today, else it waits as a candidate. For a
+    window it is not retired again: what it was brought back for has yet to come.
 
     Raises StateError where it is not retired, or where a merge of it, or what it was merged from, has taken its place,
     and SuppressedRecordError where a ticket has to rebuild it first.
@@ -186,6 +196,8 @@ def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
     with database.transaction() as session:
         adapter = _require_retired(session, stream, adapter_id)
         adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
+        kept = Decision(DecisionKind.KEEP, adapter_id, f"reinstated: {reason}")
+        decision_log.add_consolidation(session, stream.name, kept, _rules(stream))
         shard = catalog.shards(session, adapter.serves)[0]
     return judge_adapter.fn(stream, shard, adapter_id)
 

@@ -25,6 +25,7 @@ from tasks.likeness import propose_merges
 from tasks.policies.compression import form_holds
 from tasks.policies.merging import MAX_COHORT, Excess
 from tasks.policies.promotion import merge_is_kept
+from tasks.policies.retirement import Routing
 from tasks.prediction_log import note_prediction
 from tasks.serving import Answerer
 from tests.flows.adversary import serve_all
@@ -338,3 +339,22 @@ def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inb
     assert decisions(stream)[-1]["kind"] == DecisionKind.RETIRE
     retirement.reinstate_adapter.fn(stream, old, "the season begins")
     assert states(stream)[old] in (AdapterState.SERVING, AdapterState.CANDIDATE)
+
+
+def test_what_a_person_retires_and_brings_back_is_written_down_and_left_in_peace_for_a_window(
+    backbone, inbox, monkeypatch
+):
+    stream, back = make_stream("broughtback", backbone, inbox), "broughtback-a1"
+    chain(stream, 1)
+    retirement.retire_adapter.fn(back, "the season is over")
+    monkeypatch.setattr(catalog, "shards", lambda *_: [None])
+    monkeypatch.setattr(retirement.judge_adapter, "fn", lambda *_: Verdict(True, "it earns its place"))
+    retirement.reinstate_adapter.fn(stream, back, "the season begins")
+    told = [(d["kind"], d["adapter_id"], d["reason"]) for d in decisions(stream)]
+    assert told == [("retire", back, "the season is over"), ("keep", back, "reinstated: the season begins")]
+
+    monkeypatch.setattr(retirement, "measure_routing", lambda _: [Routing(back, 9, 0, 0, 0, age=99)])
+    monkeypatch.setattr(retirement, "may_go", lambda *_: Verdict(True, "nothing is lost"))
+    assert retirement.retire_unused.fn(stream) == [], "what it was brought back for has yet to come"
+    widened = stream.model_copy(update={"consolidation": Consolidation(window=30)})
+    assert retirement.retire_unused.fn(widened) == [back], "other rules are asked at once"
