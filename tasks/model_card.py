@@ -36,8 +36,7 @@ def describe_version(
     lines = [
         reason,
         "",
-        f"**From:** `{cause}` (`deciduous describe {cause.partition(':')[2]}`)"
-        + (f", registered by the Prefect run {run}" if run else ""),
+        f"**From:** `{cause}` ({_commands(cause)})" + (f", registered by the Prefect run {run}" if run else ""),
         "",
         f"{measured if overall.rows else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
         f"deletion epoch {manifest['epoch']}.",
@@ -53,6 +52,11 @@ def describe_version(
         f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
     ]
     return "\n".join(lines)
+
+
+def _commands(cause: str) -> str:
+    """What tells more of a cause: of a retirement each of the adapters."""
+    return ", ".join(f"`deciduous describe {id_}`" for id_ in cause.partition(":")[2].split("+"))
 
 
 def _accuracies(shards: Sequence[Shard], scores: dict[int, Score]) -> list[str]:

@@ -4,7 +4,7 @@ from io import BytesIO
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Decision, DecisionKind, Shard
 from tasks.evaluation import Score
-from tasks.model_card import DRAWN, _accuracies, data_sets, nearest_looks
+from tasks.model_card import DRAWN, _accuracies, _commands, data_sets, nearest_looks
 
 
 def rests_on(count: int, **of_first: int) -> tuple[dict, list[Shard]]:
@@ -59,3 +59,8 @@ def test_what_no_held_out_row_measures_is_not_shown_as_all_wrong():
         "| 01 | all | 10 |  |  |",
         "| 02 | all | 10 | 0.500 | 0.500 |",
     ]
+
+
+def test_a_card_tells_how_to_describe_each_of_several_adapters_that_were_retired_together():
+    assert _commands("batch:3f1c92ab77d0") == "`deciduous describe 3f1c92ab77d0`"
+    assert _commands("retire:mail-a1+mail-a3") == "`deciduous describe mail-a1`, `deciduous describe mail-a3`"
