@@ -24,6 +24,7 @@ from registry.stream import Stream
 from registry.tickets import WORKED
 from tasks import approvals, auditing, deploying, exporting, forgetting, opening, queries, source, tickets
 from tasks.deploying import Change
+from tasks.exclusion import alone
 from tasks.held_batches import discard_batch, reopen_batch
 from tasks.missed import start_missed
 from tasks.retirement import check_reinstate, check_retire, reinstate_adapter, retire_adapter
@@ -200,7 +201,8 @@ def retire(adapter_id: str, reason: str, dry_run: bool) -> str:
     opening.open_home()
     check_retire(adapter_id)
     if not dry_run:
-        retire_adapter.fn(adapter_id, reason)
+        with alone(queries.describe(adapter_id)["stream"], wait_seconds=0):  # learning would judge it again
+            retire_adapter.fn(adapter_id, reason)
     return f"{'would retire' if dry_run else 'retired'} {adapter_id}; the next version serves without it"
 
 
@@ -222,5 +224,6 @@ def reinstate(adapter_id: str, reason: str, dry_run: bool) -> str:
     if dry_run:
         check_reinstate(stream, adapter_id)
         return f"would judge {adapter_id} again on the held-out rows of its shards"
-    verdict = reinstate_adapter.fn(stream, adapter_id, reason)
+    with alone(stream.name, wait_seconds=0):
+        verdict = reinstate_adapter.fn(stream, adapter_id, reason)
     return f"{adapter_id} {'serves from the next version on' if verdict.passed else 'waits'}: {verdict.reason}"

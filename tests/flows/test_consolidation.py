@@ -11,12 +11,14 @@ from flows import actions
 from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database, storage
+from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters, artifacts, catalog, decision_log, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind, Verdict
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
 from tasks import blobs, consolidation, forms, queries, retirement
+from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest
 from tasks.entitlement import OPEN
 from tasks.interrupted import interrupted_merges
@@ -358,3 +360,19 @@ def test_what_a_person_retires_and_brings_back_is_written_down_and_left_in_peace
     assert retirement.retire_unused.fn(stream) == [], "what it was brought back for has yet to come"
     widened = stream.model_copy(update={"consolidation": Consolidation(window=30)})
     assert retirement.retire_unused.fn(widened) == [back], "other rules are asked at once"
+
+
+def test_nothing_is_retired_or_brought_back_under_a_run_that_would_judge_it_again(backbone, inbox, monkeypatch):
+    stream = make_stream("underway", backbone, inbox)
+
+    def meanwhile(stream, shard, adapter_id):
+        for act in (actions.retire, actions.reinstate):
+            with pytest.raises(HeldError, match="stream underway is being worked on by"):
+                act(adapter_id, "by hand", False)
+        return judge_adapter(stream, shard, adapter_id)
+
+    deliver(inbox, "01", LOOKS["01"], rows=40)
+    monkeypatch.setattr("flows.learn.judge_adapter", meanwhile)
+    learn(stream)
+    actions.retire("underway-a1", "by hand", False)
+    assert states(stream) == {"underway-a1": AdapterState.RETIRED}
