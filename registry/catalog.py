@@ -23,6 +23,13 @@ from registry.tables import (
     in_chunks,
 )
 
+_INSTEAD = {
+    BatchState.READ: "the next `deciduous run` decides on it",
+    BatchState.DONE: "to forget records of it, `deciduous erase` them",
+    BatchState.DISCARDED: "deliver its records in another object",
+}
+"""What to do about a batch that is not held."""
+
 
 def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
     """Record the stream, or refuse a change that would mix artifacts of two recipes; before the first batch there are
@@ -236,7 +243,8 @@ def discard_batch(session: Session, batch_id: str) -> None:
 def require_held(session: Session, batch_id: str) -> Batch:
     batch = get_batch(session, batch_id)
     if batch.state != BatchState.HELD:
-        raise StateError(f"batch {batch_id} is {batch.state.value}; only a held batch is judged again or discarded")
+        told = f"batch {batch.name} ({batch_id}) is {batch.state.value}; only a held batch is judged again or discarded"
+        raise StateError(f"{told}: {_INSTEAD[batch.state]}")
     return batch
 
 

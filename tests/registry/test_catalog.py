@@ -49,6 +49,12 @@ def test_the_held_groups_of_a_batch_become_a_held_batch_of_their_own(session):
     assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a", rest.batch_id, rest.batch_id]
     catalog.reopen_batch(session, rest.batch_id)
     assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a"]
+    for name, batch_id, told in (
+        (rest.name, rest.batch_id, "read; .*run` decides"),
+        ("a", "a", "done; .*`deciduous erase"),
+    ):
+        with pytest.raises(StateError, match=rf"batch {name} \({batch_id}\) is {told}"):
+            catalog.discard_batch(session, batch_id)
 
 
 def test_a_stream_refuses_another_backbone_and_another_recipe(session):
