@@ -90,3 +90,9 @@ def test_a_merge_is_judged_on_the_parent_that_loses_most():
     before = {"a": (0.9, 50), "b": (0.9, 50)}
     assert merge_is_kept(before, {"a": (0.95, 50), "b": (0.88, 50)}, 0.02).passed
     assert not merge_is_kept(before, {"a": (1.0, 50), "b": (0.85, 50)}, 0.02).passed
+
+
+def test_a_champion_that_nobody_measured_is_not_said_to_be_none():
+    """A version that stood in for what a ticket withdrew, and that a person promoted."""
+    verdict = version_clears_gates({"a": (0.5, 10)}, {}, 0.01, 0.02)
+    assert (verdict.passed, verdict.reason) == (True, "there is no measured champion to compare with")
