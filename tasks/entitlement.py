@@ -32,7 +32,10 @@ def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...
     allowed = tuple(sorted(set(known) & set(groups)))
     if not allowed:
         asked = ", ".join(sorted(groups)) or "none"
-        raise StateError(f"groups asked for: {asked}; this model serves none of them: ask as a group that has data")
+        raise StateError(
+            f"groups asked for: {asked}; this model serves none of them: name one that has data "
+            "(`--as GROUP`, of a served model the parameter `groups`)"
+        )
     return allowed
 
 

@@ -114,5 +114,5 @@ def test_when_grants_cannot_be_read_nobody_is_answered(file):
 
 def test_only_known_groups_are_permitted():
     assert permitted({"a", "b"}, ["b", "unknown"]) == ("b",)
-    with pytest.raises(StateError, match="serves none of them"):
+    with pytest.raises(StateError, match=r"asked for: none; .* name one that has data \(`--as GROUP`"):
         permitted({"a", "b"}, [])
