@@ -154,7 +154,7 @@ class ShiftOptions(Section):
     test: str = Field("sema+mmd", pattern="^sema[+]mmd$")
     alpha: float = Field(0.01, gt=0, lt=1, description="share of batches without shift that may expand all the same")
     permutations: int = Field(999, ge=99)
-    min_rows: int = Field(40, ge=4, description="a shifted batch with fewer labelled rows is held for a person")
+    min_rows: int = Field(40, ge=4, description="a shifted batch with fewer rows to learn from is held")
     new_classes: Literal["reuse", "expand"] = Field("reuse", description="what classes that no adapter has met ask for")
 
 

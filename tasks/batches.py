@@ -211,7 +211,7 @@ def hold_batch(stream: Stream, batch: Batch, reason: str) -> None:
 
 def _tell_held(stream: Stream, batch: Batch, reason: str) -> None:
     announce(BATCH_HELD, stream.name, "batch", batch.batch_id, batch=batch.name, reason=reason)
-    say(f"{stream.name}: {batch.name} is held: {reason}")
+    say(f"{stream.name}: {batch.name} is held until `deciduous rejudge {batch.batch_id}` or `discard`: {reason}")
 
 
 @step("finish-{batch.name}")

@@ -8,7 +8,7 @@ from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 
 REFRESH_TAIL = 0.05
 MIN_HELD_OUT = 2
-"""Held-out rows with a label, fewer of which say nothing about what was learned."""
+"""Held-out rows (with a label, where there are labels), fewer of which say nothing about what was learned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +64,15 @@ def lacks_rows(kind: DecisionKind, labelled: int, held_out: int, min_rows: int) 
 
 
 def _lack(labelled: int, held_out: int, needed: int) -> str:
-    """What keeps a batch from changing the model; empty where nothing does."""
+    """What keeps a batch from changing the model; empty where nothing does. Documents have no labels."""
     if labelled == 0:
-        return "it has no labelled row to learn from"
+        return "it has no row to learn from: none has a label, or all are held out"
     if held_out < MIN_HELD_OUT:
-        return f"{held_out} held-out rows with a label are too few to judge it by ({MIN_HELD_OUT} at least)"
+        return f"{held_out} held-out rows are too few to judge it by ({MIN_HELD_OUT} at least)"
     if labelled < needed:
-        return f"{labelled} labelled rows are too few to train an adapter (shift.min_rows {needed})"
+        return (
+            f"{labelled} rows to learn from, held-out ones aside, are too few for an adapter (shift.min_rows {needed})"
+        )
     return ""
 
 

@@ -11,7 +11,7 @@ from registry import artifacts, catalog, ownership, versions
 from registry.errors import SourceError, StateError
 from registry.records import DecisionKind, TicketState
 from registry.sections import AdapterOptions, Gates, ShiftOptions
-from tasks import queries
+from tasks import batches, queries
 from tasks import tickets as opening
 from tasks.batches import open_stream
 from tasks.blobs import stream_prefix
@@ -117,7 +117,9 @@ def test_an_object_that_cannot_be_read_fails_alone_and_is_tried_again(backbone, 
     assert len(learn(stream)) == 1
 
 
-def test_a_small_shifted_batch_is_held_and_changes_no_model(backbone, inbox):
+def test_a_small_shifted_batch_is_held_and_changes_no_model(backbone, inbox, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(batches, "say", lambda message, **_: said.append(message))
     stream = make_stream("small", backbone, inbox)
     deliver(inbox, "01", ["red", "blue"], rows=100)
     deliver(inbox, "02", ["gold"], rows=18)
@@ -125,6 +127,8 @@ def test_a_small_shifted_batch_is_held_and_changes_no_model(backbone, inbox):
     assert kinds("small") == [DecisionKind.EXPAND, DecisionKind.HOLD]
     status = queries.status("small")[0]
     assert (status["versions"], status["held"]) == (1, ["02"])
+    held = queries.listing("batches", "small")[1]["batch_id"]
+    assert f"is held until `deciduous rejudge {held}` or `discard`: " in said[-1]
 
 
 def test_a_held_batch_is_judged_again_by_another_rule(backbone, inbox):

@@ -43,10 +43,10 @@ def test_choose_expansion(p_values, labelled, kind, adapter):
 @pytest.mark.parametrize(
     ("p_values", "labelled", "held_out", "told"),
     [
-        pytest.param({"a": 0.5}, 0, 0, "no labelled row to learn from", id="explained, without labels"),
-        pytest.param({"a": 0.5}, 36, 0, "0 held-out rows with a label", id="explained, nothing to judge by"),
-        pytest.param({}, 100, 1, "1 held-out rows with a label", id="new, nothing to judge by"),
-        pytest.param({}, 39, 9, "39 labelled rows are too few", id="new, too few to train"),
+        pytest.param({"a": 0.5}, 0, 0, "no row to learn from", id="explained, without labels"),
+        pytest.param({"a": 0.5}, 36, 0, "0 held-out rows are too few", id="explained, nothing to judge by"),
+        pytest.param({}, 100, 1, "1 held-out rows are too few", id="new, nothing to judge by"),
+        pytest.param({}, 39, 9, "39 rows to learn from", id="new, too few to train"),
     ],
 )
 def test_a_hold_says_what_is_missing(p_values, labelled, held_out, told):
@@ -102,8 +102,8 @@ def test_binomial_tail_has_no_largest_number_of_rows(correct, rows, chance):
         pytest.param({"2": 0.4, "3": 1.01}, 100, DecisionKind.EXPAND, "layer 3 does not know", id="one does not"),
         pytest.param({"2": 1.5, "3": 9.0}, 100, DecisionKind.EXPAND, "layer 2 does not know", id="shallowest first"),
         pytest.param({"2": 0.1, "3": None}, 100, DecisionKind.EXPAND, "layer 3: no descriptor", id="nothing known"),
-        pytest.param({"2": 1.5}, 39, DecisionKind.HOLD, "39 labelled rows are too few", id="too few rows to grow"),
-        pytest.param({"2": 0.1}, 0, DecisionKind.HOLD, "no labelled row to learn from", id="no labels change nothing"),
+        pytest.param({"2": 1.5}, 39, DecisionKind.HOLD, "39 rows to learn from", id="too few rows to grow"),
+        pytest.param({"2": 0.1}, 0, DecisionKind.HOLD, "no row to learn from", id="no labels change nothing"),
         pytest.param({}, 100, DecisionKind.HOLD, "no held-out row", id="nothing to scan with"),
     ],
 )
