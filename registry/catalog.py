@@ -30,6 +30,9 @@ _INSTEAD = {
 }
 """What to do about a batch that is not held."""
 
+EMPTIED = "a ticket took its every row"
+"""Why a batch is finished that was never learned."""
+
 
 def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
     """Record the stream, or refuse a change that would mix artifacts of two recipes; before the first batch there are
@@ -189,6 +192,13 @@ def last_batches(session: Session, stream: str, count: int, *states: BatchState)
 
 def set_batch_state(session: Session, batch_id: str, state: BatchState, reason: str = "") -> None:
     session.execute(update(BatchRow).where(BatchRow.batch_id == batch_id).values(state=state, reason=reason))
+
+
+def finish_emptied(session: Session, batch_id: str) -> None:
+    """A held batch of which a ticket took every row waits for nobody any more."""
+    batch = get_batch(session, batch_id)
+    if batch.state == BatchState.HELD and not any(shard.rows for shard in batch.shards):
+        set_batch_state(session, batch_id, BatchState.DONE, EMPTIED)
 
 
 def set_aside(session: Session, batch_id: str, shard_ids: Collection[int], reason: str) -> Batch:

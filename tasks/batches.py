@@ -70,7 +70,7 @@ def unfinished_batches(stream: Stream) -> list[Batch]:
         left = [replace(batch, shards=tuple(shard for shard in batch.shards if shard.rows)) for batch in read]
         for batch in left:
             if not batch.shards:
-                catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, "a ticket took its every row")
+                catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, catalog.EMPTIED)
             for shard in batch.shards:
                 _check_decision(session, stream, shard)
     return [batch for batch in left if batch.shards]

@@ -111,6 +111,7 @@ def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[in
     prefix_cache.purge(stream.name, [row.record for row in gone])
     with database.transaction() as session:
         tickets.forget_records(session, sorted(keys), {shard.shard_id: count_rows(left)})
+        catalog.finish_emptied(session, shard.batch_id)
         ownership.put_object(session, shards.store_rows(stream, shard, left))
         if not trainable(left):
             ownership.drop_object(session, shard.node, "statistics")

@@ -479,6 +479,18 @@ def test_a_batch_that_a_ticket_empties_before_it_is_learned_does_not_hold_up_the
         assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
 
 
+def test_a_held_batch_that_a_ticket_empties_waits_for_nobody(stream, inbox):
+    put_in_inbox(stream.name, "05", [{**row, "who": "held alone"} for row in deliver(inbox, "05", ["red"], rows=1)])
+    (uri, tag) = batches.discover.fn(stream)[0]
+    batch = batches.read_batch.fn(stream, uri, tag)
+    batches.hold_batch.fn(stream, batch, "one row")
+    ticket = open_ticket(stream, "held alone")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    with database.transaction() as session:
+        assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
+
+
 @contextmanager
 def second_entry_by(somebody: str):
     """The second entry of the ticket log names somebody else meanwhile."""
