@@ -1,4 +1,4 @@
-"""What dividing scores by a power of their class's share would give (docs/decisions/0106).
+"""Which part of the exact head answers rare classes (docs/decisions/0106 and 0107).
 
 `python -m benchmarks.imbalance --data FILE.npz --backbone FOLDER`: the frozen exact head on training rows of the file
 alone, a fifth of each class for validation; half of the classes, drawn anew by each seed, keep one row of `ratio`.
@@ -7,6 +7,7 @@ alone, a fifth of each class for validation; half of the classes, drawn anew by 
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tasks.learning.backbones import load_backbone
 from tasks.learning.features import run_suffix
 from tasks.learning.heads import ClassStatistics, class_statistics, head_scores, solve_head
 
-POWERS = (0, 0.25, 0.35, 0.5, 0.75, 1)
+PARTS = ("regression", "its scores by share^(1/4)", "posterior", "both (the head)")
 RATIOS, NOISE, SEEDS = (1, 2, 4, 10, 20), (0, 0.1), 4
 AT_ONCE = 200
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--backbone", required=True)
     options = parser.parse_args(argv)
     features_NF, labels = frozen_features(options.data, options.backbone)
-    sys.stdout.write(f"powers {POWERS}: accuracy where rare classes stay rare | where all are as frequent\n")
+    sys.stdout.write(f"{', '.join(PARTS)}: accuracy where rare classes stay rare | where all are as frequent\n")
     for ratio in RATIOS:
         for noise in NOISE:
             rare, alike = 100 * np.mean([measure(features_NF, labels, ratio, noise, s) for s in range(SEEDS)], axis=0)
@@ -49,7 +50,7 @@ def frozen_features(data: str, folder: str) -> tuple[Tensor, np.ndarray]:
 
 
 def measure(features_NF: Tensor, labels: np.ndarray, ratio: int, noise: float, seed: int) -> tuple[list[float], ...]:
-    """Two accuracies on validation rows for each power: rare classes weigh 1 / `ratio`, or as much as the others."""
+    """Two accuracies on validation rows for each part: rare classes weigh 1 / `ratio`, or as much as the others."""
     drawn = np.random.default_rng(seed)
     classes = np.unique(labels)
     rare = drawn.permutation(classes)[: len(classes) // 2]
@@ -63,14 +64,17 @@ def measure(features_NF: Tensor, labels: np.ndarray, ratio: int, noise: float, s
     told = np.where(drawn.random(len(fit_n)) < noise, labels[drawn.permutation(fit_n)], labels[fit_n])
     statistics = class_statistics(features_NF[fit_n], told.tolist())
     weights = np.where(np.isin(labels[valid_n], rare), 1 / ratio, 1.0)
-    right = [_right(statistics, features_NF[valid_n], labels[valid_n], power) for power in POWERS]
+    right = [answers == labels[valid_n] for answers in _answers(statistics, features_NF[valid_n])]
     return [float(np.average(each, weights=weights)) for each in right], [float(each.mean()) for each in right]
 
 
-def _right(statistics: ClassStatistics, features_NF: Tensor, labels: np.ndarray, power: float) -> np.ndarray:
-    counts_C = statistics.counts_C
-    scores_NC = head_scores(solve_head([statistics]), features_NF) * (counts_C.mean() / counts_C) ** power
-    return np.array(statistics.labels)[scores_NC.argmax(1).numpy()] == labels
+def _answers(statistics: ClassStatistics, features_NF: Tensor) -> list[np.ndarray]:
+    head, counts_C = solve_head([statistics]), statistics.counts_C
+    both_NC = head_scores(head, features_NF)
+    regression_NC = head_scores(replace(head, discriminant_CE=None), features_NF)
+    lifted_NC, posterior_NC = regression_NC * (counts_C.mean() / counts_C) ** 0.25, 2 * both_NC - regression_NC
+    parts = (regression_NC, lifted_NC, posterior_NC, both_NC)
+    return [np.array(head.labels)[scores_NC.argmax(1).numpy()] for scores_NC in parts]
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""The exact head: ridge regression solved from class statistics that add up over shards.
+"""The exact head: ridge regression and a discriminant, solved from class statistics that add up over shards.
 
 Features are two views side by side, late and early blocks. Each has a ridge of its own, and the head is their mean: as
-good as one ridge over both, for a quarter of the products (docs/decisions/0101).
+good as one ridge over both, for a quarter of the products (docs/decisions/0101). The regression scores a class by its
+share of the rows as well; the discriminant, Gaussians of one covariance, does not (docs/decisions/0107).
 
 Shapes: N records, F features, V = 2 views, W = F / V + random features of a view, E = V W, C classes. Published source
-of the random features: RanPAC (arXiv 2307.02251). Sums are taken in the order of the statistics' digests, so the head's
-bytes do not depend on the order in which shards arrived.
+of the random features: RanPAC (arXiv 2307.02251); of a discriminant solved from a ridge: Hastie, Buja and Tibshirani,
+Penalized discriminant analysis (Annals of Statistics 23, 1995). Sums are taken in the order of the statistics' digests,
+so the head's bytes do not depend on the order in which shards arrived.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +28,9 @@ ROUNDING = 1e-9
 PRIOR_ROWS = 256
 """The ridge's penalty: a prior that weighs as much as so many rows of average variance, whatever the number of rows.
 Chosen on training rows (docs/decisions/0101)."""
+CAUTION = 4.0
+"""What the discriminant's log odds are divided by: new rows scatter more than those it was solved from, and its two
+views are not independent. Chosen on training rows (docs/decisions/0107)."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,16 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class Head:
-    """Scores are expand(features) W^T + b."""
+    """For expanded features x, the mean of a regression x W^T + b and of a posterior softmax(x D^T + d).
+
+    A head without a discriminant D, d is its regression.
+    """
 
     labels: tuple[str, ...]
     weight_CE: Tensor
     bias_C: Tensor
+    discriminant_CE: Tensor | None = None
+    offset_C: Tensor | None = None
 
 
 def expand(features_NF: Tensor) -> Tensor:
@@ -95,10 +105,10 @@ def class_statistics(features_NF: Tensor, labels: Sequence[str]) -> ClassStatist
 
 
 def solve_head(statistics: Sequence[ClassStatistics], prior_rows: float = PRIOR_ROWS) -> Head:
-    """The ridge head of all shards together, with an intercept; labels are the sorted union.
+    """The head of all shards together; labels are the sorted union.
 
-    It equals the mean of the views' ridges on the rows of all shards at once. The penalty is `prior_rows` times the
-    mean variance of a view's features.
+    It is that of the rows of all shards at once: the mean of the views' ridges, with an intercept, and of their
+    discriminants. The penalty is `prior_rows` times the mean variance of a view's features.
     """
     return solve_sums(add_up(statistics), prior_rows)
 
@@ -147,7 +157,7 @@ def add_up(statistics: Sequence[ClassStatistics]) -> Sums:
 
 
 def solve_sums(sums: Sums, prior_rows: float = PRIOR_ROWS) -> Head:
-    """The ridge head of sums; `prior_rows` as in `solve_head`."""
+    """The head of sums; `prior_rows` as in `solve_head`."""
     total = sums.counts_C.sum().clamp_min(1)
     mean_VW = (sums.sums_CE.sum(0) / total).unflatten(0, (VIEWS, -1))
     centred_VWW = sums.gram_VWW - total * mean_VW[:, :, None] * mean_VW[:, None]
@@ -159,9 +169,28 @@ def solve_sums(sums: Sums, prior_rows: float = PRIOR_ROWS) -> Head:
     sums_VCW = sums.sums_CE.unflatten(1, (VIEWS, -1)).transpose(0, 1)
     right_VWC = (sums_VCW - sums.counts_C[:, None] * mean_VW[:, None]).mT
     weight_VWC = torch.cholesky_solve(right_VWC, torch.linalg.cholesky(centred_VWW))
-    weight_CE = (weight_VWC.flatten(0, 1).mT / VIEWS).contiguous()  # another layout has other last bits by row
+    weight_CE = _side_by_side(weight_VWC)
     bias_C = sums.counts_C / total - weight_CE @ mean_VW.flatten()
-    return Head(sums.labels, weight_CE.float(), bias_C.float())
+    discriminant_CE, offset_C = _discriminant(sums.counts_C, mean_VW, right_VWC, weight_VWC)
+    return Head(sums.labels, weight_CE.float(), bias_C.float(), discriminant_CE.float(), offset_C.float())
+
+
+def _discriminant(counts_C: Tensor, mean_VW: Tensor, right_VWC: Tensor, weight_VWC: Tensor) -> tuple[Tensor, Tensor]:
+    """(C, E), (C): log odds of Gaussians around the class means, all classes alike before a row is seen.
+
+    Their covariance is what is left of the ridge's when the scatter of the class means is taken out, penalty included;
+    so the ridge's solution gives theirs by a solve among the classes.
+    """
+    between_VCC = right_VWC.mT @ weight_VWC
+    within_VWC = torch.linalg.solve(torch.diag(counts_C) - between_VCC, weight_VWC, left=False) * counts_C.sum()
+    norms_C = (right_VWC * within_VWC).sum(1).mean(0) / counts_C
+    discriminant_CE = _side_by_side(within_VWC)
+    return discriminant_CE / CAUTION, (-norms_C / 2 - discriminant_CE @ mean_VW.flatten()) / CAUTION
+
+
+def _side_by_side(weight_VWC: Tensor) -> Tensor:
+    """(C, E): the mean of the views; another layout has other last bits by row."""
+    return (weight_VWC.flatten(0, 1).mT / VIEWS).contiguous()
 
 
 def _gram_of(rows_NE: Tensor) -> Tensor:
@@ -170,7 +199,7 @@ def _gram_of(rows_NE: Tensor) -> Tensor:
 
 
 def head_scores(head: Head, features_NF: Tensor) -> Tensor:
-    """(N, C): regression scores, about one for the right class, zero for the others; the same bytes in any company."""
+    """(N, C): about one for the right class, zero for the others; the same bytes in any company."""
     return expanded_scores(head, expand_rows(features_NF))
 
 
@@ -182,8 +211,15 @@ def expand_rows(features_NF: Tensor) -> Tensor:
 
 def expanded_scores(head: Head, expanded_NE: Tensor) -> Tensor:
     """(N, C): the scores of expanded features."""
-    chunks = [(full_NE @ head.weight_CE.mT + head.bias_C)[:count] for full_NE, count in _chunks(expanded_NE)]
+    chunks = [_scores(head, full_NE)[:count] for full_NE, count in _chunks(expanded_NE)]
     return torch.cat(chunks) if chunks else expanded_NE.new_zeros(0, len(head.labels))
+
+
+def _scores(head: Head, expanded_NE: Tensor) -> Tensor:
+    regression_NC = expanded_NE @ head.weight_CE.mT + head.bias_C
+    if head.discriminant_CE is None or head.offset_C is None:
+        return regression_NC
+    return (regression_NC + torch.softmax(expanded_NE @ head.discriminant_CE.mT + head.offset_C, 1)) / 2
 
 
 def _chunks(rows_NF: Tensor) -> Iterator[tuple[Tensor, int]]:

@@ -1,12 +1,23 @@
 """The exact head equals ridge on all rows at once, forgets exactly, and ignores the order of arrival."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.learning import heads
-from tasks.learning.heads import SUMMED, VIEWS, ClassStatistics, class_statistics, expand, head_scores, solve_head
+from tasks.learning.heads import (
+    CAUTION,
+    SUMMED,
+    VIEWS,
+    ClassStatistics,
+    class_statistics,
+    expand,
+    head_scores,
+    solve_head,
+)
 from tasks.learning.tensors import NonFiniteError
 
 
@@ -24,18 +35,61 @@ def shard(count: int, classes: str, seed: int) -> tuple[torch.Tensor, list[str]]
 SHARDS = [shard(8, "ab", 1), shard(40, "cab", 2), shard(12, "d", 3), shard(17, "be", 4)]
 
 
-def test_the_head_equals_the_mean_of_the_views_ridges_on_all_rows_at_once() -> None:
+FEATURES_NF = torch.cat([features for features, _ in SHARDS])
+LABELS = [label for _, names in SHARDS for label in names]
+TARGETS_NC = torch.tensor([[label == name for name in "abcde"] for label in LABELS], dtype=torch.float64)
+
+
+def test_the_regression_equals_the_mean_of_the_views_ridges_on_all_rows_at_once() -> None:
     head = solve_head([class_statistics(*each) for each in SHARDS], prior_rows=7)
-    features_NF = torch.cat([features for features, _ in SHARDS])
-    labels = [label for _, names in SHARDS for label in names]
-    targets_NC = torch.tensor([[label == name for name in "abcde"] for label in labels], dtype=torch.float64)
-    scores_NC = targets_NC.mean(0).expand(len(labels), -1).clone()
-    for rows_NW in expand(features_NF).double().chunk(VIEWS, 1):
-        centred_NW, centred_NC = rows_NW - rows_NW.mean(0), targets_NC - targets_NC.mean(0)
+    expected_NC = TARGETS_NC.mean(0).expand(len(LABELS), -1).clone()
+    for rows_NW in expand(FEATURES_NF).double().chunk(VIEWS, 1):
+        centred_NW, centred_NC = rows_NW - rows_NW.mean(0), TARGETS_NC - TARGETS_NC.mean(0)
         covariance_WW = centred_NW.T @ centred_NW
         penalty_WW = 7 * centred_NW.var(0, unbiased=False).mean() * torch.eye(13)
-        scores_NC += centred_NW @ torch.linalg.solve(covariance_WW + penalty_WW, centred_NW.T @ centred_NC) / VIEWS
-    torch.testing.assert_close(head_scores(head, features_NF).double(), scores_NC, atol=1e-5, rtol=1e-4)
+        expected_NC += centred_NW @ torch.linalg.solve(covariance_WW + penalty_WW, centred_NW.T @ centred_NC) / VIEWS
+    scores_NC = expand(FEATURES_NF) @ head.weight_CE.T + head.bias_C
+    torch.testing.assert_close(scores_NC.double(), expected_NC, atol=1e-5, rtol=1e-4)
+
+
+def test_the_discriminant_equals_the_mean_of_the_views_gaussians_on_all_rows_at_once() -> None:
+    head = solve_head([class_statistics(*each) for each in SHARDS], prior_rows=7)
+    assert head.discriminant_CE is not None
+    assert head.offset_C is not None
+    expected_NC = torch.zeros(len(LABELS), 5, dtype=torch.float64)
+    for rows_NW in expand(FEATURES_NF).double().chunk(VIEWS, 1):
+        means_CW = (TARGETS_NC.T @ rows_NW) / TARGETS_NC.sum(0)[:, None]
+        apart_NW = rows_NW - TARGETS_NC @ means_CW
+        penalty_WW = 7 * rows_NW.var(0, unbiased=False).mean() * torch.eye(13)
+        covariance_WW = (apart_NW.T @ apart_NW + penalty_WW) / len(LABELS)
+        gaussian = torch.distributions.MultivariateNormal(means_CW, covariance_WW)
+        expected_NC += gaussian.log_prob(rows_NW[:, None]) / VIEWS / CAUTION
+    odds_NC = (expand(FEATURES_NF) @ head.discriminant_CE.T + head.offset_C).double()
+    torch.testing.assert_close(odds_NC.log_softmax(1), expected_NC.log_softmax(1), atol=1e-4, rtol=1e-4)
+
+
+def test_a_score_is_the_mean_of_regression_and_posterior() -> None:
+    head = solve_head([class_statistics(*each) for each in SHARDS])
+    regression_NC = head_scores(replace(head, discriminant_CE=None), FEATURES_NF)
+    posterior_NC = 2 * head_scores(head, FEATURES_NF) - regression_NC
+    torch.testing.assert_close(regression_NC.sum(1), torch.ones(len(LABELS)))
+    torch.testing.assert_close(posterior_NC.sum(1), torch.ones(len(LABELS)))
+    assert bool((posterior_NC > -1e-6).all())
+
+
+def test_a_rare_class_is_answered() -> None:
+    """Least squares alone hardly do: its scores are as small as the class is rare."""
+    generator = torch.Generator().manual_seed(0)
+    names = ["common"] * 570 + ["rare"] * 30
+    apart_NF = torch.tensor([[0.0 if name == "common" else 2.0] for name in names])
+    features_NF = torch.randn(600, 6, generator=generator) + apart_NF
+    head = solve_head([class_statistics(features_NF[::2], names[::2])])
+    both, regression = (
+        (head_scores(each, features_NF[571::2]).argmax(1) == 1).double().mean()
+        for each in (head, replace(head, discriminant_CE=None))
+    )
+    assert both > 0.9
+    assert regression < 0.6
 
 
 @settings(max_examples=15, deadline=None)
@@ -86,7 +140,9 @@ def test_statistics_survive_their_tensors(number: int) -> None:
 def test_rows_that_are_all_alike_make_a_head_of_their_shares(rows: int) -> None:
     features_NF = torch.randn(1, 32, generator=torch.Generator().manual_seed(0)).repeat(rows, 1)
     head = solve_head([class_statistics(features_NF, ["a"] * (rows - rows // 4) + ["b"] * (rows // 4))])
-    assert head_scores(head, features_NF[:1])[0, 0] == pytest.approx((rows - rows // 4) / rows, abs=1e-3)
+    regression_C = head_scores(replace(head, discriminant_CE=None), features_NF[:1])[0]
+    assert regression_C[0] == pytest.approx((rows - rows // 4) / rows, abs=1e-3)
+    assert bool(torch.isfinite(head_scores(head, features_NF[:1])).all())
 
 
 def test_a_shard_without_a_label_makes_an_empty_head() -> None:
