@@ -27,7 +27,7 @@ from registry.tables import (
     now,
 )
 
-EXTENDED, REOPENED = "extended", "reopened"
+EXTENDED = "extended"
 
 CERTIFY = "certify"
 """Noted under each ticket; the steps before it under the ticket that leads the batch."""

@@ -69,8 +69,6 @@ class Backbone:
         self.attach_points: list[AttachPoint] = find_attach_points(model, self.blocks)
         self.num_blocks = len(self.blocks)
         self.width = width_of(model)
-        norms = [module for module in model.children() if isinstance(module, nn.LayerNorm)]
-        self.final_norm = norms[-1] if norms else None
         self.work = Work()
         self.digest = self._digest(vocabulary)
 

@@ -34,10 +34,6 @@ class TokenScores:
         """Mean log likelihood of its tokens; 0 of a document of one token, which is given."""
         return -float(self.nll_T.mean()) if len(self.nll_T) else 0.0
 
-    def completes(self, tokens: int) -> bool:
-        """Whether greedy completion of all that stands before writes the last `tokens` of them exactly."""
-        return bool(self.right_T[-tokens:].all())
-
 
 def perplexity(scores: Sequence[TokenScores]) -> float:
     """exp of the mean negative log likelihood over all tokens; infinite without one."""
