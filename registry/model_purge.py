@@ -143,22 +143,6 @@ def purge_traces(
     return purged
 
 
-def purge_model(connection: Connection, model: str, workspace: str = DEFAULT_WORKSPACE) -> Purged:
-    """Remove a registered model that has no version left. Raises StateError while it has one."""
-    tables = _Tables(connection)
-    versions = tables["model_versions"]
-    every = _all_equal(versions, name=model, workspace=workspace)
-    rows = connection.execute(select(versions).where(every)).mappings()
-    left = [row["version"] for row in rows if not _is_tombstone(row)]
-    if left:
-        raise StateError(f"model {model!r} still has versions {sorted(left)}; delete those first")
-    purged = Purged()
-    tables.delete("model_versions", every, purged)
-    for name in ("registered_model_tags", "registered_model_aliases", "registered_models"):
-        tables.delete(name, _all_equal(tables[name], name=model, workspace=workspace), purged)
-    return purged
-
-
 def _delete_run_rows(tables: "_Tables", run_id: str, model_ids: Collection[str], purged: Purged) -> None:
     owners = [run_id, *model_ids]
     inputs = tables["inputs"]
