@@ -6,11 +6,11 @@ Store, statistics and accuracies are left out; they are evaluation and I/O. CPU 
 """
 
 import argparse
-import json
 import time
 
 import torch
 
+from benchmarks.running import tell
 from registry.records import Adapter, AdapterState
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.compression import compress
@@ -30,8 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON line")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    figures = measure(options.adapters, options.budget, options.operator)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:20} {value}" for name, value in figures.items()))
+    tell(measure(options.adapters, options.budget, options.operator), options.json)
 
 
 def measure(number: int, budget: int, operator: str) -> dict[str, object]:

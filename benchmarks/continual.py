@@ -5,8 +5,6 @@ test images are counted apart. Nothing is chosen on test rows.
 """
 
 import argparse
-import json
-import sys
 
 import torch
 
@@ -14,6 +12,7 @@ from benchmarks.continual_default import run_default
 from benchmarks.continual_published import run_mos, run_sema
 from benchmarks.continual_stream import Meter, Run, load_stream
 from benchmarks.continual_tuned import run_joint, run_sequential
+from benchmarks.running import tell
 from registry.errors import PipelineError
 from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import load_backbone
@@ -40,11 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = run_method(options.data, options.backbone, options.method, options.seed)
     except PipelineError as error:
         raise SystemExit(str(error)) from None
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        sys.stdout.write(f"{name:>26}  {value}\n")
+    tell(result, options.json)
 
 
 def run_method(data: str, folder: str, method: str, seed: int) -> dict[str, object]:

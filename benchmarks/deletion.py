@@ -5,52 +5,61 @@ and MLflow. Costs are block evaluations, rows times blocks, so that no clock ent
 """
 
 import argparse
-import json
-import os
-import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra.orchestration import prepare_prefect, without_heartbeat
+from benchmarks.running import home_of_its_own, say, tell
 
 ROWS, SUBJECTS = 40, 10
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 LETTERS_A_BATCH = 5
 
 
-def measure(home: Path, shards: int, tickets: int, groups: int) -> dict[str, Any]:
+def measure(folder: Path, shards: int, tickets: int, groups: int) -> dict[str, Any]:
     """Learn `shards` shards, work one-subject tickets one after the other, then train everything once more."""
-    # after the environment names this home: Prefect and the settings read it when they are first imported
-    from flows.forget import forget  # noqa: PLC0415
     from flows.learn import learn  # noqa: PLC0415
+    from tasks import opening  # noqa: PLC0415
+
+    groups = min(groups, shards)
+    opening.open_home()
+    stream = synthetic_stream(folder, -(-shards // groups), groups)
+    learn(stream)
+    found = opening.served_shards(stream.name)
+    say(f"{len(found)} shards learned")
+    certificates, seconds = [], dict[str, list[float]]()
+    for subject in np.random.default_rng(1).permutation(len(found) * SUBJECTS)[:tickets].tolist():
+        name = _subject(subject // SUBJECTS // groups, subject // SUBJECTS % groups, subject % SUBJECTS)
+        certificate, took = erase(stream.name, name)
+        certificates.append(certificate)
+        for step, spent in took.items():
+            seconds.setdefault(step, []).append(spent)
+    return _figures(certificates, seconds, len(found), train_everything(stream.name))
+
+
+def erase(stream: str, *subjects: str) -> tuple[dict[str, Any], dict[str, float]]:
+    """Work one ticket of these subjects: its certificate, and the seconds of each step."""
+    from flows.forget import forget  # noqa: PLC0415
     from infra import database  # noqa: PLC0415
-    from registry import tickets as ticket_rows  # noqa: PLC0415
+    from registry import tickets  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
     from tasks.certificates import verify  # noqa: PLC0415
     from tasks.tickets import open_ticket, resolve_targets  # noqa: PLC0415
 
-    groups = min(groups, shards)
-    opening.open_home()
-    stream = synthetic_stream(home, -(-shards // groups), groups)
-    learn(stream)
-    found = opening.served_shards(stream.name)
-    _say(f"{len(found)} shards learned")
-    certificates, seconds = [], dict[str, list[float]]()
-    for subject in np.random.default_rng(1).permutation(len(found) * SUBJECTS)[:tickets].tolist():
-        name = _subject(subject // SUBJECTS // groups, subject // SUBJECTS % groups, subject % SUBJECTS)
-        ticket = open_ticket(stream.name, resolve_targets(stream.name, [name], []), "benchmark")
-        closed = forget(ticket.ticket_id)
-        certificates.append(verify(Path(opening.certificate_path(ticket.ticket_id)).read_bytes()))
-        with database.transaction() as session:
-            for step in ticket_rows.steps_of(session, ticket.ticket_id):
-                seconds.setdefault(step.step, []).append(step.seconds)
-        _say(f"{closed.ticket_id}: {closed.records} records, {closed.state.value}, {certificates[-1]['guarantee']}")
-    everything = train_everything(stream.name)
+    closed = forget(open_ticket(stream, resolve_targets(stream, subjects, []), "benchmark").ticket_id)
+    certificate = verify(Path(opening.certificate_path(closed.ticket_id)).read_bytes())
+    say(f"{closed.ticket_id}: {closed.records} records, {closed.state.value}, {certificate['guarantee']}")
+    with database.transaction() as session:
+        return certificate, {step.step: step.seconds for step in tickets.steps_of(session, closed.ticket_id)}
+
+
+def _figures(
+    certificates: list[dict[str, Any]], seconds: dict[str, list[float]], shards: int, everything: int
+) -> dict[str, Any]:
+    """Costs are block evaluations, `everything` those of training all shards once more."""
     rebuilt = [c["rebuilt"]["block_evaluations"] for c in certificates]
     repairs = [len(c["closure"]["repairs"]) for c in certificates]
     return {
@@ -59,7 +68,7 @@ def measure(home: Path, shards: int, tickets: int, groups: int) -> dict[str, Any
         "cost_ratio": round(float(np.mean(rebuilt)) / everything, 4),
         "closure_p99": int(np.percentile(repairs, 99, method="higher")),
         "seconds_by_step": {step: round(float(np.mean(took)), 2) for step, took in seconds.items()},
-        "shards": len(found),
+        "shards": shards,
         "tickets": len(certificates),
         "e0": sum(c["guarantee"] == "E0" for c in certificates),
         "cost_ratio_max": round(max(rebuilt) / everything, 4),
@@ -94,7 +103,7 @@ def _subject(batch: int, group: int, number: int) -> str:
     return f"person-{batch}-{group}-{number}"
 
 
-def synthetic_stream(home: Path, batches: int, groups: int) -> Any:
+def synthetic_stream(folder: Path, batches: int, groups: int) -> Any:
     """Every batch draws on letters of its own, so that each of its groups asks for an adapter."""
     from infra import storage  # noqa: PLC0415
     from infra.settings import settings  # noqa: PLC0415
@@ -111,7 +120,7 @@ def synthetic_stream(home: Path, batches: int, groups: int) -> Any:
         storage.s3().put_object(Bucket=bucket, Key=f"synthetic/{batch:02d}.parquet", Body=body)
     return Stream(
         name="synthetic",
-        backbone=str(_backbone(home / "backbone")),
+        backbone=str(_backbone(folder / "backbone")),
         source=f"s3://{settings().inbox_bucket}/synthetic/*.parquet",
         columns=Columns(subject="who", group="team"),
         max_tokens=16,
@@ -148,10 +157,6 @@ def _backbone(folder: Path) -> Path:
     return folder
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=50)
@@ -160,13 +165,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     options = parser.parse_args()
-    with TemporaryDirectory(prefix="deciduous-") as folder:
-        os.environ.update({"DECIDUOUS_HOME": folder, "DECIDUOUS_THREADS": str(options.threads)})
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-        prepare_prefect()
-        with without_heartbeat():
-            figures = measure(Path(folder), options.shards, options.tickets, options.groups)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:20} {value}" for name, value in figures.items()))
+    with home_of_its_own(options.threads) as folder:
+        tell(measure(folder, options.shards, options.tickets, options.groups), options.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ domain of the stream, at the end.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -31,6 +30,7 @@ from benchmarks.growth_product import (
     stream_in,
 )
 from benchmarks.growth_stream import News, domains
+from benchmarks.running import say, tell
 from infra import seaweed
 from infra.settings import settings
 from tasks import opening
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         finally:
             for name in ("kept", "never"):
                 seaweed.stop_now(Path(folder) / name / "home")
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:>24}  {value}" for name, value in figures.items()))
+    tell(figures, options.json)
 
 
 def measure(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def run(folder: Path, options: argparse.Namespace, name: str, budget: int | None
     for domain in news.deliver(inbox, options.batches, options.rows, among):
         learn(stream)
         growth.append(num_serving(stream))
-        sys.stderr.write(f"{name} {len(growth)}/{options.batches} {domain.name}: {growth[-1]} adapters serve\n")
+        say(f"{name} {len(growth)}/{options.batches} {domain.name}: {growth[-1]} adapters serve")
     asked = open_questions(stream, [row for domain in among for row in news.questions(domain, options.questions)])
     return {
         "stream": stream,

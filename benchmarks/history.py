@@ -6,26 +6,24 @@ peak of a process that finds nothing to learn.
 """
 
 import argparse
-import json
-import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.running import home_of_its_own, say, tell
 from infra.orchestration import prepare_prefect, without_heartbeat
 
 
-def measure(home: Path, batches: int) -> dict[str, Any]:
+def measure(folder: Path, batches: int) -> dict[str, Any]:
     from benchmarks.deletion import synthetic_stream  # noqa: PLC0415  # after the environment names this home
     from registry.stream import Stream  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
 
     opening.open_home()
-    stream: Stream = synthetic_stream(home, 2 * batches + 1, 1)
-    config = home / "stream.json"
+    stream: Stream = synthetic_stream(folder, 2 * batches + 1, 1)
+    config = folder / "stream.json"
     config.write_text(stream.model_dump_json())
     _, once, _, twice, idle = (_learn(config, count) for count in (batches, 1, batches - 1, 1, 1))
     return {
@@ -49,7 +47,7 @@ def learn_here(config: Path, count: int) -> int:
     from registry.stream import Stream  # noqa: PLC0415
 
     learned = learn(Stream.model_validate_json(config.read_text()), limit=count)
-    print(f"{len(learned)} batches", file=sys.stderr)
+    say(f"{len(learned)} batches")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -64,12 +62,8 @@ def main() -> None:
         with without_heartbeat():
             print(learn_here(options.learn, options.batches))
         return
-    with TemporaryDirectory(prefix="deciduous-") as folder:
-        os.environ.update({"DECIDUOUS_HOME": folder, "DECIDUOUS_THREADS": "1"})
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-        prepare_prefect()
-        figures = measure(Path(folder), options.batches)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:28} {value}" for name, value in figures.items()))
+    with home_of_its_own() as folder:
+        tell(measure(folder, options.batches), options.json)
 
 
 if __name__ == "__main__":

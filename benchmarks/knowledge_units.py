@@ -5,10 +5,6 @@ was stopped goes on, and `--units own-bank,joint` trains only those: several pro
 `benchmarks.knowledge` tells the same of a stream, with its tickets.
 """
 
-import argparse
-import json
-import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -19,9 +15,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.knowledge import FORGOTTEN, HELD_OUT, Options, tiny_backbone
+from benchmarks.knowledge import FORGOTTEN, HELD_OUT, Options, backbone_of, mean, options_of, parser
 from benchmarks.knowledge_facts import DEPARTMENTS, Fact, facts_of
-from benchmarks.smollm2 import unpack
+from benchmarks.running import say, tell
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.language.backbones import load_language_backbone
 from tasks.learning.language.lora import AdaptedModel
@@ -58,7 +54,7 @@ class Units:
     def state(self, name: str) -> TrainState:
         path = self.keep / f"{name}.safetensors"
         if not path.exists():
-            _say(f"training {name}")
+            say(f"training {name}")
             state = self._train(name)
             half = path.with_suffix(".half")
             save_file(state.to_tensors(), half)
@@ -88,13 +84,15 @@ class Units:
         return len(self.backbone.prompt(fact.question))
 
     @cached_property
+    def read(self) -> dict[str, Documents]:
+        return {d: self.documents(facts) for d, facts in self.facts.items()}
+
+    @cached_property
     def model(self) -> LanguageModel:
         """One group and one adapter a department; adapters that do not earn their place would wait."""
         entries = [
-            LanguageEntry(
-                d, d, fit_gaussian([moments_of(embeddings(self.documents(f).states))]), self.state(f"own-{d}").adapter
-            )
-            for d, f in self.facts.items()
+            LanguageEntry(d, d, fit_gaussian([moments_of(embeddings(read.states))]), self.state(f"own-{d}").adapter)
+            for d, read in self.read.items()
         ]
         return LanguageModel(self.cut, self.spec, frozenset(self.departments), tuple(entries), far=self.options.far)
 
@@ -108,69 +106,88 @@ class Units:
         return replace(self.model, entries=(*others, clean))
 
 
-def measure(units: Units) -> Iterator[dict[str, float | bool | list[float]]]:
+def measure(units: Units) -> Iterator[dict[str, Any]]:
     """Figures as they come: answers and leaks, forgetting, then the other ways of teaching.
 
     Shares of facts that greedy completion of the question answers exactly; perplexities of held-out documents.
     """
-    departments, everyone, read = (
-        units.departments,
-        units.facts,
-        {d: units.documents(f) for d, f in units.facts.items()},
-    )
-    last, earlier = departments[-1], departments[:-1]
-
-    def told(model: LanguageModel, groups: Sequence[str], of: Sequence[str], alone: bool = False) -> Answers:
-        caller = Entitled(units.backbone, model, groups)
-        return {
-            d: right(units, everyone[d], caller.score(read[d], alone, [units.asked(fact) for fact in everyone[d]]))
-            for d in of
-        }
-
-    def under(name: str) -> dict[str, float]:
-        adapted = AdaptedModel(units.backbone, units.spec, units.cut)
-        adapted.load("own", units.state(name).adapter)
-        return {
-            d: share(right(units, facts, score_tokens(adapted, read[d], [{"own": 1.0}] * len(facts))).values())
-            for d, facts in everyone.items()
-        }
-
-    own = {d: shares(told(units.model, [d], [d]))[d] for d in departments}
-    together = told(units.model, departments, departments)
-    states = {d: [s[: units.asked(f)] for s, f in zip(read[d].states, everyone[d], strict=True)] for d in departments}
-    routed = {d: Entitled(units.backbone, units.model, departments).route(states[d]) for d in departments}
-    yield {
-        "departments": len(departments),
-        "facts": sum(map(len, everyone.values())),
-        "recall_own_groups": mean(own),
-        "recall_all_groups": mean(shares(together)),
-        "lost_by_holding_all_groups": mean({d: own[d] - shares(together)[d] for d in departments}),
-        "retrieval_top_1": mean({d: share(list(mix) == [d] for mix in mixes) for d, mixes in routed.items()}),
-    }
-    after = told(units.rebuilt, departments, departments)
-    yield {
-        "forgotten_before": share(together[last][fact] for fact in units.gone),
-        "forgotten_after": share(after[last][fact] for fact in units.gone),
-        "same_department_before": share(ok for fact, ok in together[last].items() if fact not in units.gone),
-        "same_department_after": share(ok for fact, ok in after[last].items() if fact not in units.gone),
-        "other_departments_alike": all(after[d] == together[d] for d in earlier),
-    }
-    yield {"recall_backbone": mean(shares(told(units.model, departments, departments, alone=True)))}
-    others = {d: shares(told(units.model, [g for g in departments if g != d], [d]))[d] for d in departments}
-    routed_elsewhere = [
-        bool(mix)
-        for d in departments
-        for mix in Entitled(units.backbone, units.model, [g for g in departments if g != d]).route(states[d])
-    ]
-    yield {"recall_not_entitled": mean(others), "not_entitled_not_left_to_the_backbone": share(routed_elsewhere)}
+    departments = units.departments
+    together = told(units, units.model, departments, departments)
+    yield entitled(units, together)
+    yield forgotten(units, together)
+    yield {"recall_backbone": mean(shares(told(units, units.model, departments, departments, alone=True)))}
+    yield not_entitled(units)
     yield {"perplexity_held_out": perplexities(units)}
-    sequential = {d: under(f"sequential-{d}")[d] for d in departments}
-    at_the_end = under(f"sequential-{last}")
-    yield {
-        "recall_sequential": mean(at_the_end),
-        "lost_on_earlier_batches_sequential": mean({d: sequential[d] - at_the_end[d] for d in earlier}),
+    yield sequential(units)
+    yield {"recall_joint": mean(under(units, "joint"))}
+
+
+def told(units: Units, model: LanguageModel, groups: Sequence[str], of: Sequence[str], alone: bool = False) -> Answers:
+    """What a holder of these groups is told of each department."""
+    caller = Entitled(units.backbone, model, groups)
+    asked = {d: [units.asked(fact) for fact in units.facts[d]] for d in of}
+    return {d: right(units, units.facts[d], caller.score(units.read[d], alone, asked[d])) for d in of}
+
+
+def under(units: Units, name: str) -> dict[str, float]:
+    """Department -> share that one adapter alone answers."""
+    adapted = AdaptedModel(units.backbone, units.spec, units.cut)
+    adapted.load("own", units.state(name).adapter)
+    return {
+        d: share(right(units, facts, score_tokens(adapted, units.read[d], [{"own": 1.0}] * len(facts))).values())
+        for d, facts in units.facts.items()
     }
-    yield {"recall_joint": mean(under("joint"))}
+
+
+def routed(units: Units, department: str, groups: Sequence[str]) -> list[dict[str, float]]:
+    """The adapters that each of the department's questions retrieves for a holder of these groups."""
+    facts = zip(units.read[department].states, units.facts[department], strict=True)
+    questions = [state_TD[: units.asked(fact)] for state_TD, fact in facts]
+    return Entitled(units.backbone, units.model, groups).route(questions)
+
+
+def entitled(units: Units, together: Answers) -> dict[str, Any]:
+    departments = units.departments
+    own = {d: shares(told(units, units.model, [d], [d]))[d] for d in departments}
+    of_all = shares(together)
+    retrieved = {d: share(list(mix) == [d] for mix in routed(units, d, departments)) for d in departments}
+    return {
+        "departments": len(departments),
+        "facts": sum(map(len, units.facts.values())),
+        "recall_own_groups": mean(own),
+        "recall_all_groups": mean(of_all),
+        "lost_by_holding_all_groups": mean({d: own[d] - of_all[d] for d in departments}),
+        "retrieval_top_1": mean(retrieved),
+    }
+
+
+def forgotten(units: Units, before: Answers) -> dict[str, Any]:
+    *earlier, last = units.departments
+    after = told(units, units.rebuilt, units.departments, units.departments)
+    return {
+        "forgotten_before": share(before[last][fact] for fact in units.gone),
+        "forgotten_after": share(after[last][fact] for fact in units.gone),
+        "same_department_before": share(ok for fact, ok in before[last].items() if fact not in units.gone),
+        "same_department_after": share(ok for fact, ok in after[last].items() if fact not in units.gone),
+        "other_departments_alike": all(after[d] == before[d] for d in earlier),
+    }
+
+
+def not_entitled(units: Units) -> dict[str, Any]:
+    others = {d: [g for g in units.departments if g != d] for d in units.departments}
+    recalled = {d: shares(told(units, units.model, groups, [d]))[d] for d, groups in others.items()}
+    elsewhere = [bool(mix) for d, groups in others.items() for mix in routed(units, d, groups)]
+    return {"recall_not_entitled": mean(recalled), "not_entitled_not_left_to_the_backbone": share(elsewhere)}
+
+
+def sequential(units: Units) -> dict[str, Any]:
+    *earlier, last = units.departments
+    when_learned = {d: under(units, f"sequential-{d}")[d] for d in earlier}
+    at_the_end = under(units, f"sequential-{last}")
+    return {
+        "recall_sequential": mean(at_the_end),
+        "lost_on_earlier_batches_sequential": mean({d: when_learned[d] - at_the_end[d] for d in earlier}),
+    }
 
 
 def perplexities(units: Units) -> list[float]:
@@ -194,49 +211,22 @@ def shares(found: Mapping[str, Mapping[Fact, bool]]) -> dict[str, float]:
     return {d: share(hits.values()) for d, hits in found.items()}
 
 
-def mean(figures: Mapping[str, float]) -> float:
-    return round(sum(figures.values()) / max(len(figures), 1), 4)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--backbone", help="a folder, 'smollm2', or nothing for a tiny random model")
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "deciduous" / "smollm2")
-    parser.add_argument("--keep", type=Path, help="folder for what is trained; default a temporary one")
-    parser.add_argument("--units", help="train these alone, and tell nothing")
-    for name, default in (("departments", 6), ("facts", 10), ("epochs", 10), ("last-layers", 3), ("seed", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--far", type=float, default=math.inf, help="completion.far of a stream")
-    parser.add_argument("--json", action="store_true", help="a JSON line for each part")
-    asked = parser.parse_args()
+    asking = parser(__doc__ or "", epochs=10)
+    asking.add_argument("--keep", type=Path, help="folder for what is trained; default a temporary one")
+    asking.add_argument("--units", help="train these alone, and tell nothing")
+    asked = asking.parse_args()
     torch.set_num_threads(1)
-    options = Options(
-        asked.departments,
-        asked.facts,
-        asked.epochs,
-        asked.learning_rate,
-        last_layers=asked.last_layers,
-        seed=asked.seed,
-        far=asked.far,
-    )
     with TemporaryDirectory(prefix="deciduous-") as scratch:
         keep = asked.keep or Path(scratch)
         keep.mkdir(parents=True, exist_ok=True)
-        tiny = not asked.backbone
-        folder = tiny_backbone(Path(scratch) / "tiny") if tiny else asked.backbone
-        units = Units(str(unpack(asked.cache)) if folder == "smollm2" else folder, keep, options)
+        units = Units(backbone_of(asked, Path(scratch)), keep, options_of(asked, 4e-3))
         if asked.units:
             for name in asked.units.split(","):
                 units.state(name)
             return
         for figures in measure(units):
-            lines = [f"{name:36} {value}" for name, value in figures.items()]
-            print(json.dumps(figures) if asked.json else "\n".join(lines), flush=True)
+            tell(figures, asked.json)
 
 
 if __name__ == "__main__":

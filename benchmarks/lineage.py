@@ -5,7 +5,6 @@ policy, then times the calls that a ticket makes. SQLite in a temporary file, or
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import numpy as np
 from sqlalchemy import Engine, event, insert, text
 from sqlalchemy.orm import Session
 
+from benchmarks.running import tell
 from infra import database
 from registry import lineage
 from registry.records import EdgeKind
@@ -202,8 +202,7 @@ def main() -> None:
     parser.add_argument("--shards-a-subject", type=int, default=SHARDS_A_SUBJECT)
     parser.add_argument("--json", action="store_true", help="one JSON line")
     options = parser.parse_args()
-    figures = measure(options.records, options.database, options.shards_a_subject)
-    print(json.dumps(figures) if options.json else "\n".join(f"{name:20} {value}" for name, value in figures.items()))
+    tell(measure(options.records, options.database, options.shards_a_subject), options.json)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Beside it SEMA's own statistic for the look, the mean z of the reconstruction er
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.continual_default import as_sample
 from benchmarks.continual_stream import Batch, load_stream
+from benchmarks.running import tell
 from registry.errors import PipelineError, StreamFileError
 from tasks.learning.adapters import default_layers
 from tasks.learning.backbones import Backbone, load_backbone
@@ -67,11 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
         result = measure(load_backbone(options.backbone), batch, options.alpha, options.trials, sizes)
     except PipelineError as error:
         raise SystemExit(str(error)) from None
-    if options.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        sys.stdout.write(f"{name:>26}  {value}\n")
+    tell(result, options.json)
 
 
 def sizes_of(rows: int) -> list[int]:
