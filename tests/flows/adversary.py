@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from prefect.tasks import Task
 
 from flows import forget as saga
@@ -84,14 +83,6 @@ def merge(stream, *parents: str) -> str:
 def forget(ticket_id: str) -> Ticket:
     """What `flows.forget` does: its own body, over plain steps."""
     return saga.forget.fn(ticket_id)
-
-
-@pytest.fixture
-def plain_steps(monkeypatch):
-    """The steps without Prefect; pages of its UI are left out."""
-    for name in STEPS:
-        monkeypatch.setattr(saga, name, getattr(saga, name).fn)
-    monkeypatch.setattr(saga, "report_ticket", lambda *_: None)
 
 
 def serve_all(stream) -> list[str]:

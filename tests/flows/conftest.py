@@ -51,6 +51,17 @@ def server(prefect_address):
 
 
 @pytest.fixture
+def plain_steps(monkeypatch):
+    """The steps of `flows.forget` without Prefect; pages of its UI are left out."""
+    from flows import forget as saga  # noqa: PLC0415  after Prefect's harness
+    from tests.flows.adversary import STEPS  # noqa: PLC0415
+
+    for name in STEPS:
+        monkeypatch.setattr(saga, name, getattr(saga, name).fn)
+    monkeypatch.setattr(saga, "report_ticket", lambda *_: None)
+
+
+@pytest.fixture
 def inbox(tmp_path) -> Path:
     return tmp_path
 

@@ -38,7 +38,6 @@ from tests.flows.adversary import (
     merge,
     of_inbox,
     open_ticket,
-    plain_steps,  # noqa: F401
     put_in_inbox,
     ready_versions,
     serve_all,

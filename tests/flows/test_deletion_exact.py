@@ -5,7 +5,6 @@ import random
 from pathlib import Path
 
 import pytest
-from prefect.tasks import Task
 
 from flows import forget as saga
 from flows.consolidate import consolidate
@@ -19,12 +18,11 @@ from tasks import tickets as opening
 from tasks.certificates import digest, verify
 from tasks.opening import certificate_path, open_home
 from tests.flows import adversary
+from tests.flows.adversary import STEPS
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
 BATCHES = {"01": ["red", "blue"], "02": ["green", "gold"], "03": ["red", "blue"]}
-STEPS = [name for name, each in vars(saga).items() if isinstance(each, Task)]
-
 
 # one batch in a hundred without shift expands at the default alpha, and then the homes would differ by decision
 SURE = ShiftOptions(alpha=0.003, permutations=399, min_rows=20, new_classes="expand")
@@ -36,7 +34,7 @@ class PowerCutError(Exception):
 
 @pytest.fixture
 def plain_steps(monkeypatch):
-    """The steps without Prefect's bookkeeping, which is not what is tested here."""
+    """The steps without Prefect's bookkeeping, which is not what is tested here; with the pages of its UI."""
     for name in STEPS:
         monkeypatch.setattr(saga, name, getattr(saga, name).fn)
 

@@ -22,7 +22,6 @@ from tests.flows.adversary import (
     in_the_middle_of,
     learn,
     open_ticket,
-    plain_steps,  # noqa: F401
     put_in_inbox,
 )
 from tests.flows.conftest import deliver, make_stream

@@ -1,7 +1,5 @@
 """What a certificate claims in each case (E0, E1, A, Q), and what its monitors say."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,19 +8,18 @@ from registry import ownership, versions
 from registry.records import TicketState
 from tasks import comparison, queries, rebuilding, training
 from tasks import tickets as opening
-from tasks.certificates import render_markdown, verify
+from tasks.certificates import render_markdown
 from tasks.held_back import held_file
 from tasks.markers import escrow
-from tasks.opening import certificate_path
 from tasks.policies import guarantee as levels
 from tests.flows.adversary import (
     assert_complete,
     assert_nothing_tainted_serves,
+    certificate_of,
     champion_of,
     forget,
     learned_stream,
     open_ticket,
-    plain_steps,  # noqa: F401
     state_of,
 )
 
@@ -32,10 +29,6 @@ pytestmark = [pytest.mark.usefixtures("ready", "plain_steps"), pytest.mark.servi
 @pytest.fixture(scope="module")
 def stream(ready, backbone, tmp_path_factory):  # noqa: ARG001
     return learned_stream("levels", backbone, tmp_path_factory.mktemp("levels"), subjects=40)
-
-
-def certificate_of(ticket_id: str) -> dict:
-    return verify(Path(certificate_path(ticket_id)).read_bytes())
 
 
 def assert_nothing_is_held_back(ticket_id: str) -> None:

@@ -13,7 +13,6 @@ from tests.flows.adversary import (
     forget,
     learned_stream,
     open_ticket,
-    plain_steps,  # noqa: F401
     state_of,
 )
 from tests.flows.conftest import deliver

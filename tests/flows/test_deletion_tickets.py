@@ -54,7 +54,6 @@ from tests.flows.adversary import (
     learned_stream,
     of_inbox,
     open_ticket,
-    plain_steps,  # noqa: F401
     put_in_inbox,
     ready_versions,
     serve_all,

@@ -27,7 +27,6 @@ from tasks.opening import certificate_path
 from tasks.release import check_release, tainted_shards
 from tasks.serving import Answerer
 from tests.flows import adversary
-from tests.flows.adversary import plain_steps  # noqa: F401
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")

@@ -11,7 +11,7 @@ from registry.records import TicketState
 from tasks import blob_cache, prefix_cache
 from tasks.identity import catalog_key, keyed_hash
 from tasks.shards import load_rows
-from tests.flows.adversary import forget, learn, learned_stream, open_ticket, plain_steps  # noqa: F401
+from tests.flows.adversary import forget, learn, learned_stream, open_ticket
 
 pytestmark = pytest.mark.usefixtures("ready", "plain_steps")
 
