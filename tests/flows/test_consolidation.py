@@ -195,35 +195,30 @@ def test_a_merge_by_hand_is_refused_where_a_proposal_would_be(backbone, inbox):
     assert set(states(stream).values()) == {AdapterState.SERVING}
 
 
-def test_what_a_merge_of_merges_holds_is_not_reinstated_beside_it(backbone, inbox):
-    stream = make_stream("deepheir", backbone, inbox)
+@pytest.mark.parametrize(
+    ("merges", "moved", "asked", "heir", "free"),
+    [
+        ({"a4": ["a1", "a2"], "a5": ["a4", "a3"]}, {}, "a1", "a5", []),
+        ({"a4": ["a1", "a2"]}, {"a4": AdapterState.RETIRED, "a1": AdapterState.SERVING}, "a4", "a1", ["a2"]),
+        ({"a4": ["a1", "a2"], "a5": ["a1", "a3"]}, {"a4": AdapterState.RETIRED}, "a4", "a5", ["a2"]),
+    ],
+    ids=["part-of-a-merge-of-merges", "merge-of-a-parent-that-came-back", "merge-of-a-parent-that-was-merged-again"],
+)
+def test_nothing_is_reinstated_beside_what_has_taken_its_place(backbone, inbox, merges, moved, asked, heir, free):
+    stream = make_stream(f"heirs-{len(merges)}-{asked}", backbone, inbox)
+    of = {f"a{number}": f"{stream.name}-a{number}" for number in range(1, 6)}
     chain(stream, 5)
     with database.transaction() as session:
-        for child, parents in (("a4", ("a1", "a2")), ("a5", ("a4", "a3"))):
-            merge_on_paper(session, f"deepheir-{child}", [f"deepheir-{parent}" for parent in parents])
-    with pytest.raises(StateError, match="'deepheir-a1' cannot be reinstated: deepheir-a5 has taken its place"):
-        retirement.check_reinstate(stream, "deepheir-a1")
-    retirement.retire_adapter.fn("deepheir-a5", "by hand")
-    retirement.check_reinstate(stream, "deepheir-a1")
-
-
-def test_a_merge_is_not_reinstated_beside_what_it_holds(backbone, inbox):
-    """A parent that came back serves, and then a merge of that parent with another."""
-    stream = make_stream("heirback", backbone, inbox)
-    chain(stream, 5)
-    with database.transaction() as session:
-        merge_on_paper(session, "heirback-a4", ["heirback-a1", "heirback-a2"])
-        for adapter_id, state in (("a4", AdapterState.RETIRED), ("a1", AdapterState.SERVING)):
-            adapters.move_adapter(session, f"heirback-{adapter_id}", state, "by hand")
-    with pytest.raises(StateError, match="'heirback-a4' cannot be reinstated: heirback-a1 has taken its place"):
-        retirement.check_reinstate(stream, "heirback-a4")
-    with database.transaction() as session:
-        merge_on_paper(session, "heirback-a5", ["heirback-a1", "heirback-a3"])
-    with pytest.raises(StateError, match="heirback-a5 has taken its place; retire that first"):
-        retirement.check_reinstate(stream, "heirback-a4")
-    retirement.check_reinstate(stream, "heirback-a2")
-    retirement.retire_adapter.fn("heirback-a5", "by hand")
-    retirement.check_reinstate(stream, "heirback-a4")
+        for merged, parents in merges.items():
+            merge_on_paper(session, of[merged], [of[parent] for parent in parents])
+        for adapter, state in moved.items():
+            adapters.move_adapter(session, of[adapter], state, "by hand")
+    with pytest.raises(StateError, match=f"'{of[asked]}' cannot be reinstated: {of[heir]} has taken its place; retire"):
+        retirement.check_reinstate(stream, of[asked])
+    for adapter in free:
+        retirement.check_reinstate(stream, of[adapter])
+    retirement.retire_adapter.fn(of[heir], "by hand")
+    retirement.check_reinstate(stream, of[asked])
 
 
 def test_what_is_retired_or_erased_is_not_retired_again_also_not_in_a_dry_run(backbone, inbox):
