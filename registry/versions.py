@@ -14,6 +14,8 @@ CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 STAND_IN = "unaffected:"
 """Begins the cause of a version that was made of what a ticket leaves alone."""
 
+MEANWHILE = "meanwhile:"
+"""Begins the cause of a version that serves while what a ticket reached is rebuilt."""
 
 BEYOND = 2**31
 """No database numbers versions so high, and none is asked for one."""
@@ -80,6 +82,12 @@ def stand_ins(session: Session, stream: str) -> set[int]:
     """Ready versions that were made of what a ticket leaves alone; a later ticket withdraws them like any other."""
     query = select(VersionRow.version).where(VersionRow.stream == stream, VersionRow.state == VersionState.READY)
     return set(session.scalars(query.where(VersionRow.cause.startswith(STAND_IN))))
+
+
+def is_interim(session: Session, stream: str, version: int) -> bool:
+    """Whether a ticket had it made to serve until the rest was rebuilt: no version to go back to."""
+    cause = session.get_one(VersionRow, (stream, version)).cause
+    return cause.startswith((STAND_IN, MEANWHILE))
 
 
 def manifest_digest(session: Session, stream: str, version: int) -> str:

@@ -27,12 +27,19 @@ def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> N
         before = versions.alias_of(session, stream, alias)
         if before != version:
             versions.add_alias_event(session, stream, alias, version, by, reason)
-        if alias == CHAMPION and before is not None and before != version:
-            versions.add_alias_event(session, stream, PREVIOUS, before, by, f"version {version} became champion")
-        challenger = versions.alias_of(session, stream, CHALLENGER)
-        if alias == CHAMPION and challenger is not None and challenger <= version:
-            versions.add_alias_event(session, stream, CHALLENGER, None, by, f"version {version} became champion")
+        if alias == CHAMPION:
+            _leave_behind(session, stream, version, before, by)
     mirror_aliases(stream)
+
+
+def _leave_behind(session: Session, stream: str, champion: int, before: int | None, by: str) -> None:
+    """The one before is `previous`, unless it only stood in during a deletion; an older challenger waits no longer."""
+    why = f"version {champion} became champion"
+    if before is not None and before != champion and not versions.is_interim(session, stream, before):
+        versions.add_alias_event(session, stream, PREVIOUS, before, by, why)
+    challenger = versions.alias_of(session, stream, CHALLENGER)
+    if challenger is not None and challenger <= champion:
+        versions.add_alias_event(session, stream, CHALLENGER, None, by, why)
 
 
 def check_move(stream: str, version: int) -> None:

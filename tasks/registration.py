@@ -10,7 +10,7 @@ from infra import database, tracking
 from registry import catalog, models, ownership, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
-from registry.versions import CHAMPION, STAND_IN
+from registry.versions import CHAMPION, MEANWHILE, STAND_IN
 from tasks import blobs
 from tasks.alias_moves import move_alias
 from tasks.assembly import current_manifest, load_model
@@ -101,7 +101,7 @@ def serve_meanwhile(stream: Stream, together: Sequence[Ticket]) -> ModelVersion 
     champion = _champion(stream)
     if champion is not None and champion.accuracy is not None:
         return None
-    change = Change(f"meanwhile:{together[0].ticket_id}", "serves while what a ticket reached is rebuilt")
+    change = Change(f"{MEANWHILE}{together[0].ticket_id}", "serves while what a ticket reached is rebuilt")
     return _register_clean(stream, change, measured=False)
 
 

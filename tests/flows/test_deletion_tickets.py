@@ -32,7 +32,7 @@ from tasks import (
     registration,
 )
 from tasks import tickets as opening
-from tasks.alias_moves import move_alias
+from tasks.alias_moves import move_alias, rollback_target
 from tasks.approvals import waiting
 from tasks.assembly import current_manifest
 from tasks.certificates import verify, verify_chain
@@ -553,3 +553,5 @@ def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, t
     assert found[interim].state == VersionState.READY
     last = manifests.load_manifest(stream.name, champion_of(stream))
     assert [shard["shard_id"] for shard in last["shards"]] == [first, second]
+    with pytest.raises(StateError, match="no previous champion"):  # what stood in is no version to go back to
+        rollback_target(stream.name, None)
