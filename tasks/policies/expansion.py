@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import exp, lgamma, log
+from math import exp, inf, lgamma, log
 
 from registry.records import Decision, DecisionKind, MixtureScan, ShiftEvidence
 
@@ -28,12 +28,14 @@ def choose_expansion(
 
     An adapter explains the batch when the permutation test does not reject at `alpha`. The batch's own adapter is among
     the tested, so a stream without shift whose classes recur expands on at most a share `alpha` of its batches, however
-    many adapters there are. Ties go to the smaller statistic, then to the name.
+    many adapters there are. Ties go to the smaller statistic, then to the name. One that does not know the batch's
+    classes explains nothing that is farther from it than from those which know them and reject.
     """
     z_scores = _by_layer(evidence)
-    explaining = [e for e in evidence if e.p_value > rule.alpha]
+    least = min((e.statistic for e in evidence if e.novelty == 0 and e.p_value <= rule.alpha), default=inf)
+    explaining = [e for e in evidence if e.p_value > rule.alpha and (e.novelty == 0 or e.statistic <= least)]
     closest = min(explaining, key=_distance, default=min(evidence, key=_distance, default=None))
-    if closest is not None and closest.p_value > rule.alpha:
+    if closest is not None and explaining:
         return _explained(closest, z_scores, _lack(labelled, held_out, 1))
     why = "no adapter exists yet" if closest is None else _rejected(closest, rule.alpha)
     p_value = None if closest is None else closest.p_value
@@ -50,7 +52,9 @@ def _distance(evidence: ShiftEvidence) -> tuple[bool, float, float, str]:
 def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], lack: str) -> Decision:
     reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
     if closest.novelty > 0 and closest.p_value == 1:
-        reason += f"; its classes are new, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"
+        reason += (
+            f"; there are classes new to it, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"
+        )
     if lack:
         held = f"{reason}, but {lack}: measured and predicted, the model stays as it is"
         return Decision(DecisionKind.HOLD, closest.adapter_id, held, closest.p_value, z_scores)

@@ -55,7 +55,7 @@ def test_new_classes_alone_join_an_adapter_unless_the_stream_asks_for_one(backbo
     deliver(inbox, "02", ["green", "gold", "grey"])
     learn(stream)
     assert kinds("newcomers") == [DecisionKind.EXPAND, DecisionKind.REUSE]
-    assert "its classes are new" in queries.listing("decisions", "newcomers")[-1]["reason"]
+    assert "there are classes new to it" in queries.listing("decisions", "newcomers")[-1]["reason"]
 
 
 def test_labels_that_are_like_the_known_ones_do_not_keep_the_champion_from_being_succeeded(

@@ -152,3 +152,9 @@ def test_an_adapter_that_knows_the_classes_comes_before_one_that_knows_none():
     assert choose_expansion([strange, known], 100, RULE).adapter_id == "b"
     differs = ShiftEvidence("b", 0.001, 0.5, {})
     assert choose_expansion([strange, differs], 100, RULE).adapter_id == "a"
+
+
+def test_an_adapter_that_knows_none_of_the_classes_explains_nothing_farther_than_those_that_know_them_and_reject():
+    knows = ShiftEvidence("a", 0.001, 0.3, {})
+    decision = choose_expansion([knows, ShiftEvidence("b", 1.0, 0.38, {}, novelty=0.36)], 100, RULE)
+    assert (decision.kind, decision.p_value) == (DecisionKind.EXPAND, 0.001)
