@@ -66,7 +66,7 @@ def version_clears_gates(
     """
     shared = [batch for batch, (_, rows) in champion.items() if rows and batch in candidate]
     if not shared:
-        return Verdict(True, "there is no measured champion to compare with")
+        return Verdict(True, "there was no measured champion to compare with")
     rows = sum(champion[b][1] for b in shared)
     drop = sum((champion[b][0] - candidate[b][0]) * champion[b][1] for b in shared) / rows
     lost = sum(max(0.0, champion[b][0] - candidate[b][0]) for b in shared) / len(shared)

@@ -95,4 +95,4 @@ def test_a_merge_is_judged_on_the_parent_that_loses_most():
 def test_a_champion_that_nobody_measured_is_not_said_to_be_none():
     """A version that stood in for what a ticket withdrew, and that a person promoted."""
     verdict = version_clears_gates({"a": (0.5, 10)}, {}, 0.01, 0.02)
-    assert (verdict.passed, verdict.reason) == (True, "there is no measured champion to compare with")
+    assert (verdict.passed, verdict.reason) == (True, "there was no measured champion to compare with")
