@@ -46,7 +46,7 @@ def _prune(weight: Tensor, score: Tensor, sparsity: float) -> Tensor:
 def head_gradients(
     backbone: Backbone, states: Sequence[Tensor], labels: Sequence[str], cut: int, weights: AdapterWeights
 ) -> dict[str, Tensor]:
-    """dL/dw, L being the squared error that the serving head was solved for, on the rows that it was solved from."""
+    """dL/dw, L being the squared error of the serving head's regression, on the rows that it was solved from."""
     head = solve_head([class_statistics(features(backbone, states, cut, weights), labels)])
     targets_NC = functional.one_hot(torch.tensor([head.labels.index(label) for label in labels])).float()
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
