@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from registry.records import Batch, Decision, ModelVersion, Verdict
+from registry.sections import Composition
 from registry.stream import Stream
 from tasks.markdown import one_line, table_row
 
@@ -65,20 +66,22 @@ def _summary(
             f"{batch.suppressed} suppressed"
         ),
     )
-    measured = [decision.p_value for decision in decisions if decision.p_value is not None]
-    yield (
-        "shifted",
-        (
-            f"p = {', '.join(f'{p:.3f}' for p in measured)} against alpha {stream.shift.alpha:g}"
-            if measured
-            else "no adapter to compare with"
-        ),
-    )
+    yield "shifted", "; ".join(dict.fromkeys(_shifted(stream, decision) for decision in decisions))
     yield "decided", "; ".join(dict.fromkeys(f"{d.kind.value} {d.adapter_id or ''}".strip() for d in decisions))
     yield "accuracy", _before_and_after(effect)
     yield "serves", _serving(stream, promotion, effect)
     if effect.links:
         yield "see", " · ".join(effect.links)
+
+
+def _shifted(stream: Stream, decision: Decision) -> str:
+    """A mixture is asked layer by layer, with no p-value for the batch."""
+    if decision.p_value is not None:
+        return f"p = {decision.p_value:.3f} against alpha {stream.shift.alpha:g}"
+    if stream.composition == Composition.MIX and decision.z_scores:
+        layers = ", ".join(f"{min(z.values()):.2f} in layer {layer}" for layer, z in decision.z_scores.items())
+        return f"z = {layers}, against mix.threshold {stream.mix.threshold:g}"
+    return "no adapter to compare with"
 
 
 def _before_and_after(effect: Effect) -> str:

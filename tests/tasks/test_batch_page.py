@@ -17,13 +17,13 @@ STREAM = Stream(name="mail", backbone="b", source="*")
 VERSION = ModelVersion("mail", 4, "run", "key", 0, VersionState.READY, 0.9, "why")
 
 
-def page(decision: Decision, promotion: Verdict | None = None, refused=(), **effect) -> str:
+def page(decision: Decision, promotion: Verdict | None = None, refused=(), stream=STREAM, **effect) -> str:
     shard = Shard(7, "b-9", "09", "staff", 60, 10, 60)
     batch = Batch(
         "b-9", "mail", "09", 9, "s3://inbox/09", BatchState.DONE, 60, sum(dict(refused).values()), 1, 0, (shard,)
     )
     nothing = {"version": None, "champion": 3, "served": 3, "before": {}, "after": {}, "names": {}, "links": []}
-    return batch_page(STREAM, batch, [decision], promotion, dict(refused), Effect(**{**nothing, **effect}))
+    return batch_page(stream, batch, [decision], promotion, dict(refused), Effect(**{**nothing, **effect}))
 
 
 def test_a_held_batch_says_why_and_that_nothing_moved():
@@ -35,6 +35,15 @@ def test_a_held_batch_says_why_and_that_nothing_moved():
     assert "12 labelled rows are too few." in text
     assert "the model stays as it is" in text
     assert "| **serves** | version 3 |" in text
+
+
+def test_of_a_mixture_the_page_tells_how_far_each_layer_has_shifted():
+    """It said that there was no adapter to compare with: a mixture has no p-value."""
+    mixed = Stream(name="mail", backbone="b", source="*", composition="mix")
+    z_scores = {"4": {"mail-a1.0": 0.25, "mail-a1.1": 7.0}, "5": {"mail-a1.0": 1.5}}
+    text = page(Decision(DecisionKind.EXPAND, "mail-a1", "layer 5 is strange", None, z_scores), stream=mixed)
+    assert "| **shifted** | z = 0.25 in layer 4, 1.50 in layer 5, against mix.threshold 1 |" in text
+    assert "no adapter to compare with" in page(Decision(DecisionKind.EXPAND, "mail-a1", "first"), stream=mixed)
 
 
 def test_before_and_after_are_compared_on_the_rows_that_both_were_measured_on():
