@@ -1,8 +1,9 @@
 """Streams, batches, shards and records. Every function takes the caller's session; none commits."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
+from typing import Any
 
 from sqlalchemy import delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session, joinedload, selectinload
@@ -52,10 +53,16 @@ def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
     require_backbone(session, stream, backbone_digest)
     if row.recipe_digest != stream.recipe_digest:
         raise StateError(
-            f"stream {stream.name!r} changed its task, backbone, max_tokens, adapter, composition or mix; its "
-            "artifacts would not be reproducible: start a stream under a new name"
+            f"stream {stream.name!r} changed what shapes its artifacts ({_changes(row.config, config)}): they could "
+            "not be trained again; take that back in its file, or start a stream under a new name"
         )
     row.config = config
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """What differs of the fields that shape artifacts, as a stream file names them."""
+    was, now = (Stream.model_validate(config).shaping for config in (before, after))
+    return ", ".join(f"{name}: {was[name]} -> {now[name]}" for name in was if name in now and was[name] != now[name])
 
 
 def require_backbone(session: Session, stream: Stream, digest: str) -> None:

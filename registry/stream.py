@@ -143,6 +143,15 @@ class Stream(Section):
         return "completion" if self.task == TaskType.LANGUAGE else "label"
 
     @property
+    def shaping(self) -> dict[str, Any]:
+        """Every field that shapes an artifact, by the name that a stream file gives it."""
+        whole, sections = {"task", "backbone", "max_tokens", "composition"}, ("adapter", "mix")
+        found = self.model_dump(mode="json", include={*whole, *sections})
+        inner = {f"{name}.{field}": value for name in sections for field, value in found.pop(name).items()}
+        form = {"gates.form_drop": self.gates.form_drop} if self.adapter.chooses_form else {}
+        return {**found, **inner, "cache.dtype": self.cache.dtype, **form}
+
+    @property
     def recipe_digest(self) -> str:
         """Digest of everything that shapes an artifact; two streams with the same digest train the same bytes."""
         shaping = self.model_dump(

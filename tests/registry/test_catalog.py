@@ -6,6 +6,7 @@ from sqlalchemy import create_engine, event
 from registry import catalog, decision_log, dump, ownership
 from registry.errors import StateError, UnknownIdError
 from registry.records import BatchState, Decision, DecisionKind, StoredObject
+from registry.sections import CacheOptions
 from registry.tables import BatchRow
 from tests.registry.conftest import STREAM, add_batch
 
@@ -64,9 +65,14 @@ def test_a_stream_refuses_another_backbone_and_another_recipe(session):
     add_batch(session, "a")
     with pytest.raises(StateError, match="restore that backbone"):
         catalog.save_stream(session, STREAM, "other")
-    changed = STREAM.model_copy(update={"max_tokens": 128})
-    with pytest.raises(StateError, match="new name"):
-        catalog.save_stream(session, changed, "digest")
+    adapter = STREAM.adapter.model_copy(update={"precision": "int8"})
+    for changes, told in (
+        ({"max_tokens": 128}, "max_tokens: 64 -> 128"),
+        ({"adapter": adapter}, "adapter.precision: fp32 -> int8"),
+        ({"cache": CacheOptions(dtype="int8")}, "cache.dtype: float32 -> int8"),
+    ):
+        with pytest.raises(StateError, match=rf"\({told}\).*new name"):
+            catalog.save_stream(session, STREAM.model_copy(update=changes), "digest")
     catalog.save_stream(session, STREAM.model_copy(update={"schedule": "0 * * * *"}), "digest")
     assert catalog.get_stream(session, "mail").schedule == "0 * * * *"
 
