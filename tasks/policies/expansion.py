@@ -72,7 +72,7 @@ def _lack(labelled: int, held_out: int, needed: int) -> str:
     if labelled == 0:
         return "it has no row to learn from: none has a label, or all are held out"
     if held_out < MIN_HELD_OUT:
-        return f"{held_out} held-out rows are too few to judge it by ({MIN_HELD_OUT} at least)"
+        return f"its held-out rows are too few to judge it by ({held_out}, {MIN_HELD_OUT} at least)"
     if labelled < needed:
         return (
             f"{labelled} rows to learn from, held-out ones aside, are too few for an adapter (shift.min_rows {needed})"
