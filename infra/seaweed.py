@@ -7,6 +7,7 @@ import secrets
 import shutil
 import sysconfig
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra.children import Child, end, spawn, tail, this_process
-from infra.errors import StartError
+from infra.errors import StartError, UnwritableError
 from infra.files import create_private, is_of_another, locked, make_folder, write_private
 from infra.ports import GRPC_OFFSET, LOOPBACK, free_ports, is_free
 from infra.s3 import open_client
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 REGION = "us-east-1"
 PROBE_BUCKET = "readiness"
 START_SECONDS = 60
+LEAST_FREE = 0.01
+"""Share of the disk below which SeaweedFS takes no writes; its own default."""
 GUARDED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 
@@ -48,7 +51,8 @@ class Server:
 def connect(home: Path) -> Server:
     """Find the server of this home or start it, and stay its user until `leave` or the end of this process.
 
-    Raises StartError with the end of its log when it does not come up within 60 s."""
+    Raises StartError with the end of its log when it does not come up within 60 s, UnwritableError where the disk is
+    too full for it to take a write."""
     folder = _folder(home)
     with locked(folder / "lock"):
         user = _user_file(folder, this_process())
@@ -57,6 +61,7 @@ def connect(home: Path) -> Server:
             write_private(user, b"")
         server = find(home)
         if server is None or not _wait_until_ready(server, home):  # it may only be busy, and others use it
+            _check_space(home)
             stop_now(home)
             server = _start(home)
         if is_new:
@@ -164,7 +169,7 @@ def _wait_until_ready(server: Server, home: Path) -> bool:
     def state() -> bool | None:
         if not server.child.is_alive():
             return False
-        return _accepts_writes(server, home, probe) or None
+        return _accepts_writes(probe) or (False if _is_full(home) else None)
 
     waiting = Retrying(
         stop=stop_after_delay(START_SECONDS),
@@ -175,12 +180,22 @@ def _wait_until_ready(server: Server, home: Path) -> bool:
     return bool(waiting(state))
 
 
-def _accepts_writes(server: Server, home: Path, probe: "S3Client | None" = None) -> bool:
-    probe = probe or client(home, server, attempts=1)
+def _is_full(home: Path) -> bool:
+    disk = shutil.disk_usage(home)
+    return disk.free < disk.total * LEAST_FREE
+
+
+def _check_space(home: Path) -> None:
+    """Raises UnwritableError at once: on a full disk a server would be waited for, and others still read from theirs."""
+    if _is_full(home):
+        free = f"{shutil.disk_usage(home).free / 2**20:,.0f} MiB are free, less than {LEAST_FREE:.0%} of its disk"
+        raise UnwritableError("the embedded S3", str(_folder(home)), free)
+
+
+def _accepts_writes(probe: "S3Client") -> bool:
     try:
-        probe.create_bucket(Bucket=PROBE_BUCKET)
-        probe.put_object(Bucket=PROBE_BUCKET, Key="probe", Body=b"ready")
-    except probe.exceptions.BucketAlreadyOwnedByYou:
+        with suppress(probe.exceptions.BucketAlreadyOwnedByYou):
+            probe.create_bucket(Bucket=PROBE_BUCKET)
         probe.put_object(Bucket=PROBE_BUCKET, Key="probe", Body=b"ready")
     except (BotoCoreError, ClientError):
         return False
@@ -213,6 +228,7 @@ def _command(folder: Path, ports: tuple[int, int, int, int]) -> list[str]:
         "-master.volumeSizeLimitMB=256",
         f"-volume.port={volume}",
         "-volume.max=1000",
+        f"-volume.minFreeSpace={100 * LEAST_FREE:g}",
         "-filer",
         f"-filer.port={filer}",
         "-s3",

@@ -11,10 +11,12 @@ from urllib.error import HTTPError
 
 import psutil
 import pytest
+from botocore.stub import Stubber
 
 from infra import seaweed, services, storage, tracking
 from infra.children import this_process
-from infra.errors import RefusedError, UnreachableError
+from infra.errors import RefusedError, UnreachableError, UnwritableError
+from infra.s3 import open_client
 from infra.settings import settings
 from tasks import source
 from tasks.opening import open_home
@@ -95,6 +97,22 @@ def test_a_killed_user_does_not_count_and_a_killed_server_is_replaced(tmp_path):
     assert not seaweed.is_kept(tmp_path)
     seaweed.leave(tmp_path)
     assert not replaced.child.is_alive()
+
+
+def test_a_disk_too_full_for_the_server_is_told_before_one_starts(monkeypatch, tmp_path):
+    monkeypatch.setattr(seaweed, "LEAST_FREE", 1)
+    with pytest.raises(UnwritableError, match=r"embedded S3 in .*home/s3 .*MiB are free, less than .*free some space"):
+        seaweed.connect(tmp_path / "home")
+    assert seaweed.find(tmp_path / "home") is None
+
+
+def test_a_write_that_a_known_bucket_refuses_is_no_readiness():
+    """It ended in a traceback of botocore's, with the server left running."""
+    client = open_client("http://127.0.0.1:1", "key", "secret", "us-east-1")
+    with Stubber(client) as answers:
+        answers.add_client_error("create_bucket", "BucketAlreadyOwnedByYou")
+        answers.add_client_error("put_object", "InternalError")
+        assert not seaweed._accepts_writes(client)
 
 
 def test_a_server_ends_with_its_user_where_the_home_was_deleted_under_it(tmp_path):
