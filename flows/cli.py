@@ -301,5 +301,10 @@ def main() -> None:
     except (PipelineError, InfraError) as error:
         console.show_error(error)
         raise SystemExit(1) from None
+    except PermissionError as error:  # a command of root leaves files of its own in somebody's home
+        cause = f"{error.filename}: {error.strerror}" if error.filename else error
+        remedy = "run as the user whose it is, give it to this one (chown), or name another home (DECIDUOUS_HOME)"
+        console.show_error(PermissionError(f"{cause}; {remedy}"))
+        raise SystemExit(1) from None
     finally:
         gc.freeze()  # nor gone through on the way out: a quarter of the time of a short command

@@ -385,6 +385,15 @@ def test_words_that_no_verb_takes_are_refused(capsys, monkeypatch, words):
     assert (code, "Traceback" in errors) == (2, False)
 
 
+def test_a_file_of_another_user_in_the_home_is_one_line(capsys, monkeypatch):
+    def refuse():
+        raise PermissionError(13, "Permission denied", "/srv/home/stack.json")
+
+    monkeypatch.setattr("infra.stack.down", refuse)
+    code, _, errors = call(capsys, monkeypatch, "down")
+    assert (code, errors.startswith("error: /srv/home/stack.json: Permission denied; run as the user")) == (1, True)
+
+
 def test_a_restoration_tells_versions_that_serve_and_no_counts(capsys, monkeypatch):
     monkeypatch.setattr(opening, "open_home", lambda: None)
     monkeypatch.setattr(restoring, "restore", lambda *_: {"champions": {"mail": 5, "memos": None}})
