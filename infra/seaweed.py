@@ -186,7 +186,7 @@ def _is_full(home: Path) -> bool:
 
 
 def _check_space(home: Path) -> None:
-    """Raises UnwritableError at once: on a full disk a server would be waited for, and others still read from theirs."""
+    """Raises UnwritableError at once: a server would be waited for in vain, and others still read from theirs."""
     if _is_full(home):
         free = f"{shutil.disk_usage(home).free / 2**20:,.0f} MiB are free, less than {LEAST_FREE:.0%} of its disk"
         raise UnwritableError("the embedded S3", str(_folder(home)), free)
