@@ -55,7 +55,10 @@ def open_job(stream: str, groups: Sequence[str], caller: SecretStr | None = None
         catalog.get_stream(session, stream)
         champion = versions.alias_of(session, stream, CHAMPION)
     if champion is None:
-        raise StateError(f"stream {stream!r} has no champion; `deciduous run` a batch or promote a version first")
+        raise StateError(
+            f"stream {stream!r} has no champion: `deciduous status {stream}` shows a deletion that withdrew it and "
+            "ends with another; else `deciduous run` a batch or promote a version first"
+        )
     shown, grants = caller.get_secret_value() if caller else None, Entitlements()
     if deployment.id is not None:
         grants.refuse_secret(stream, shown)

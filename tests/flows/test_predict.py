@@ -132,6 +132,12 @@ def test_a_bad_object_is_refused_by_itself_and_the_others_are_answered(stream, t
         assert sorted(file.name.split("-")[0] for file in out.iterdir()) == ["2", "4"]
 
 
+def test_no_champion_points_at_the_deletion_that_may_have_withdrawn_it(stream, monkeypatch):
+    monkeypatch.setattr(versions, "alias_of", lambda *_: None)
+    with pytest.raises(StateError, match=r"no champion: `deciduous status .* shows a deletion that withdrew it"):
+        prediction.open_job.fn(stream.name, [])
+
+
 def test_a_file_is_answered_and_written_whole(stream, tmp_path):
     (tmp_path / "in.jsonl").write_text(
         "".join(json.dumps({"key": str(n), "words": t.decode()}) + "\n" for n, t in enumerate(TEXTS))
