@@ -28,6 +28,7 @@ class HeldError(InfraError):
     """Another process holds a lock. Trying again helps once it is done."""
 
     def __init__(self, name: str, holder: str) -> None:
+        self.holder = holder
         super().__init__(f"{name} is being worked on by {holder}; wait for it, or end it, then run the command again")
 
 

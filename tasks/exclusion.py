@@ -1,9 +1,11 @@
 """Learning, merging and forgetting a stream do not overlap, in whatever process they run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from infra.errors import HeldError
 from infra.locks import exclusive
+from tasks.narration import say
 
 PATIENCE_SECONDS = 6 * 3600.0
 """What one of them waits for another: a batch that trains on a CPU takes hours."""
@@ -14,8 +16,17 @@ DEPLOY_SECONDS = 120.0
 
 @contextmanager
 def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """Hold the stream while the block runs. Raises HeldError, which names the holder, after `wait_seconds`."""
-    with exclusive(f"stream {stream}", wait_seconds):
+    """Hold the stream while the block runs. Tells who is waited for; raises HeldError, which names the holder, after
+    `wait_seconds`."""
+    name = f"stream {stream}"
+    with ExitStack() as held:
+        try:
+            held.enter_context(exclusive(name))
+        except HeldError as error:
+            if wait_seconds == 0:
+                raise
+            say(f"{name} is being worked on by {error.holder}: waiting for it")
+            held.enter_context(exclusive(name, wait_seconds))
         yield
 
 

@@ -392,6 +392,14 @@ def test_the_stream_is_held_against_learning_and_merging(stream):
         pass
 
 
+def test_who_waits_for_another_is_told_for_whom(stream, caplog):
+    caplog.set_level("INFO", logger="deciduous")
+    with exclusion.alone(stream.name), pytest.raises(HeldError), exclusion.alone(stream.name, 0.1):
+        pass
+    assert f"stream {stream.name} is being worked on by " in caplog.text
+    assert "waiting for it" in caplog.text
+
+
 def test_a_run_that_a_crash_left_between_mlflow_and_the_catalog_is_purged(stream, monkeypatch):
     serving = current_manifest(stream)
     with monkeypatch.context() as patch:

@@ -44,8 +44,8 @@ def test_choose_expansion(p_values, labelled, kind, adapter):
     ("p_values", "labelled", "held_out", "told"),
     [
         pytest.param({"a": 0.5}, 0, 0, "no row to learn from", id="explained, without labels"),
-        pytest.param({"a": 0.5}, 36, 0, "held-out rows are too few to judge it by (0, 2 at least)", id="explained, nothing to judge by"),
-        pytest.param({}, 100, 1, "held-out rows are too few to judge it by (1, 2 at least)", id="new, nothing to judge by"),
+        pytest.param({"a": 0.5}, 36, 0, "too few to judge it by (0, 2 at least)", id="explained, nothing to judge by"),
+        pytest.param({}, 100, 1, "too few to judge it by (1, 2 at least)", id="new, nothing to judge by"),
         pytest.param({}, 39, 9, "39 rows to learn from", id="new, too few to train"),
     ],
 )
