@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager
 
 from infra.errors import HeldError
 from infra.locks import exclusive
-from tasks.narration import say
 
 PATIENCE_SECONDS = 6 * 3600.0
 """What one of them waits for another: a batch that trains on a CPU takes hours."""
@@ -25,6 +24,8 @@ def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]
         except HeldError as error:
             if wait_seconds == 0:
                 raise
+            from tasks.narration import say  # noqa: PLC0415  Prefect takes seconds, a rollback waits for nobody
+
             say(f"{name} is being worked on by {error.holder}: waiting for it")
             held.enter_context(exclusive(name, wait_seconds))
         yield
