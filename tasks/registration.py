@@ -97,11 +97,13 @@ def stand_in(stream: Stream, ticket_id: str) -> ModelVersion | None:
 @step("meanwhile-{together[0].ticket_id}")
 def serve_meanwhile(stream: Stream, together: Sequence[Ticket]) -> ModelVersion | None:
     """In place of nothing, or of what stands in: the same with the exact head of all shards, solved without the
-    records."""
-    champion = _champion(stream)
-    if champion is not None and champion.accuracy is not None:
-        return None
+    records. Once: a deletion that goes on after a crash finds it serving."""
     change = Change(f"{MEANWHILE}{together[0].ticket_id}", "serves while what a ticket reached is rebuilt")
+    champion = _champion(stream)
+    with database.transaction() as session:
+        serves = champion is not None and champion == versions.find_by_cause(session, stream.name, change.cause)
+    if serves or (champion is not None and champion.accuracy is not None):
+        return None
     return _register_clean(stream, change, measured=False)
 
 

@@ -551,6 +551,8 @@ def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, t
     assert champion_of(stream) is None
     registration.stand_in.fn(stream, ticket.ticket_id)
     interim = champion_of(stream)
+    registration.serve_meanwhile.fn(stream, [ticket])
+    assert registration.serve_meanwhile.fn(stream, [ticket]) is None, "it serves already"
     manifest = manifests.load_manifest(stream.name, interim)
     assert [shard["shard_id"] for shard in manifest["shards"]] == [second]
     assert [a["statistics"][0]["shard_id"] for a in manifest["adapters"]] == [second]
