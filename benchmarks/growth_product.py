@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoTokenizer
 from flows.consolidate import ATTEMPTS
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, ownership
+from registry import contents, decision_log, ownership
 from registry.records import Adapter, AdapterState, DecisionKind
 from registry.sections import AdapterOptions, Columns, Consolidation, Gates, ShiftOptions
 from registry.stream import Stream
@@ -178,7 +178,7 @@ def _stored(stream: Stream, adapter: Adapter, form: str) -> dict[str, Tensor]:
     scores = magnitude(weights)
     if method == "snip":
         with database.transaction() as session:
-            own = catalog.shards(session, adapter.shard_ids)
+            own = contents.shards(session, adapter.shard_ids)
         pairs = [(row, state) for row, state in rows_and_states(stream, own) if trainable([row])]
         labels, backbone = [row.label or "" for row, _ in pairs], open_backbone(stream)
         states = [state for _, state in pairs]
@@ -197,7 +197,7 @@ def in_form(stream: Stream, form: str) -> tuple[Manifest, int]:
         size += blob.size
         entry["weights"] = {"key": blob.key, "sha256": blob.sha256}
         with database.transaction() as session:
-            shards = catalog.shards(session, adapter.serves)
+            shards = contents.shards(session, adapter.serves)
         statistics = statistics_under(stream, shards, decompress(stored))
         fitted = {int(part.kind.split(":")[1]): part for part in store_statistics(stream, adapter, statistics)}
         entry["statistics"] = [

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.knowledge_facts import Fact
 from infra import database
-from registry import catalog, versions
+from registry import contents, versions
 from registry.stream import Stream
 from registry.versions import CHAMPION
 from tasks.assembly import load_model
@@ -44,7 +44,7 @@ class Classroom:
     def trained(self, department: str, facts: Sequence[Fact]) -> list[Fact]:
         """Those of the facts that the stream trains on; the others are held out."""
         with database.transaction() as session:
-            shards = [s for s in catalog.done_shards(session, self.stream.name) if s.group == department]
+            shards = [s for s in contents.done_shards(session, self.stream.name) if s.group == department]
         written = {row.input.decode() for shard in shards for row in trainable(load_rows(shard))}
         return [fact for fact in facts if fact.document in written]
 
@@ -94,7 +94,7 @@ class Classroom:
         from tasks.evaluation import score_shards, total  # noqa: PLC0415
 
         with database.transaction() as session:
-            shards = catalog.done_shards(session, self.stream.name)
+            shards = contents.done_shards(session, self.stream.name)
         judging = [shard for shard in shards if held_out(load_rows(shard))]
         scores = score_shards(self.stream, self.champion(), judging)
         return [round(p, 2) for p in total(list(scores.values())).perplexities]

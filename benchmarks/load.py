@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from infra.settings import settings
-from registry import adapters, catalog, decision_log, ownership, totals, versions
+from registry import adapters, catalog, contents, decision_log, ownership, totals, versions
 from registry.records import (
     Adapter,
     AdapterState,
@@ -112,7 +112,7 @@ def _add_batch(session: Session, number: int, owners: Sequence[int]) -> Batch:
     batch = catalog.add_batch(session, batch, Delivery(batch.uri, digest, 1, f"{batch.uri}#{digest}"), {})
     (shard,) = batch.shards
     named = [(_key("record", number * rows + n), _key("subject", owner)) for n, owner in enumerate(owners)]
-    catalog.add_records(
+    contents.add_records(
         session, [{"key": key, "subject": subject, "shard_id": shard.shard_id} for key, subject in named]
     )
     decision = Decision(DecisionKind.EXPAND, None, "for this benchmark", 0.001)
@@ -190,7 +190,7 @@ def _tick() -> object:
 
 def _manifest() -> object:
     with database.transaction() as session:
-        shards = catalog.done_shards(session, STREAM)
+        shards = contents.done_shards(session, STREAM)
         serving = adapters.adapters(session, STREAM, [AdapterState.SERVING])
         nodes = [shard.node for shard in shards] + [adapter.node for adapter in serving]
         return ownership.objects_of(session, nodes)

@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from registry import catalog, ticket_log
+from registry import contents, ticket_log
 from registry.errors import StateError, UnknownIdError
 from registry.records import Ticket, TicketState
 from registry.tables import (
@@ -235,7 +235,7 @@ def forget_records(session: Session, keys: Sequence[int], remaining: dict[int, t
         these = RecordRow.key.in_(chunk)
         owners = list(session.scalars(select(RecordRow.subject_id).where(these).distinct()))
         session.execute(delete(RecordRow).where(these))
-        catalog.drop_subjects(session, owners)
+        contents.drop_subjects(session, owners)
     for shard_id, (rows, held_out, labelled) in remaining.items():
         shard = session.get_one(ShardRow, shard_id)
         shard.rows, shard.held_out, shard.labelled = rows, held_out, labelled

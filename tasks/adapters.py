@@ -8,7 +8,7 @@ import torch
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, ownership
+from registry import contents, ownership
 from registry.records import Adapter, AdapterState, Shard, StoredObject, Verdict, labels_of
 from registry.sections import Composition
 from registry.stream import Stream
@@ -115,7 +115,7 @@ def closed_forms(stream: Stream, adapter: Adapter, weights: AdapterWeights) -> t
     check_adapter(stream, weights, f"adapter {adapter.adapter_id}")
     where, drafts = blobs.prefix(stream.name, adapter.group), blobs.Drafts()
     with database.transaction() as session:
-        shards = [s for s in catalog.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
+        shards = [s for s in contents.shards(session, {*adapter.serves, *adapter.shard_ids}) if s.rows]
     own = [shard for shard in shards if shard.shard_id in adapter.shard_ids]
     form = choose_form(stream, weights, lambda: rows_and_states(stream, own))
     adapter = replace(adapter, recipe={**adapter.recipe, "form": form.note})
@@ -161,7 +161,7 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        served = [s for s in catalog.shards(session, adapter.serves) if s.rows]
+        served = [s for s in contents.shards(session, adapter.serves) if s.rows]
     others = [a for a in serving if a.adapter_id != adapter_id]
     model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
     score = total(score_shards(stream, model, served, labels_of(adapter.group)).values())
@@ -207,7 +207,7 @@ def measure_own(stream: Stream, shard: Shard, adapter_id: str) -> float:
     with database.transaction() as session:
         serves = adapter_rows.get_adapter(session, adapter_id).serves
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        own = [s for s in catalog.shards(session, serves) if s.rows and s.shard_id != shard.shard_id]
+        own = [s for s in contents.shards(session, serves) if s.rows and s.shard_id != shard.shard_id]
     before = [replace(a, serves=tuple(s for s in a.serves if s != shard.shard_id)) for a in serving]
     model = load_model(current_manifest(stream, adapters=before))
     return total(score_shards(stream, model, own).values()).accuracy
@@ -216,5 +216,5 @@ def measure_own(stream: Stream, shard: Shard, adapter_id: str) -> float:
 def load_in_order(shard_ids: Sequence[int]) -> list[Shard]:
     """These shards in the order given, each once."""
     with database.transaction() as session:
-        by_id = {shard.shard_id: shard for shard in catalog.shards(session, shard_ids)}
+        by_id = {shard.shard_id: shard for shard in contents.shards(session, shard_ids)}
     return [by_id[shard_id] for shard_id in dict.fromkeys(shard_ids)]

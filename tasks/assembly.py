@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, ownership
+from registry import catalog, contents, ownership
 from registry.records import Adapter, AdapterState, Shard, StoredObject
 from registry.sections import TaskType
 from registry.stream import Stream
@@ -44,7 +44,7 @@ def current_manifest(
     gate compares it with the stream's.
     """
     with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+        shards = contents.done_shards(session, stream.name)
         shards += [shard for shard in extra_shards if shard not in shards]
         if adapters is None:
             adapters = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, ownership, suppression
+from registry import catalog, contents, decision_log, holding, ownership, suppression
 from registry.errors import SourceError, StaleEpochError
 from registry.records import AdapterState, Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
@@ -70,7 +70,7 @@ def unfinished_batches(stream: Stream) -> list[Batch]:
         left = [replace(batch, shards=tuple(shard for shard in batch.shards if shard.rows)) for batch in read]
         for batch in left:
             if not batch.shards:
-                catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, catalog.EMPTIED)
+                catalog.set_batch_state(session, batch.batch_id, BatchState.DONE, holding.EMPTIED)
             for shard in batch.shards:
                 _check_decision(session, stream, shard)
     return [batch for batch in left if batch.shards]
@@ -125,7 +125,7 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
 
 def _seen(keyed: list[str]) -> set[str]:
     with database.transaction() as session:
-        known = catalog.known_records(session, [catalog_key(k) for k in keyed])
+        known = contents.known_records(session, [catalog_key(k) for k in keyed])
     return {k for k in keyed if catalog_key(k) in known}
 
 
@@ -154,7 +154,7 @@ def _enter(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> 
             raise StaleEpochError(f"reading {delivery.uri}", epoch, current)
         batch = catalog.add_batch(session, _batch(stream, delivery, reading, parts, epoch), delivery, reading.reasons)
         for shard in batch.shards:
-            catalog.add_records(session, [_record(row, shard) for row in parts[shard.group]])
+            contents.add_records(session, [_record(row, shard) for row in parts[shard.group]])
             ownership.put_object(session, store_rows(stream, shard, parts[shard.group]))
         ownership.put_object(session, store_quarantine(stream, batch, reading.quarantined))
     bad = f", {batch.quarantined} quarantined ({_reasons(reading)})" if batch.quarantined else ""
@@ -223,7 +223,7 @@ def finish_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) ->
     held = {shard.shard_id: d.reason for shard, d in pairs if d.kind == DecisionKind.HOLD}
     reason = next(iter(held.values()), "")
     with taking_in(stream.name), database.transaction() as session:
-        rest = catalog.set_aside(session, batch.batch_id, held, reason) if held else None
+        rest = holding.set_aside(session, batch.batch_id, held, reason) if held else None
         if rest is not None:
             ownership.put_object(session, store_quarantine(stream, rest, []))
         catalog.set_batch_state(session, batch.batch_id, BatchState.DONE)

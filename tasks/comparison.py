@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, ownership, suppression, tickets
+from registry import contents, ownership, suppression, tickets
 from registry.artifacts import encode_tensors
 from registry.errors import MissingObjectError
 from registry.records import Adapter, Shard, Ticket
@@ -58,7 +58,7 @@ def compare(stream: Stream, together: Sequence[Ticket], resolved: Detail, rebuil
 
     def work() -> Detail:
         with database.transaction() as session:
-            touched = [shard for shard in catalog.shards(session, resolved["shards"]) if shard.labelled]
+            touched = [shard for shard in contents.shards(session, resolved["shards"]) if shard.labelled]
         actions = {a: action for a, action in rebuilt["actions"].items() if action not in ("drop", "suppress")}
         before = block_evaluations(stream)
         compared, proven = compare_artifacts(stream, touched, actions, resolved["before"])
@@ -86,7 +86,7 @@ def _rows_left(together: Sequence[Ticket], resolved: Detail) -> dict[str, Any]:
     """An entry for each shard whose stored rows still hold one that the tickets name: no artifact of it is clean."""
     with database.transaction() as session:
         targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
-        touched = catalog.shards(session, resolved["shards"])
+        touched = contents.shards(session, resolved["shards"])
     tainted = [shard.node for shard in touched if any(is_named(row, targets) for row in load_rows(shard))]
     return {f"{node}/rows": {"artifacts": 1, "different": ["rows"], "equal": False} for node in tainted}
 

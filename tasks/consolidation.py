@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, lineage, ownership
+from registry import contents, decision_log, lineage, ownership
 from registry.errors import StateError
 from registry.records import (
     LABEL_SEPARATOR,
@@ -206,7 +206,7 @@ def merged_weights(parents: Sequence[Adapter], recipe: Mapping[str, Any]) -> Ada
 def _scores(stream: Stream, model: ServingModel | LanguageModel, parents: Sequence[Adapter]) -> dict[str, Score]:
     """Parent -> score on the held-out rows of the shards that it serves."""
     with database.transaction() as session:
-        served = {p.adapter_id: [s for s in catalog.shards(session, p.serves) if s.rows] for p in parents}
+        served = {p.adapter_id: [s for s in contents.shards(session, p.serves) if s.rows] for p in parents}
     every: list[Shard] = list({s.shard_id: s for shards in served.values() for s in shards}.values())
     scores = score_shards(stream, model, every, _labels(parents))
     return {parent: total([scores[s.shard_id] for s in shards]) for parent, shards in served.items()}

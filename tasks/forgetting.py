@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, lineage, ownership, suppression, tickets, versions
+from registry import catalog, contents, lineage, ownership, suppression, tickets, versions
 from registry.errors import StateError
 from registry.records import AdapterState, BatchState, Ticket, TicketState
 from registry.stream import Stream
@@ -71,7 +71,7 @@ def plan_for(session: Session, stream: str, leaving: Mapping[int, int], begun: S
     reached = {*lineage.closure(session, leaving), *(repair.adapter_id for repair in begun)}
     closure = adapter_rows.get_adapters(session, sorted(reached, key=lineage.by_number))
     alive = [a for a in closure if a.state != AdapterState.ERASED and a.stream == stream]
-    shards = catalog.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
+    shards = contents.shards(session, {*leaving, *(i for a in alive for i in a.shard_ids)})
     rows = {s.shard_id: s.rows - leaving.get(s.shard_id, 0) for s in shards}
     parents = adapter_rows.get_adapters(session, sorted({p for a in alive for p in a.parent_ids}))
     erased = [parent.adapter_id for parent in parents if parent.state == AdapterState.ERASED]
@@ -89,7 +89,7 @@ def resolve(stream: Stream, together: Sequence[Ticket]) -> Detail:
             found = {ticket_id: find_records(session, targets) for ticket_id, targets in named.items()}
             leaving = find_records(session, [target for targets in named.values() for target in targets])
             plan = plan_for(session, stream.name, {shard_id: len(keys) for shard_id, keys in leaving.items()})
-            touched = catalog.shards(session, leaving)
+            touched = contents.shards(session, leaving)
             batch_ids = sorted({shard.batch_id for shard in touched} | refused)
             owners = [f"adapter:{repair.adapter_id}" for repair in plan.repairs]
             owners += [shard.node for shard in touched] + [f"batch:{batch_id}" for batch_id in batch_ids]

@@ -23,7 +23,7 @@ from tenacity import Retrying, retry_if_result, stop_after_delay, wait_fixed
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog
+from registry import contents
 from registry.errors import StateError, UnknownIdError
 from registry.records import Decision, DecisionKind, Shard
 from registry.sections import WithoutWorker
@@ -48,7 +48,7 @@ def load_shard(stream: Stream, shard_id: int) -> Shard:
     database.check_revision()
     follow_deletions(stream.name)
     with database.transaction() as session:
-        found = catalog.shards(session, [shard_id])
+        found = contents.shards(session, [shard_id])
     if not found:
         raise UnknownIdError("shard", str(shard_id))
     return found[0]

@@ -16,7 +16,7 @@ from torch import Tensor
 from infra import database
 from infra.files import write_private
 from infra.settings import settings
-from registry import catalog
+from registry import contents
 from registry.artifacts import encode_tensors
 from registry.records import Shard
 from registry.sections import TaskType
@@ -126,6 +126,6 @@ def _shared_inputs(stream: Stream, inputs: set[bytes], records: set[str]) -> set
     if not inputs:
         return set()
     with database.transaction() as session:
-        shards = catalog.stored_shards(session, stream.name)
+        shards = contents.stored_shards(session, stream.name)
     rows = (row for shard in shards for row in load_rows(shard))
     return {row.input for row in rows if row.input in inputs and row.record not in records}

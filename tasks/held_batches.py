@@ -1,7 +1,7 @@
 """What a person may do with a batch that is held: have it judged again, or let it go so that it can come anew."""
 
 from infra import database
-from registry import catalog
+from registry import catalog, holding
 from registry.records import Batch
 from tasks.exclusion import alone, naming
 from tasks.garbage import collect_garbage
@@ -15,7 +15,7 @@ from tasks.shards import load_rows
 def reopen_batch(batch_id: str) -> Batch:
     """The next run decides on the batch again, as the stream file then is. Raises StateError where it is not held."""
     with database.transaction() as session:
-        return catalog.reopen_batch(session, batch_id)
+        return holding.reopen_batch(session, batch_id)
 
 
 @step("discard-{batch_id}")
@@ -26,12 +26,12 @@ def discard_batch(batch_id: str) -> Batch:
     Raises StateError where the batch is not held, HeldError while another process works on the stream.
     """
     with database.transaction() as session:
-        batch = catalog.require_held(session, batch_id)
+        batch = holding.require_held(session, batch_id)
         stream = catalog.get_stream(session, batch.stream)
     with alone(batch.stream, wait_seconds=0), naming(batch.stream):
         purge(stream.name, {row.record for shard in batch.shards for row in load_rows(shard)})
         with database.transaction() as session:
-            catalog.discard_batch(session, batch_id)
+            holding.discard_batch(session, batch_id)
         removed = collect_garbage(batch.stream)
     say(f"{batch.stream}: {batch.name} is discarded: {batch.rows} rows, {len(removed)} object versions")
     return batch

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, lineage
+from registry import contents, decision_log, lineage
 from registry.records import Adapter, AdapterState, DecisionKind, labels_of
 from registry.stream import Stream
 from registry.tables import DecisionRow
@@ -110,7 +110,7 @@ def agreements(stream: Stream, adapters: Sequence[Adapter], pairs: Sequence[Pair
     """Share of a pair's held-out rows that get one label from the model with the first adapter alone and with the
     second alone."""
     with database.transaction() as session:
-        shards = {a.adapter_id: [s for s in catalog.shards(session, a.serves) if s.held_out] for a in adapters}
+        shards = {a.adapter_id: [s for s in contents.shards(session, a.serves) if s.held_out] for a in adapters}
     rows = {name: [row for s in reversed(own) for row in held_out(load_rows(s))] for name, own in shards.items()}
     states = {name: states_of(stream, own[:ANSWERED_ROWS]) for name, own in rows.items()}
     model = load_model({**current_manifest(stream, adapters=adapters), "waiting": []})

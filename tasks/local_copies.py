@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from infra.settings import settings
-from registry import catalog, ownership, suppression, ticket_log
+from registry import contents, ownership, suppression, ticket_log
 from tasks import blob_cache, disk_cache, prefix_cache
 from tasks.identity import catalog_key
 from tasks.narration import say
@@ -37,7 +37,7 @@ def follow_deletions(stream: str) -> int:
 def _without_place(session: Session, stream: str, records: Collection[str]) -> list[str]:
     """Those of the records that the catalog does not hold, or that a ticket names."""
     keys = {record: catalog_key(record) for record in records}
-    kept = catalog.known_records(session, sorted(keys.values())) - suppressed_keys(session, stream)
+    kept = contents.known_records(session, sorted(keys.values())) - suppressed_keys(session, stream)
     return sorted(record for record, key in keys.items() if key not in kept)
 
 

@@ -7,7 +7,7 @@ from hashlib import sha256
 from matplotlib.figure import Figure
 
 from infra import database
-from registry import adapters, catalog, decision_log, models, ownership, versions
+from registry import adapters, catalog, contents, decision_log, models, ownership, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Adapter, Decision, Shard
 from registry.stream import Stream
@@ -84,7 +84,7 @@ def _lineage(manifest: Manifest) -> list[str]:
         return ["No adapter serves: the exact head answers alone."]
     with database.transaction() as session:
         serving = adapters.get_adapters(session, [adapter["adapter_id"] for adapter in manifest["adapters"]])
-        known = catalog.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
+        known = contents.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
         stored = ownership.objects_of(session, [each.node for each in serving])
     size = {o.owner: o.size for o in stored if o.kind == "weights"}
     names = {shard.shard_id: shard.batch_name for shard in known}

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from torch import Tensor
 
 from infra import database
-from registry import catalog, tickets
+from registry import contents, tickets
 from registry.records import Shard, Ticket, TicketState
 from registry.stream import Stream
 from tasks.assembly import current_manifest, load_model
@@ -53,7 +53,7 @@ def monitor(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Det
 
     def work() -> Detail:
         with database.transaction() as session:
-            touched = catalog.shards(session, resolved["shards"])
+            touched = contents.shards(session, resolved["shards"])
         held = {ticket.ticket_id: load_held(ticket.ticket_id) for ticket in together}
         if not any(len(rows) for rows, _ in held.values()):
             return {"tickets": {}}

@@ -2,7 +2,7 @@
 
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import catalog
+from registry import catalog, contents
 from registry.records import Shard
 from registry.stream import Stream
 
@@ -37,7 +37,7 @@ def stream_names() -> list[str]:
 
 def served_shards(stream: str) -> list[Shard]:
     with database.transaction() as session:
-        return catalog.done_shards(session, stream)
+        return contents.done_shards(session, stream)
 
 
 def known_tags(stream: str) -> set[str]:

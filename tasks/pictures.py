@@ -4,7 +4,7 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import catalog
+from registry import contents
 from registry.records import ModelVersion
 from registry.stream import Stream
 from tasks.model_card import DRAWN, accuracy_matrix
@@ -20,7 +20,7 @@ def show_figures(stream: Stream, version: ModelVersion) -> None:
 
     The embedded S3 has another port after every start, so that its links would soon lead nowhere: tables only."""
     with database.transaction() as session:
-        done = catalog.done_shards(session, stream.name)
+        done = contents.done_shards(session, stream.name)
     shown = list(dict.fromkeys(shard.batch_id for shard in done))[-DRAWN:]
     names, matrix = accuracy_matrix(stream.name, shown)
     rows = [

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import adapters, catalog, decision_log, lineage, ownership, tickets, versions
+from registry import adapters, catalog, contents, decision_log, lineage, ownership, tickets, versions
 from registry.errors import UnknownIdError
 from registry.records import BatchState
 
@@ -138,7 +138,7 @@ def _describe_adapter(session: Session, id_: str) -> Answer:
         "kind": "adapter",
         **asdict(adapter),
         "trained_on": [
-            f"{s.batch_name} ({s.group}, {s.rows} rows)" for s in catalog.shards(session, adapter.shard_ids)
+            f"{s.batch_name} ({s.group}, {s.rows} rows)" for s in contents.shards(session, adapter.shard_ids)
         ],
         "merged_into": lineage.children(session, id_),
         "objects": [asdict(stored) for stored in ownership.objects_of(session, [adapter.node])],

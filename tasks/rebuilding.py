@@ -6,7 +6,7 @@ from typing import Any
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, ownership, tickets
+from registry import catalog, contents, holding, ownership, tickets
 from registry.records import Adapter, AdapterState, Shard, Ticket
 from registry.stream import Stream
 from tasks import mixing, prefix_cache, shards
@@ -42,7 +42,7 @@ def drop(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Detail
     def work() -> Detail:
         with database.transaction() as session:
             targets = set(tickets.targets_of(session, *(ticket.ticket_id for ticket in together)))
-            touched = catalog.shards(session, resolved["shards"])
+            touched = contents.shards(session, resolved["shards"])
             known = find_records(session, targets)
         before = block_evaluations(stream)
         for shard in touched:
@@ -111,7 +111,7 @@ def drop_rows(stream: Stream, shard: Shard, targets: Targets, known: Sequence[in
     prefix_cache.purge(stream.name, [row.record for row in gone])
     with database.transaction() as session:
         tickets.forget_records(session, sorted(keys), {shard.shard_id: count_rows(left)})
-        catalog.finish_emptied(session, shard.batch_id)
+        holding.finish_emptied(session, shard.batch_id)
         ownership.put_object(session, shards.store_rows(stream, shard, left))
         if not trainable(left):
             ownership.drop_object(session, shard.node, "statistics")

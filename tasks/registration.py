@@ -7,7 +7,7 @@ from hashlib import sha256
 from sqlalchemy.orm import Session
 
 from infra import database, tracking
-from registry import catalog, models, ownership, versions
+from registry import contents, models, ownership, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
 from registry.versions import CHAMPION, MEANWHILE, STAND_IN
@@ -141,7 +141,7 @@ def register(stream: Stream, manifest: Manifest, change: Change, measured: bool 
     with database.transaction() as session:
         known = versions.find_by_cause(session, stream.name, change.cause)
         check_release(session, manifest, f"the version for {change.cause}")
-        shards = catalog.shards(session, [shard["shard_id"] for shard in manifest["shards"]])
+        shards = contents.shards(session, [shard["shard_id"] for shard in manifest["shards"]])
         if known is not None and known.state == VersionState.READY and _is_of(session, known, manifest):
             return known
     shards = shards if measured else []

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log
+from registry import catalog, contents, decision_log
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, Batch, BatchState, Decision, DecisionKind, Verdict, labels_of
 from registry.stream import WHOLE, Stream
@@ -77,7 +77,7 @@ def _decision(unused: Retirement, verdict: Verdict) -> Decision:
 def measure_routing(stream: Stream) -> list[Routing]:
     """How often each serving adapter took part in answers to the window's held-out rows and to callers since."""
     with database.transaction() as session:
-        ages = catalog.done_ages(session, stream.name)
+        ages = contents.done_ages(session, stream.name)
         known = adapter_rows.adapters(session, stream.name, KNOWN)
         window = catalog.last_batches(session, stream.name, stream.consolidation.window, BatchState.DONE)
         since = catalog.received_at(session, window[0].batch_id) if window else None
@@ -138,7 +138,7 @@ def may_go(stream: Stream, adapter_id: str) -> Verdict:
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-        served = [shard for shard in catalog.shards(session, adapter.serves) if shard.rows]
+        served = [shard for shard in contents.shards(session, adapter.serves) if shard.rows]
 
     def reached(chosen: list[Adapter]) -> dict[str, tuple[float, int]]:
         model = load_model(current_manifest(stream, adapters=chosen))
@@ -198,7 +198,7 @@ def reinstate_adapter(stream: Stream, adapter_id: str, reason: str) -> Verdict:
         adapter_rows.move_adapter(session, adapter_id, AdapterState.CANDIDATE, reason)
         kept = Decision(DecisionKind.KEEP, adapter_id, f"reinstated: {reason}")
         decision_log.add_consolidation(session, stream.name, kept, _rules(stream))
-        shard = catalog.shards(session, adapter.serves)[0]
+        shard = contents.shards(session, adapter.serves)[0]
     return judge_adapter.fn(stream, shard, adapter_id)
 
 

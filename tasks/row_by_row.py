@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from infra import database
-from registry import catalog
+from registry import contents
 from registry.records import Shard
 from registry.stream import Stream
 from tasks.assembly import load_model
@@ -34,7 +34,7 @@ class _Answered:
 def compare_rows(stream: Stream, candidate: int, champion: int) -> dict[str, Changes]:
     """Batch id -> what becomes of its held-out rows, as a caller of each shard's own group sees them."""
     with database.transaction() as session:
-        shards = catalog.shards(session, [s["shard_id"] for s in load_manifest(stream.name, candidate)["shards"]])
+        shards = contents.shards(session, [s["shard_id"] for s in load_manifest(stream.name, candidate)["shards"]])
     before, now = (dict(_answers(stream, version, shards)) for version in (champion, candidate))
     changes: dict[str, Changes] = {}
     for shard in shards:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, models, ownership, row_sweep, versions
+from registry import artifacts, contents, models, ownership, row_sweep, versions
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
@@ -79,7 +79,7 @@ def _markers_to_find(
     left = {ticket.ticket_id: load_marked(ticket.ticket_id) for ticket in together}
     held = {ticket_id: len(to_find(found)) for ticket_id, found in left.items()}
     with database.transaction() as session:
-        shards = catalog.stored_shards(session, stream.name)
+        shards = contents.stored_shards(session, stream.name)
     for shard in shards:
         retained = load_rows(shard)
         left = {ticket_id: attributable(stream, marked, retained) for ticket_id, marked in left.items()}

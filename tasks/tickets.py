@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from infra import database
-from registry import approvals, catalog, lineage, ownership, suppression, tickets, versions
+from registry import approvals, catalog, contents, lineage, ownership, suppression, tickets, versions
 from registry.errors import StateError
 from registry.records import Gate, StoredObject, Ticket, TicketState
 from registry.stream import Stream
@@ -92,7 +92,7 @@ def open_ticket(stream: str, targets: Targets, opened_by: str, approximate: bool
 
 def asks_first(session: Session, stream: Stream, found: Mapping[int, Sequence[int]]) -> bool:
     """Whether a person approves the ticket first; 'on-regression' asks where a shard would lose every row."""
-    emptied = any(len(found[shard.shard_id]) >= shard.rows for shard in catalog.shards(session, found))
+    emptied = any(len(found[shard.shard_id]) >= shard.rows for shard in contents.shards(session, found))
     return asks_person(stream.gates.approval.erasure, emptied)
 
 
@@ -140,7 +140,7 @@ def replay(session: Session, stream: str, by: str) -> list[str]:
 def withdraw(session: Session, ticket: Ticket) -> list[int]:
     """Take every version that the ticket's records may have shaped out of service; returns them."""
     found = find_records(session, tickets.targets_of(session, ticket.ticket_id))
-    batch_ids = {shard.batch_id for shard in catalog.shards(session, found)}
+    batch_ids = {shard.batch_id for shard in contents.shards(session, found)}
     tainted = versions.registered_since(session, ticket.stream, batch_ids)
     withdraw_versions(session, ticket.stream, tainted, f"ticket {ticket.ticket_id}")
     return tainted

@@ -23,6 +23,7 @@ from registry import (
     aliases,
     artifacts,
     catalog,
+    contents,
     decision_log,
     models,
     ownership,
@@ -195,7 +196,7 @@ def left_behind() -> dict[str, Any]:
 
 def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
     every = adapters.adapters(session, NAME)
-    owners = [a.node for a in every] + [shard.node for shard in catalog.done_shards(session, NAME)]
+    owners = [a.node for a in every] + [shard.node for shard in contents.done_shards(session, NAME)]
     worked = tickets.tickets(session, NAME)
     ticket_log.check(session)
     return {

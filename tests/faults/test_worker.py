@@ -8,7 +8,7 @@ from prefect.deployments import run_deployment
 
 from infra import database
 from infra.workers import PoolType
-from registry import adapters, catalog, ownership
+from registry import adapters, contents, ownership
 from registry.sections import TaskOptions
 from tasks import queries
 from tasks.deploying import Wanted, apply_automations, apply_deployments, apply_pools, deployment_id
@@ -49,7 +49,7 @@ def run_one(stream, last: int, folder):
 def digests_of(stream) -> dict[str, str]:
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, stream.name)]
-        owners += [s.node for s in catalog.done_shards(session, stream.name)]
+        owners += [s.node for s in contents.done_shards(session, stream.name)]
         found = ownership.objects_of(session, owners)
     # as `learned_digests`; shards are numbered through all streams of a home
     return sorted(o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint"))

@@ -11,7 +11,7 @@ import torch
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import catalog, ownership, versions
+from registry import contents, ownership, versions
 from registry.adapters import adapters
 from registry.errors import BadWeightsError, StateError, TamperedBlobError, UnsupportedBackboneError
 from registry.sections import AdapterOptions
@@ -196,7 +196,7 @@ def test_another_backbone_under_the_same_name_is_refused_everywhere(learned, tmp
         with pytest.raises(StateError, match=r"now has .* restore that backbone"):
             Answerer(manifest)
         with database.transaction() as session:
-            (shard,) = catalog.shards(session, adapter.shard_ids)
+            (shard,) = contents.shards(session, adapter.shard_ids)
         with pytest.raises(StateError, match="restore that backbone"):
             train_adapter.fn(stream, shard, "on-a-worker")
     finally:

@@ -13,7 +13,7 @@ from flows.learn import learn
 from infra import database, storage
 from infra.errors import HeldError
 from infra.settings import settings
-from registry import adapters, artifacts, catalog, decision_log, tables
+from registry import adapters, artifacts, catalog, contents, decision_log, tables
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind, Verdict
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
@@ -344,7 +344,7 @@ def test_what_a_person_retires_and_brings_back_is_written_down_and_left_in_peace
     stream, back = make_stream("broughtback", backbone, inbox), "broughtback-a1"
     chain(stream, 1)
     retirement.retire_adapter.fn(back, "the season is over")
-    monkeypatch.setattr(catalog, "shards", lambda *_: [None])
+    monkeypatch.setattr(contents, "shards", lambda *_: [None])
     monkeypatch.setattr(retirement.judge_adapter, "fn", lambda *_: Verdict(True, "it earns its place"))
     retirement.reinstate_adapter.fn(stream, back, "the season begins")
     told = [(d["kind"], d["adapter_id"], d["reason"]) for d in decisions(stream)]

@@ -6,7 +6,7 @@ from flows import forget as saga
 from infra import database
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import catalog, decision_log, ownership
+from registry import contents, decision_log, ownership
 from registry.errors import SuppressedRecordError
 from registry.records import AdapterState, Decision, DecisionKind
 from tasks import (
@@ -82,7 +82,7 @@ def test_a_deletion_broken_off_after_it_emptied_a_shard_of_an_adapter_works_its_
     learn(stream)
     first, second = serve_all(stream)
     with database.transaction() as session:
-        last = catalog.done_shards(session, stream.name)[-1]
+        last = contents.done_shards(session, stream.name)[-1]
     adapters.refresh_adapter.fn(stream, last, first)
     merged = merge(stream, first, second)
     before = weights_of(merged)
@@ -148,7 +148,7 @@ def test_nothing_is_made_of_weights_that_a_broken_off_deletion_condemned(backbon
     stream = learned_stream("broken-off", backbone, tmp_path, merged=False)
     first, second = serve_all(stream)
     with database.transaction() as session:
-        shard = catalog.done_shards(session, stream.name)[0]
+        shard = contents.done_shards(session, stream.name)[0]
     ticket = open_ticket(stream, "person-1")
     with monkeypatch.context() as patch:
         patch.setattr(saga, "rebuild", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
@@ -283,7 +283,7 @@ def test_a_merge_goes_with_its_parents_where_each_has_too_few_rows_and_both_have
     """One held-out row is left in either batch: too few for a parent, enough for the merge of both."""
     stream = learned_stream("thinned", backbone, tmp_path)
     with database.transaction() as session:
-        batches = catalog.done_shards(session, stream.name)
+        batches = contents.done_shards(session, stream.name)
     leaving = []
     for shard in batches:
         rows = load_rows(shard)

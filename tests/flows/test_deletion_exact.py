@@ -10,7 +10,7 @@ from flows import forget as saga
 from flows.consolidate import consolidate
 from flows.learn import learn
 from infra import database
-from registry import adapters, catalog, decision_log, ownership, tickets, versions
+from registry import adapters, contents, decision_log, ownership, tickets, versions
 from registry.records import AdapterState, TicketState, VersionState
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
 from registry.versions import CHAMPION
@@ -69,7 +69,7 @@ def learn_and_merge(stream) -> None:
 def artifacts_of(stream) -> dict[str, str]:
     """Digest of every artifact: rows, statistics, references, weights, descriptors, checkpoints."""
     with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+        shards = contents.done_shards(session, stream.name)
         names = {shard.node: shard.batch_name for shard in shards}
         names |= {a.node: a.adapter_id for a in adapters.adapters(session, stream.name)}
         kinds = {f"statistics:{shard.shard_id}": f"statistics:{shard.batch_name}" for shard in shards}

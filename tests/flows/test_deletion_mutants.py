@@ -4,7 +4,7 @@ import pytest
 
 from infra import database
 from registry import adapters as adapter_rows
-from registry import catalog, ownership, tickets
+from registry import catalog, contents, ownership, tickets
 from registry.errors import PipelineError
 from registry.records import AdapterState, TicketState
 from tasks import blobs, forgetting, prefix_cache, purging, rebuilding, registration, shards, training
@@ -90,7 +90,7 @@ QUICK = (1, 5, 9)
 def test_a_broken_deletion_is_caught(stream, monkeypatch, number):
     module, name, broken = list(MUTANTS.values())[number]
     with database.transaction() as session:
-        stored = ownership.objects_of(session, [shard.node for shard in catalog.done_shards(session, stream.name)])
+        stored = ownership.objects_of(session, [shard.node for shard in contents.done_shards(session, stream.name)])
     STORED_ROWS.update({each.owner: each for each in stored if each.kind == "rows"})
     ticket = open_ticket(stream, f"person-{number}")
     assert ticket.records == 6

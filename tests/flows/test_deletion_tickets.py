@@ -14,7 +14,7 @@ from infra import database, keys, storage, tracking
 from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters as adapter_rows
-from registry import artifacts, catalog, ownership, tickets, versions
+from registry import artifacts, catalog, contents, ownership, tickets, versions
 from registry.errors import CertificateError, StaleEpochError, StateError, SuppressedRecordError, TamperedLogError
 from registry.records import AdapterState, BatchState, TicketState, VersionState
 from registry.sections import Approval, Approvals, Gates
@@ -310,7 +310,7 @@ def test_a_ticket_makes_nothing_champion_that_waits_for_a_person(backbone, tmp_p
 
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
     with database.transaction() as session:
-        shard = catalog.done_shards(session, stream.name)[0]
+        shard = contents.done_shards(session, stream.name)[0]
         before = ownership.all_keys(session, blobs.stream_prefix(stream.name))
     opened = []
     in_the_middle_of(monkeypatch, adapters, "train", lambda: opened.append(open_ticket(stream, "person-9")))
@@ -361,7 +361,7 @@ def test_a_batch_that_was_being_read_as_a_ticket_came_is_read_again(stream, monk
 def test_a_text_of_somebody_who_stays_is_no_trace_while_their_batch_is_held(stream, inbox):
     leaving = keyed_hash("subject", stream.name, "person-58")
     with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+        shards = contents.done_shards(session, stream.name)
     text = next(row.input for shard in shards for row in load_rows(shard) if row.subject == leaving).decode()
     put_in_inbox(stream.name, "04", [{**row, "words": text} for row in deliver(inbox, "04", ["red"], rows=1)])
     ((uri, tag),) = batches.discover.fn(stream)
@@ -546,7 +546,7 @@ def test_what_a_ticket_leaves_alone_serves_before_the_stream_is_free(backbone, t
     learn(stream)
     serve_all(stream)
     with database.transaction() as session:
-        first, second = (shard.shard_id for shard in catalog.done_shards(session, stream.name))
+        first, second = (shard.shard_id for shard in contents.done_shards(session, stream.name))
     ticket = open_ticket(stream, "01-person-1")
     assert champion_of(stream) is None
     registration.stand_in.fn(stream, ticket.ticket_id)

@@ -2,7 +2,7 @@ import pytest
 
 from flows.learn import learn
 from infra import database
-from registry import adapters, catalog, ownership
+from registry import adapters, contents, ownership
 from tasks.opening import open_home
 from tests.flows.conftest import deliver, make_stream
 
@@ -12,7 +12,7 @@ def learned_digests(stream) -> dict[str, str]:
     learn(stream)
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, stream.name)]
-        owners += [s.node for s in catalog.done_shards(session, stream.name)]
+        owners += [s.node for s in contents.done_shards(session, stream.name)]
         found = ownership.objects_of(session, owners)
     # rows and the names of checkpoints hold keyed hashes, and every home has a key of its own
     return {f"{o.owner}/{o.kind}": o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint")}

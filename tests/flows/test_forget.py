@@ -14,7 +14,7 @@ from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import adapters, artifacts, catalog, versions
+from registry import adapters, artifacts, contents, versions
 from registry.errors import StaleEpochError, SuppressedRecordError
 from registry.records import AdapterState, TicketState
 from registry.versions import CHAMPION
@@ -174,6 +174,6 @@ def test_tainted_versions_are_gone_and_the_champion_is_clean(learned):
         states = [v.state.value for v in versions.versions(session, learned.name)]
         champion = versions.alias_of(session, learned.name, CHAMPION)
         assert tainted_shards(session, learned.name) == set()
-        assert len(catalog.done_shards(session, learned.name)) == 2
+        assert len(contents.done_shards(session, learned.name)) == 2
     assert states == ["erased", "erased", "ready", "ready"]  # the third served while the fourth was made
     assert champion == 4

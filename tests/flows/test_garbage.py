@@ -7,7 +7,7 @@ import pytest
 from flows.learn import learn
 from infra import database, locks
 from infra.errors import HeldError
-from registry import artifacts, catalog
+from registry import artifacts, contents
 from registry.errors import StaleEpochError
 from registry.sections import Composition
 from tasks import blobs, queries, source
@@ -104,5 +104,5 @@ def test_training_stores_nothing_where_a_purge_may_be_over(stream, puts):
 
 def shard_of(stream):
     with database.transaction() as session:
-        (shard,) = catalog.done_shards(session, stream.name)
+        (shard,) = contents.done_shards(session, stream.name)
     return shard

@@ -15,7 +15,7 @@ from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
 from infra import database, tracking
-from registry import adapters, catalog
+from registry import adapters, contents
 from registry.errors import StateError, StreamFileError
 from registry.records import AdapterState, DecisionKind, TicketState
 from registry.sections import AdapterOptions, Columns, Completion
@@ -84,7 +84,7 @@ def test_batches_of_documents_expand_and_reuse_and_adapters_earn_their_place_by_
     assert kinds == [DecisionKind.EXPAND, DecisionKind.EXPAND, DecisionKind.REUSE]
     assert serving(stream) == ["memos-a1", "memos-a2"]
     with database.transaction() as session:
-        shards = catalog.done_shards(session, stream.name)
+        shards = contents.done_shards(session, stream.name)
         reason = adapters.get_adapter(session, "memos-a1").reason
     assert "perplexity" in reason
     scores = score_shards(stream, load_model(current_manifest(stream)), shards)
@@ -173,7 +173,7 @@ def test_a_forgotten_document_leaves_what_a_model_that_never_saw_it_would_be(lla
     assert after != before
 
     with database.transaction() as session:
-        [shard] = [s for s in catalog.done_shards(session, made.name) if s.group == "a"]
+        [shard] = [s for s in contents.done_shards(session, made.name) if s.group == "a"]
     assert shard.rows == 47
     assert rows[3]["words"].encode() not in {row.input for row in load_rows(shard)}
     champion = load_manifest(made.name, queries.status(made.name)[0]["champion"])

@@ -7,7 +7,7 @@ from flows.forget import forget
 from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog, ownership, versions
+from registry import artifacts, catalog, contents, ownership, versions
 from registry.errors import SourceError, StateError
 from registry.records import DecisionKind, TicketState
 from registry.sections import AdapterOptions, Gates, ShiftOptions
@@ -203,7 +203,7 @@ def test_a_held_group_waits_by_itself_while_the_rest_of_its_batch_serves(backbon
     status = queries.status("tenants")[0]
     assert (status["held"], status["champion"]) == (["01-held"], 1)
     with database.transaction() as session:
-        assert [shard.group for shard in catalog.done_shards(session, "tenants")] == ["large"]
+        assert [shard.group for shard in contents.done_shards(session, "tenants")] == ["large"]
     actions.rejudge("01-held")
     assert len(learn(stream.model_copy(update={"shift": stream.shift.model_copy(update={"min_rows": 10})}))) == 1
     assert [row["group"] for row in queries.listing("adapters", "tenants")] == ["large", "small"]

@@ -6,7 +6,7 @@ import pytest
 
 from infra import database
 from infra.settings import settings
-from registry import catalog, ownership, tickets
+from registry import catalog, contents, ownership, tickets
 from registry.records import TicketState
 from tasks import blob_cache, prefix_cache
 from tasks.identity import catalog_key, keyed_hash
@@ -51,7 +51,7 @@ def test_another_machine_drops_what_a_deletion_left_on_its_disk(stream, tmp_path
     assert prefix_cache.records_of(stream.name) == {row.record for row in rows} - gone
     with database.transaction() as session:
         assert ownership.owned_digests(session, blob_cache.digests()) == blob_cache.digests() < before
-        assert catalog.known_records(session, [catalog_key(record) for record in gone]) == set()
+        assert contents.known_records(session, [catalog_key(record) for record in gone]) == set()
 
 
 def test_states_are_not_kept_where_a_ticket_came_between_reading_and_writing(stream, monkeypatch):

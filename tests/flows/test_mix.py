@@ -12,7 +12,7 @@ from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict
 from infra import database, tracking
-from registry import catalog
+from registry import contents
 from registry.errors import StateError
 from registry.records import DecisionKind, EdgeKind, TicketState
 from registry.sections import AdapterOptions, MixOptions, ShiftOptions
@@ -68,7 +68,7 @@ def edges_to(adapter_id: str, kind: EdgeKind) -> list[str]:
 
 def shards_of(stream) -> dict[tuple[str, str], int]:
     with database.transaction() as session:
-        return {(s.batch_name, s.group): s.shard_id for s in catalog.done_shards(session, stream.name)}
+        return {(s.batch_name, s.group): s.shard_id for s in contents.done_shards(session, stream.name)}
 
 
 def test_a_mixture_from_its_batches_to_answers_and_a_persons_way_out(backbone, inbox, set_variable, tmp_path_factory):

@@ -16,7 +16,7 @@ from infra import database
 from infra.orchestration import online_workers
 from infra.settings import settings
 from infra.workers import PoolType
-from registry import adapters, catalog, ownership
+from registry import adapters, catalog, contents, ownership
 from registry.sections import AdapterOptions, Scoring, TaskOptions, WithoutWorker
 from registry.tables import now
 from tasks import queries
@@ -114,7 +114,7 @@ def test_learn_suspends_while_a_gpu_worker_trains_and_the_bytes_are_the_same(
 
     with database.transaction() as session:
         owners = [a.node for a in adapters.adapters(session, "handed")]
-        owners += [s.node for s in catalog.done_shards(session, "handed")]
+        owners += [s.node for s in contents.done_shards(session, "handed")]
         found = ownership.objects_of(session, owners)
     here = sorted(o.sha256 for o in found if o.kind != "rows" and not o.kind.startswith("checkpoint"))
     assert here == learned_elsewhere(stream, tmp_path_factory.mktemp("elsewhere"), set_variable)

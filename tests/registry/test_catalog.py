@@ -3,7 +3,7 @@ import json
 import pytest
 from sqlalchemy import create_engine, event
 
-from registry import catalog, decision_log, dump, ownership
+from registry import catalog, contents, decision_log, dump, holding, ownership
 from registry.errors import StateError, UnknownIdError
 from registry.records import BatchState, Decision, DecisionKind, StoredObject
 from registry.sections import CacheOptions
@@ -35,27 +35,27 @@ def test_only_finished_batches_serve(session):
     add_batch(session, "a")
     add_batch(session, "b")
     catalog.set_batch_state(session, "b", BatchState.DONE)
-    assert [shard.batch_name for shard in catalog.done_shards(session, "mail")] == ["b"]
+    assert [shard.batch_name for shard in contents.done_shards(session, "mail")] == ["b"]
 
 
 def test_the_held_groups_of_a_batch_become_a_held_batch_of_their_own(session):
     batch = add_batch(session, "a", rows=20, groups=("one", "two", "three"))
     for shard in batch.shards:
         decision_log.add_decision(session, batch, shard, Decision(DecisionKind.HOLD, None, "why"), {})
-    rest = catalog.set_aside(session, "a", [shard.shard_id for shard in batch.shards[1:]], "too few rows")
+    rest = holding.set_aside(session, "a", [shard.shard_id for shard in batch.shards[1:]], "too few rows")
     catalog.set_batch_state(session, "a", BatchState.DONE)
     assert (rest.name, rest.state, rest.uri, rest.ordinal) == ("a-held", BatchState.HELD, batch.uri, 1)
     assert [[s.group for s in b.shards] for b in catalog.batches(session, "mail")] == [["one"], ["two", "three"]]
-    assert [shard.group for shard in catalog.done_shards(session, "mail")] == ["one"]
+    assert [shard.group for shard in contents.done_shards(session, "mail")] == ["one"]
     assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a", rest.batch_id, rest.batch_id]
-    catalog.reopen_batch(session, rest.batch_id)
+    holding.reopen_batch(session, rest.batch_id)
     assert [row.batch_id for row in decision_log.decisions(session, "mail")] == ["a"]
     for name, batch_id, told in (
         (rest.name, rest.batch_id, "read; .*run` decides"),
         ("a", "a", "done; .*`deciduous erase"),
     ):
         with pytest.raises(StateError, match=rf"batch {name} \({batch_id}\) is {told}"):
-            catalog.discard_batch(session, batch_id)
+            holding.discard_batch(session, batch_id)
 
 
 def test_a_stream_refuses_another_backbone_and_another_recipe(session):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
-from registry import adapters, catalog
+from registry import adapters, catalog, contents
 from registry.records import Adapter, AdapterState
 from registry.tables import Base
 from tasks.forgetting import plan_for
@@ -56,7 +56,7 @@ def build(merges: list[Merge], trained: list[AdapterWeights]) -> list[AdapterWei
 def enter(session: Session, merges: list[Merge]) -> list[int]:
     """Adapters mail-a0, mail-a1 and so on as the catalog keeps them, the first of a shard each; returns the shards."""
     add_batch(session, "01", groups=tuple("abcd"))
-    shaped = [(shard.shard_id,) for shard in catalog.shards(session, range(1, TRAINED + 1))]
+    shaped = [(shard.shard_id,) for shard in contents.shards(session, range(1, TRAINED + 1))]
     for n, shards in enumerate(shaped):
         adapters.put_adapter(session, Adapter(f"mail-a{n}", "mail", "g", AdapterState.SERVING, shards))
     for n, each in enumerate(merges, TRAINED):
