@@ -8,7 +8,7 @@ from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from registry import contents
-from registry.errors import StateError, UnknownIdError
+from registry.errors import OvertakenError, StateError, UnknownIdError
 from registry.records import Batch, BatchState, Delivery
 from registry.stream import Stream
 from registry.tables import BatchRow, DeliveryRow, QuarantineRow, ShardRow, StreamRow, in_chunks
@@ -65,6 +65,18 @@ def stream_names(session: Session) -> list[str]:
 def stream_epoch(session: Session, name: str, lock: bool = False) -> int:
     """The stream's deletion epoch; with `lock` no ticket takes effect before this transaction ends."""
     return _stream_row(session, name, lock).epoch
+
+
+def take_stream(session: Session, name: str, holder: str) -> None:
+    """Note who works on the stream from now on."""
+    _stream_row(session, name, lock=True).holder = holder
+
+
+def require_holder(session: Session, name: str, holder: str) -> None:
+    """Raise OvertakenError where another has taken the stream since; none does before this transaction ends."""
+    found = _stream_row(session, name, lock=True).holder
+    if found != holder:
+        raise OvertakenError(name, found)
 
 
 def backbone_digest(session: Session, name: str) -> str:

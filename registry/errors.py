@@ -10,6 +10,7 @@
     - UnknownIdError            nothing of that id is in the catalog
     - StateError                the step does not apply in the recorded state
     - StaleEpochError           work started before a deletion; its result must not be registered
+    - OvertakenError            a lock was lost, and another process has begun on the stream since
     - StorageRefusedError       the object store answers, and refuses: keys, rights or a rule of its own
     - MissingObjectError
     - TamperedBlobError
@@ -67,6 +68,14 @@ class StaleEpochError(TerminalError):
         super().__init__(
             f"{what} started at deletion epoch {started}, the stream is at {current}: a ticket came in between; "
             "nothing was registered, run the batch again"
+        )
+
+
+class OvertakenError(TerminalError):
+    def __init__(self, stream: str, holder: str) -> None:
+        super().__init__(
+            f"the lock of stream {stream!r} was lost, its connection to the catalog was cut, and {holder} has begun to "
+            "work on the stream since: this step was not entered; run the command again, it goes on from what is there"
         )
 
 

@@ -49,6 +49,8 @@ class StreamRow(Base):
     epoch: Mapped[int] = mapped_column(default=0)
     """Grows with every deletion ticket; work that started under an older epoch is refused."""
     adapters_born: Mapped[int] = mapped_column(default=0)
+    holder: Mapped[str] = mapped_column(default="", server_default="")
+    """Who took the stream last: who was cut off from its lock finds another here."""
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 

@@ -16,6 +16,7 @@ from tasks import blobs, mixing
 from tasks.assembly import current_manifest, load_model
 from tasks.backbones import check_adapter, require_backbone
 from tasks.evaluation import score_shards, total
+from tasks.exclusion import still_alone
 from tasks.forms import choose_form, load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
@@ -168,6 +169,7 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
     verdict = score.earns_its_place()
     state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
     with database.transaction() as session:
+        still_alone(session, stream.name)
         moved = adapter_rows.move_adapter(session, adapter_id, state, verdict.reason)
         adapter_rows.put_adapter(session, replace(moved, accuracy=score.accuracy))
     say(f"  {adapter_id} is {state}: {verdict.reason}")

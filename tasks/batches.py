@@ -15,7 +15,7 @@ from registry.stream import Stream
 from tasks import source, tickets
 from tasks.backbones import adapter_spec, open_frozen
 from tasks.events import BATCH_HELD, announce
-from tasks.exclusion import naming, taking_in
+from tasks.exclusion import naming, still_alone, taking_in
 from tasks.identity import catalog_key
 from tasks.local_copies import follow_deletions
 from tasks.narration import say
@@ -205,6 +205,7 @@ def encode_batch(stream: Stream, batch: Batch) -> None:
 def hold_batch(stream: Stream, batch: Batch, reason: str) -> None:
     """Leave the model as it is; a person looks at the batch."""
     with database.transaction() as session:
+        still_alone(session, stream.name)
         catalog.set_batch_state(session, batch.batch_id, BatchState.HELD, reason)
     _tell_held(stream, batch, reason)
 
@@ -223,6 +224,7 @@ def finish_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) ->
     held = {shard.shard_id: d.reason for shard, d in pairs if d.kind == DecisionKind.HOLD}
     reason = next(iter(held.values()), "")
     with taking_in(stream.name), database.transaction() as session:
+        still_alone(session, stream.name)
         rest = holding.set_aside(session, batch.batch_id, held, reason) if held else None
         if rest is not None:
             ownership.put_object(session, store_quarantine(stream, rest, []))

@@ -11,6 +11,7 @@ from registry.records import Batch, Decision, DecisionKind, MixtureScan, Shard, 
 from registry.stream import Stream
 from registry.tables import DecisionRow
 from tasks.adapters import join_adapter, measure_own, measure_reuse
+from tasks.exclusion import still_alone
 from tasks.mixing import recorded_growth
 from tasks.narration import say
 from tasks.policies.expansion import ShiftRule, choose_expansion, choose_growth, refine_reuse, tell_growth
@@ -36,6 +37,7 @@ def decide(stream: Stream, batch: Batch, shard: Shard, evidence: list[ShiftEvide
         join_adapter.fn(stream, shard, decision.adapter_id)
         decision = _refined(stream, shard, decision, rule)
     with database.transaction() as session:
+        still_alone(session, stream.name)
         if decision.kind == DecisionKind.EXPAND and decision.adapter_id is None:
             decision = replace(decision, adapter_id=adapter_rows.new_adapter_id(session, stream.name))
         decision_log.add_decision(session, batch, shard, decision, _numbers(decision, evidence))

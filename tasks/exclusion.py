@@ -2,15 +2,23 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from secrets import token_hex
 
+from sqlalchemy.orm import Session
+
+from infra import database
 from infra.errors import HeldError
 from infra.locks import exclusive
+from registry import catalog
 
 PATIENCE_SECONDS = 6 * 3600.0
 """What one of them waits for another: a batch that trains on a CPU takes hours."""
 
 DEPLOY_SECONDS = 120.0
 """What one deploy waits for another: each takes seconds."""
+
+_taken: dict[str, str] = {}
+"""Stream -> the name under which this process took it."""
 
 
 @contextmanager
@@ -28,7 +36,19 @@ def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]
 
             say(f"{name} is being worked on by {error.holder}: waiting for it")
             held.enter_context(exclusive(name, wait_seconds))
+        holder = f"{database.process_name()} ({token_hex(4)})"
+        with database.transaction() as session:
+            catalog.take_stream(session, stream, holder)
+        _taken[stream] = holder
+        held.callback(_taken.pop, stream)
         yield
+
+
+def still_alone(session: Session, stream: str) -> None:
+    """Raise OvertakenError where this process took the stream and another has taken it since: PostgreSQL's lock falls
+    with its connection, and who trains for hours does not ask for it. Nobody takes it before this transaction ends."""
+    if (holder := _taken.get(stream)) is not None:
+        catalog.require_holder(session, stream, holder)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from infra import database
 from registry import catalog, lineage, ownership, suppression, tickets
 from registry.errors import StaleEpochError, SuppressedRecordError
 from registry.records import Adapter, TicketState
-from tasks.exclusion import naming
+from tasks.exclusion import naming, still_alone
 from tasks.identity import catalog_key
 from tasks.manifests import Manifest, digests_in, without
 
@@ -70,6 +70,7 @@ def begin_work(stream: str, shard_ids: Collection[int], starting_from: Sequence[
     Raises SuppressedRecordError while a ticket has rows to drop from one of them, or one of the adapters whose weights
     the work starts from to rebuild."""
     with database.transaction() as session:
+        still_alone(session, stream)
         epoch = catalog.stream_epoch(session, stream, lock=True)
         tainted = tainted_shards(session, stream) & set(shard_ids)
         refuse_condemned(session, stream, starting_from)
@@ -98,7 +99,8 @@ def refuse_condemned(session: Session, stream: str, adapters: Sequence[Adapter])
 def check_epoch(session: Session, stream: str, started: int | None, what: str) -> None:
     """Raise StaleEpochError where a ticket took effect since; none does before the end of this transaction.
 
-    None is for the deletion itself, which holds the stream."""
+    None is for the deletion itself, which holds the stream. Who lost the stream meanwhile gets OvertakenError."""
+    still_alone(session, stream)
     if started is None:
         return
     current = catalog.stream_epoch(session, stream, lock=True)

@@ -17,6 +17,7 @@ from tasks import blobs
 from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest, load_model
 from tasks.evaluation import score_shards, total
+from tasks.exclusion import still_alone
 from tasks.learning.composition import visiting_shares
 from tasks.learning.descriptors import Descriptor, side_by_side
 from tasks.narration import say
@@ -44,6 +45,7 @@ def retire_unused(stream: Stream) -> list[str]:
     for unused in (each for each in chosen if each.adapter_id not in resting):
         verdict = may_go(stream, unused.adapter_id)
         with database.transaction() as session:
+            still_alone(session, stream.name)
             if verdict.passed:
                 adapter_rows.move_adapter(session, unused.adapter_id, AdapterState.RETIRED, unused.reason)
                 retired.append(unused.adapter_id)

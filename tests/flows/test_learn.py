@@ -8,13 +8,14 @@ from flows.learn import learn
 from infra import database, storage
 from infra.settings import settings
 from registry import artifacts, catalog, contents, ownership, versions
-from registry.errors import SourceError, StateError
+from registry.errors import OvertakenError, SourceError, StateError
 from registry.records import DecisionKind, TicketState
 from registry.sections import AdapterOptions, Gates, ShiftOptions
 from tasks import batches, queries
 from tasks import tickets as opening
 from tasks.batches import open_stream
 from tasks.blobs import stream_prefix
+from tasks.registration import register_batch
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -37,6 +38,24 @@ def test_a_stream_expands_reuses_and_continues_where_it_stopped(backbone, inbox)
     assert kinds("letters")[-1] == DecisionKind.EXPAND
     status = queries.status("letters")[0]
     assert (status["batches"], status["champion"], status["versions"]) == (3, 3, 3)
+
+
+def test_a_run_that_lost_its_stream_to_another_enters_no_more(backbone, inbox, monkeypatch):
+    """The other is only noted here; on PostgreSQL it is a process: tests/infra/test_production.py."""
+    stream = make_stream("overtaken", backbone, inbox)
+    deliver(inbox, "01", ["red", "blue"])
+
+    def overtaken(*given):
+        with database.transaction() as session:
+            catalog.take_stream(session, stream.name, "deciduous 7 on elsewhere")
+        return register_batch(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("flows.learn.register_batch", overtaken)
+        with pytest.raises(OvertakenError, match=r"deciduous 7 on elsewhere has begun .* run the command again"):
+            learn(stream)
+    assert queries.status("overtaken")[0]["versions"] == 0
+    assert len(learn(stream)) == 1
 
 
 def test_more_layers_than_the_backbone_has_are_refused_before_anything_is_taken_in(backbone, inbox):

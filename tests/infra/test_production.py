@@ -29,7 +29,7 @@ from registry import aliases, approvals, model_purge, models, tickets
 from registry.artifacts import list_versions
 from registry.catalog import batches, save_stream, stream_epoch
 from registry.dump import dump_rows
-from registry.errors import StateError
+from registry.errors import OvertakenError, StateError
 from registry.ownership import get_object, put_object
 from registry.records import Gate, Request, StoredObject, Ticket, TicketState
 from registry.row_sweep import sweep_rows
@@ -37,6 +37,8 @@ from registry.stream import Stream
 from registry.tables import UtcDateTime
 from registry.versions import find_by_cause
 from registry.versions import versions as known_versions
+from tasks.exclusion import alone
+from tasks.release import check_epoch
 from tests.flows.conftest import deliver, make_stream
 from tests.infra import sharing, test_locks
 from tests.infra.postgres import cluster, find_binaries
@@ -219,12 +221,20 @@ def in_its_own_transaction(work):
 
 
 @pytest.fixture
-def asked(catalog):  # noqa: ARG001
-    """A stream with a ticket 't-1' and a request 'merge:a+b'."""
+def known(catalog):  # noqa: ARG001
+    """The name of a stream without batches."""
     database.migrate()
-    day, name = datetime(2026, 11, 1, tzinfo=UTC), f"asked-{uuid.uuid4().hex[:8]}"
+    name = f"known-{uuid.uuid4().hex[:8]}"
     with database.transaction() as session:
         save_stream(session, Stream(name=name, backbone="b", source="*"), "digest")
+    return name
+
+
+@pytest.fixture
+def asked(known):
+    """A stream with a ticket 't-1' and a request 'merge:a+b'."""
+    day, name = datetime(2026, 11, 1, tzinfo=UTC), known
+    with database.transaction() as session:
         tickets.open_ticket(session, Ticket("t-1", name, TicketState.RECEIVED, day, day, 0), [("record", "bb")], "ann")
         approvals.ask(session, Request("merge:a+b", name, Gate.MERGE, "a+b", "why", day))
     return name
@@ -249,6 +259,31 @@ def test_of_two_words_at_the_same_time_the_second_is_told_of_the_first(asked):
     with database.transaction() as session:
         assert tickets.ticket_epoch(session, "t-1") == stream_epoch(session, asked) == 1
         assert approvals.get(session, "merge:a+b").approved
+
+
+TAKE = """
+import sys
+from tasks.exclusion import alone
+with alone(sys.argv[1], 0):
+    print("held", flush=True)
+"""
+
+
+def test_who_was_cut_off_from_its_lock_enters_nothing_once_another_has_begun(known):
+    def check(session):
+        check_epoch(session, known, 0, "version 1")
+
+    with alone(known):
+        with database.own_connection() as connection:
+            ours = "locktype = 'advisory' and pid <> pg_backend_pid()"
+            connection.execute(text(f"select pg_terminate_backend(pid) from pg_locks where {ours}"))
+        in_its_own_transaction(check)  # nobody has begun since
+        other = test_locks.start(TAKE, known)
+        assert other.communicate()[0] == "held\n"
+        with pytest.raises(OvertakenError, match=f"deciduous {other.pid} on .* has begun to work on the stream since"):
+            in_its_own_transaction(check)
+    with alone(known):
+        in_its_own_transaction(check)
 
 
 def test_purge_reaches_the_database_of_a_server(server, s3, tmp_path):
