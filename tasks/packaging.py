@@ -22,8 +22,8 @@ from tasks.manifests import Manifest
 
 CODE = Path(__file__).with_name("pyfunc_model.py")
 REQUIREMENTS = (
-    "torch", "transformers", "peft", "safetensors", "boto3", "sqlalchemy", "alembic", "pydantic-settings", "pyarrow",
-    "pillow", "prefect", "pyyaml", "tenacity", "cryptography", "psutil",
+    "torch", "transformers", "peft", "safetensors", "boto3", "sqlalchemy", "psycopg", "psycopg-binary", "alembic",
+    "pydantic-settings", "pyarrow", "pillow", "prefect", "pyyaml", "tenacity", "cryptography", "psutil",
 )  # fmt: skip
 
 

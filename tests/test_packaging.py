@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 from packaging.version import Version
+from sqlalchemy import create_engine
 from transformers.utils.import_utils import is_kernels_available
+
+from tasks.packaging import REQUIREMENTS
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,3 +42,8 @@ def test_every_installed_pin_is_the_one_in_constraints():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
     core = ("torch", "prefect", "mlflow", "sqlalchemy", "fastapi", "transformers", "peft", "boto3", "pydantic")
     assert {name: version(name).split("+")[0] for name in core} == {name: pins[name] for name in core}
+
+
+def test_a_registered_model_requires_the_driver_of_a_catalog_on_postgresql():
+    driver = create_engine("postgresql+psycopg://server/catalog").dialect.dbapi
+    assert {driver.__name__, f"{driver.__name__}-{driver.pq.__impl__}"} <= {*REQUIREMENTS}
