@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import artifacts, catalog, dump, tickets, versions
+from registry import artifacts, catalog, dump, ownership, tickets, versions
 from registry.errors import StateError
 from registry.records import VersionState
 from tasks import certificate_journal
@@ -65,6 +65,7 @@ def _make_safe(connection: Connection, hidden: Set[str]) -> dict[str, Any]:
         replayed = [ticket_id for stream in streams for ticket_id in replay(session, stream, BY)]
         certificates = _enter_certificates(session, streams)
         incomplete = {stream: _withdraw_incomplete(session, stream, hidden) for stream in streams}
+        rewritten = {stream: _rewritten_since(session, stream, hidden) for stream in streams}
         champions = {stream: versions.alias_of(session, stream, versions.CHAMPION) for stream in streams}
         session.commit()  # of the session alone: the caller's transaction goes on
     return {
@@ -72,6 +73,7 @@ def _make_safe(connection: Connection, hidden: Set[str]) -> dict[str, Any]:
         "tickets_replayed": replayed,
         "certificates_entered_again": certificates,
         "versions_withdrawn_for_missing_blobs": {stream: found for stream, found in incomplete.items() if found},
+        "batches_rewritten_since": {stream: found for stream, found in rewritten.items() if found},
         "champions": champions,
     }
 
@@ -103,6 +105,14 @@ def _withdraw_incomplete(session: Session, stream: str, hidden: Set[str]) -> lis
             incomplete.append(version.version)
     withdraw_versions(session, stream, incomplete, "the backup names blobs that were purged since")
     return incomplete
+
+
+def _rewritten_since(session: Session, stream: str, hidden: Set[str]) -> list[str]:
+    """Batches whose rows a ticket rewrote: this catalog names those from before, which are gone."""
+    here = _keys(settings().artifact_bucket, stream_prefix(stream)) | hidden
+    batch_of = {shard.node: batch.name for batch in catalog.batches(session, stream) for shard in batch.shards}
+    stored = ownership.objects_of(session, batch_of)
+    return sorted({batch_of[each.owner] for each in stored if each.kind == "rows" and each.key not in here})
 
 
 def _renamed(folder: Path, index: Index) -> dict[str, str]:

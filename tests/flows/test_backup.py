@@ -104,6 +104,7 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, inbox, tmp_pat
     assert report["tickets_replayed"] == [ticket.ticket_id]
     assert champion(stream) != 2
     assert withdrawn(stream) == [1, 2]
+    assert report["batches_rewritten_since"] == {}
     with database.transaction() as session:
         assert suppression.suppressed(session, stream.name)["subject"] != set()
     assert forget(ticket.ticket_id).state == TicketState.COMPLETE
@@ -121,6 +122,7 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, inbox, tmp_pat
     report = restore(tmp_path / "backup", replace=True, dry_run=False)
     assert report["tickets_replayed"] == [ticket.ticket_id]
     assert withdrawn(stream) == [1, 2]
+    assert report["batches_rewritten_since"] == {stream.name: ["batch-0", "batch-1"]}
     assert champion(stream) not in (1, 2)
     assert stream.name in report["champions"]
 
