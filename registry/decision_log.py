@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from registry.records import Batch, Decision, DecisionKind, Shard
@@ -45,10 +45,12 @@ def decisions(session: Session, stream: str) -> list[DecisionRow]:
 
 
 def expansions(session: Session, stream: str) -> list[int]:
-    """Ordinals of the batches that asked for a new adapter, ascending; twice where two of its groups did."""
-    query = select(BatchRow.ordinal).join(DecisionRow, DecisionRow.batch_id == BatchRow.batch_id)
+    """Ordinals of the batches that asked for a new adapter, ascending; twice where two of its groups did. A mixture is
+    born once, however often it grows."""
+    first = func.min(BatchRow.ordinal)
+    query = select(first).join(DecisionRow, DecisionRow.batch_id == BatchRow.batch_id)
     query = query.where(DecisionRow.stream == stream, DecisionRow.kind == DecisionKind.EXPAND)
-    return list(session.scalars(query.order_by(BatchRow.ordinal)))
+    return list(session.scalars(query.group_by(DecisionRow.adapter_id).order_by(first)))
 
 
 def drop_decision(session: Session, shard_id: int) -> None:

@@ -77,6 +77,15 @@ def test_a_stream_refuses_another_backbone_and_another_recipe(session):
     assert catalog.get_stream(session, "mail").schedule == "0 * * * *"
 
 
+def test_a_mixture_is_born_once_however_often_it_grows(session):
+    for name, adapter_id in (("a", "mail-a1"), ("b", "mail-a2"), ("c", "mail-a1"), ("d", "mail-a2"), ("e", "mail-a3")):
+        batch = add_batch(session, name)
+        grown = Decision(DecisionKind.EXPAND, adapter_id, "why")
+        decision_log.add_decision(session, batch, batch.shards[0], grown, {})
+    session.flush()
+    assert decision_log.expansions(session, "mail") == [0, 1, 4]
+
+
 def test_an_unknown_stream_names_the_known_ones(session):
     with pytest.raises(UnknownIdError, match=r"no stream 'male'.*known: mail"):
         catalog.get_stream(session, "male")
