@@ -15,11 +15,10 @@ def draw_shift(z_scores: Mapping[str, Mapping[str, float]]) -> Figure:
     return _heat_map(values, layers, adapters, "z-score by layer and adapter", "magma_r", None)
 
 
-def draw_accuracy(matrix: Sequence[Sequence[float]], batches: Sequence[str]) -> Figure:
-    """Accuracy on each earlier batch (across) after each batch (down); row i may have i + 1 entries."""
-    values = [[*row, *[float("nan")] * (len(batches) - len(row))] for row in matrix]
-    after = [f"after {name}" for name in batches[: len(values)]]
-    return _heat_map(values, after, list(batches), "accuracy on earlier batches", "viridis", (0.0, 1.0))
+def draw_accuracy(rows: Sequence[tuple[str, Sequence[float]]], batches: Sequence[str]) -> Figure:
+    """Accuracy on each batch (across) by named rows (down); what was not measured is not a number, and stays white."""
+    names, values = [name for name, _ in rows], [cells for _, cells in rows]
+    return _heat_map(values, names, list(batches), "accuracy on earlier batches", "viridis", (0.0, 1.0))
 
 
 def draw_growth(states: Mapping[str, Sequence[int]], batches: Sequence[str]) -> Figure:

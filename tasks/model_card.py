@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import sha256
+from math import nan
 
 from matplotlib.figure import Figure
 
@@ -164,10 +165,11 @@ def draw_figures(
 ) -> dict[str, Figure]:
     """Shift heat map of the batch, accuracy matrix of all versions, growth of adapters."""
     shown = list(dict.fromkeys(shard.batch_id for shard in shards))[-DRAWN:]
-    names, matrix = accuracy_matrix(stream.name, shown)
-    newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]).accuracy for b in shown]
-    labels = list({shard.batch_id: shard.batch_name for shard in shards if shard.batch_id in shown}.values())
-    figures = {"accuracy_matrix.png": draw_accuracy([*matrix, newest], labels if len(labels) > len(names) else names)}
+    names, earlier = accuracy_matrix(stream.name, shown)
+    newest = [total([scores[s.shard_id] for s in shards if s.batch_id == b]) for b in shown]
+    rows = [(f"after {name}", cells) for name, cells in earlier]
+    rows.append(("this version", [score.accuracy if score.rows else nan for score in newest]))
+    figures = {"accuracy_matrix.png": draw_accuracy(rows, names)}
     compared = next((decision for decision in decisions if decision.z_scores), None)
     if compared is not None:
         figures["shift.png"] = draw_shift(nearest_looks(compared))
@@ -189,12 +191,13 @@ def growth(stream: str) -> tuple[dict[str, list[int]], list[str]]:
     return {"adapters": [bisect_right(born, batch.ordinal) for batch in batches]}, [batch.name for batch in batches]
 
 
-def accuracy_matrix(stream: str, only: Sequence[str] | None = None) -> tuple[list[str], list[list[float]]]:
-    """Batch names, and per batch the accuracies right after it on every batch until then; `only` these ids."""
+def accuracy_matrix(stream: str, batch_ids: Sequence[str]) -> tuple[list[str], list[tuple[str, list[float]]]]:
+    """Names of these batches; and of each that led to a version, in the order of those, its name and the accuracy on
+    every batch right after it: not a number on what came later, and where there was no held-out row."""
     with database.transaction() as session:
-        every = only is None
-        batches = catalog.batches(session, stream) if every else [catalog.get_batch(session, b) for b in only or ()]
-        found = [(batch, versions.find_by_cause(session, stream, batch.node)) for batch in batches]
-        cells = [versions.accuracies(session, stream, v.version, only) for _, v in found if v is not None]
-    names = [batch.name for batch, version in found if version is not None]
-    return names, [[accuracy for accuracy, _, _ in row.values()] for row in cells]
+        names = catalog.batch_names(session, batch_ids)
+        found = [(b, versions.find_by_cause(session, stream, f"batch:{b}")) for b in batch_ids]
+        led = sorted((version.version, batch_id) for batch_id, version in found if version is not None)
+        rows = [(names[batch_id], versions.accuracies(session, stream, number, batch_ids)) for number, batch_id in led]
+    measured = [(name, {b: accuracy for b, (accuracy, _, n) in cells.items() if n}) for name, cells in rows]
+    return [names[b] for b in batch_ids], [(name, [cells.get(b, nan) for b in batch_ids]) for name, cells in measured]

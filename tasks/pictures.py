@@ -1,5 +1,7 @@
 """A version's figures on the run's page: as tables, which last, and as images where links to the store last."""
 
+from math import isnan
+
 from prefect.artifacts import create_image_artifact, create_table_artifact
 
 from infra import database, storage, tracking
@@ -24,8 +26,8 @@ def show_figures(stream: Stream, version: ModelVersion) -> None:
     shown = list(dict.fromkeys(shard.batch_id for shard in done))[-DRAWN:]
     names, matrix = accuracy_matrix(stream.name, shown)
     rows = [
-        {"after": after, **{name: round(accuracy, 3) for name, accuracy in zip(names, row, strict=False)}}
-        for after, row in zip(names, matrix, strict=True)
+        {"after": after, **{name: round(a, 3) for name, a in zip(names, row, strict=True) if not isnan(a)}}
+        for after, row in matrix
     ]
     create_table_artifact(rows, key=f"accuracy-{stream.name}", description="accuracy on earlier batches, by batch")
     if settings().s3_endpoint is not None:

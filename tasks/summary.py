@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from infra import database
-from registry import adapters, catalog, decision_log, versions
-from registry.records import AdapterState, BatchState
+from registry import adapters, catalog, contents, decision_log, versions
+from registry.records import AdapterState
 from registry.versions import CHAMPION
 from tasks.decisions import to_decision
 from tasks.learning.metrics import continual_metrics
@@ -56,12 +56,13 @@ def summarise(stream: str, seconds_by_batch: dict[str, float]) -> Summary:
 
 
 def accuracy_of(stream: str) -> dict[str, Any]:
-    """The matrix (row: after batch i) over the batches that changed the model, and its continual-learning figures."""
-    _, matrix = accuracy_matrix(stream)
-    metrics = continual_metrics(matrix)
+    """The matrix (row: after batch i) over the batches that changed the model and have held-out rows left, and its
+    continual-learning figures."""
     with database.transaction() as session:
-        done = catalog.batches(session, stream, BatchState.DONE)
-    assert len(matrix) == len(done), "every finished batch has a version"
+        done = [shard.batch_id for shard in contents.done_shards(session, stream) if shard.held_out]
+    _, rows = accuracy_matrix(stream, list(dict.fromkeys(done)))
+    matrix = [cells[: after + 1] for after, (_, cells) in enumerate(rows)]
+    metrics = continual_metrics(matrix)
     figures = {"average": metrics.average, "last": metrics.last, "forgetting": metrics.forgetting}
     return {"matrix": matrix, **figures, "backward_transfer": metrics.backward_transfer}
 

@@ -108,7 +108,7 @@ def test_alias_to_an_unknown_version_is_an_error_that_names_it(mlflow_client, mo
     [
         lambda: figures.draw_shift({"layer_9": {"a1": 2.5, "a2": -1.0}, "layer_10": {"a2": 0.0}}),
         lambda: figures.draw_shift({}),
-        lambda: figures.draw_accuracy([[0.9], [0.8, 0.95]], ["b1", "b2"]),
+        lambda: figures.draw_accuracy([("after b1", [0.9, float("nan")]), ("b2", [0.8, 0.95])], ["b1", "b2"]),
         lambda: figures.draw_growth({"serving": [1, 2, 1], "merged": [0, 0, 1]}, ["b1", "b2", "b3"]),
     ],
 )

@@ -1,10 +1,16 @@
 from dataclasses import replace
 from io import BytesIO
+from math import nan
 
+import pytest
+
+from infra import database
+from registry import catalog, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
-from registry.records import Decision, DecisionKind, Shard
+from registry.records import Decision, DecisionKind, ModelVersion, Shard, VersionState
 from tasks.evaluation import Score
-from tasks.model_card import DRAWN, _accuracies, _commands, data_sets, nearest_looks
+from tasks.model_card import DRAWN, _accuracies, _commands, accuracy_matrix, data_sets, nearest_looks
+from tests.registry.conftest import STREAM, add_batch
 
 
 def rests_on(count: int, **of_first: int) -> tuple[dict, list[Shard]]:
@@ -42,7 +48,10 @@ def test_a_figure_does_not_grow_with_the_adapters():
 
 def test_a_batch_may_be_called_anything():
     names = ["cost_$5_$6", "a|b"]
-    for figure in (draw_accuracy([[1.0], [0.5, 0.6]], names), draw_growth({"adapters": [1, 2]}, names)):
+    for figure in (
+        draw_accuracy([(name, [0.5, 0.6]) for name in names], names),
+        draw_growth({"adapters": [1, 2]}, names),
+    ):
         figure.savefig(BytesIO(), format="png")
 
 
@@ -64,3 +73,27 @@ def test_what_no_held_out_row_measures_is_not_shown_as_all_wrong():
 def test_a_card_tells_how_to_describe_each_of_several_adapters_that_were_retired_together():
     assert _commands("batch:3f1c92ab77d0") == "`deciduous describe 3f1c92ab77d0`"
     assert _commands("retire:mail-a1+mail-a3") == "`deciduous describe mail-a1`, `deciduous describe mail-a3`"
+
+
+def test_accuracies_stand_under_their_batch_whatever_a_deletion_took_and_in_whatever_order_they_were_learned(
+    tmp_path, set_variable
+):
+    """The second batch was held and learned last; of the first no held-out row is left by then."""
+    set_variable("DATABASE_URL", f"sqlite:///{tmp_path}/catalog.db")
+    database.migrate()
+    with database.transaction() as session:
+        catalog.save_stream(session, STREAM, "digest")
+        for name in ("a", "b", "c"):
+            add_batch(session, name)
+        for number, cause, cells in (
+            (1, "a", [("a", 0.9, 0.8, 2)]),
+            (2, "c", [("a", 0.7, 0.8, 2), ("c", 0.6, 0.5, 2)]),
+            (3, "b", [("a", 0.0, 0.0, 0), ("b", 0.5, 0.5, 2), ("c", 0.4, 0.5, 2)]),
+        ):
+            found = ModelVersion("mail", number, "run", "key", 0, VersionState.READY, None, "for this test")
+            versions.add_version(session, found, "sha", f"batch:{cause}")
+            versions.add_accuracies(session, "mail", number, cells)
+    names, rows = accuracy_matrix("mail", ["a", "b", "c"])
+    assert (names, [name for name, _ in rows]) == (["a", "b", "c"], ["a", "c", "b"])
+    expected = [[0.9, nan, nan], [0.7, nan, 0.6], [nan, 0.5, 0.4]]
+    assert [cells for _, cells in rows] == [pytest.approx(each, nan_ok=True) for each in expected]
