@@ -208,8 +208,8 @@ def _checkpoint(stream: Stream, before: str, shard: Shard, blocks: Sequence[int]
 
 
 def _told(adapter_id: str, found: Scan) -> MixtureScan:
-    """As it is written down: JSON knows no infinity."""
-    least = {str(b): round(s.least, 4) if isfinite(s.least) else None for b, s in found.shifts.items()}
+    """As it is written down: JSON knows no infinity. What decides is not rounded: training grows by it."""
+    least = {str(b): s.least if isfinite(s.least) else None for b, s in found.shifts.items()}
     known = {str(b): s.z_scores for b, s in found.shifts.items() if s.z_scores}
     z_scores = {b: {f"{adapter_id}.{k}": z for k, z in by_number.items()} for b, by_number in known.items()}
     return MixtureScan(adapter_id, least, z_scores)
