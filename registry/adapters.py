@@ -5,8 +5,9 @@ from collections.abc import Collection, Sequence
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
+from registry import approvals
 from registry.errors import StateError, UnknownIdError
-from registry.records import Adapter, AdapterState, EdgeKind
+from registry.records import Adapter, AdapterState, EdgeKind, Gate
 from registry.tables import AdapterRow, EdgeRow, StreamRow, in_chunks
 
 _MOVES = {
@@ -94,6 +95,9 @@ def move_adapter(session: Session, adapter_id: str, state: AdapterState, reason:
     if row.state != state and state not in _MOVES[AdapterState(row.state)]:
         raise StateError(f"adapter {adapter_id!r} is {row.state} and cannot become {state}")
     row.state, row.reason = state, reason
+    if state not in (AdapterState.CANDIDATE, AdapterState.SERVING):
+        over = f"{adapter_id} is {state}: {reason}"
+        approvals.end(session, row.stream, Gate.MERGE, lambda what: adapter_id in what.split("+"), over)
     session.flush()
     return _to_adapters(session, [row])[0]
 

@@ -1,15 +1,15 @@
 """Move an alias, with history, through the release gate. Neither Prefect nor torch is imported for it, nor MLflow:
 whoever rolls back at night waits for none of them."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from getpass import getuser
 
 from sqlalchemy.orm import Session
 
 from infra import alias_client, database
-from registry import aliases, catalog, versions
+from registry import aliases, approvals, catalog, versions
 from registry.errors import StaleEpochError, StateError, SuppressedRecordError
-from registry.records import VersionState
+from registry.records import Gate, VersionState
 from registry.stream import Stream
 from registry.versions import CHALLENGER, CHAMPION, PREVIOUS
 from tasks.manifests import Manifest, load_manifest
@@ -29,7 +29,21 @@ def move_alias(stream: str, alias: str, version: int, by: str, reason: str) -> N
             versions.add_alias_event(session, stream, alias, version, by, reason)
         if alias == CHAMPION:
             _leave_behind(session, stream, version, before, by)
+            _answer_request(session, f"{Gate.PROMOTION}:{stream}/{version}", by, reason)
+        _end_requests(session, stream, range(version), f"version {version} is {alias}")
     mirror_aliases(stream)
+
+
+def _answer_request(session: Session, request_id: str, by: str, reason: str) -> None:
+    """Whoever makes a version champion that waits for a person's word has said it."""
+    request = approvals.find(session, request_id)
+    if request is not None and request.approved is None:
+        approvals.answer(session, request_id, True, by, reason)
+
+
+def _end_requests(session: Session, stream: str, numbers: Container[int], why: str) -> None:
+    """Nobody is asked any more about versions that are overtaken or withdrawn."""
+    approvals.end(session, stream, Gate.PROMOTION, lambda what: int(what.rpartition("/")[2]) in numbers, why)
 
 
 def _leave_behind(session: Session, stream: str, champion: int, before: int | None, by: str) -> None:
@@ -76,6 +90,7 @@ def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why
     The newest clean version is champion meanwhile, or none."""
     for version in tainted:
         versions.set_state(session, stream, version, VersionState.QUARANTINED)
+    _end_requests(session, stream, tainted, why)
     clean = [v.version for v in versions.versions(session, stream, VersionState.READY)]
     for alias in (CHAMPION, CHALLENGER, PREVIOUS):
         if versions.alias_of(session, stream, alias) in tainted:

@@ -71,7 +71,8 @@ def _word_given(gate: Gate, what: str) -> Request | None:
 def start_asking(request: Request, attempt: str = "") -> None:
     """A run of its own waits for the answer, so that the flow that asks need not."""
     if is_deployed("approve", request.stream):
-        parameters, key = {"request_id": request.request_id}, f"{request.request_id}{attempt}"
+        # by when: who asks anew wants a run anew
+        parameters, key = {"request_id": request.request_id}, f"{request.request_id}:{request.due_at}{attempt}"
         # a subflow of the flow that asks could not be suspended
         run_deployment(
             f"approve/{request.stream}", parameters=parameters, timeout=0, idempotency_key=key, as_subflow=False

@@ -16,9 +16,10 @@ from flows.learn import learn
 from infra import database
 from infra.orchestration import call_api
 from registry import adapters, approvals
+from registry.errors import StateError
 from registry.records import AdapterState, TicketState
 from registry.sections import Approvals, Gates
-from registry.versions import CHALLENGER
+from registry.versions import CHALLENGER, CHAMPION
 from tasks import missed, queries, tickets
 from tasks.alias_moves import move_alias
 from tasks.approvals import settle_overdue
@@ -107,6 +108,26 @@ def test_a_challenger_waits_no_more_once_a_later_version_is_champion(backbone, i
     assert (status(stream)["champion"], status(stream)["challenger"]) == (2, None)
 
 
+def test_nobody_is_asked_about_a_version_that_is_overtaken_withdrawn_or_promoted_by_hand(backbone, inbox):
+    stream = asking("asks-late", backbone, inbox, promotion="always")
+    for name in ("01", "02"):
+        deliver(inbox, name, ["red", "blue"])
+        learn(stream)
+    assert [r.request_id for r in actions.waiting_requests(stream.name)] == ["promotion:asks-late/2"]
+    with pytest.raises(StateError, match="refused by deciduous already: version 2 is challenger"):
+        actions.answer("promotion:asks-late/1", True, "Ann", "")
+    move_alias(stream.name, CHAMPION, 2, "Bob", "urgent")
+    with database.transaction() as session:
+        asked = approvals.get(session, "promotion:asks-late/2")
+    assert (asked.approved, asked.approver, asked.note) == (True, "Bob", "urgent")
+    deliver(inbox, "03", ["red", "blue"])
+    learn(stream)
+    ticket = tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["person-1"], []), "test")
+    assert actions.waiting_requests(stream.name) == []
+    with pytest.raises(StateError, match=f"already: ticket {ticket.ticket_id}"):
+        actions.answer("promotion:asks-late/3", True, "Ann", "")
+
+
 def test_on_regression_nobody_is_asked_about_a_merge_that_costs_no_accuracy(backbone, inbox):
     stream = asking("asks-lossy", backbone, inbox, merge="on-regression")
     for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
@@ -142,7 +163,9 @@ def test_a_refused_merge_is_not_kept_and_an_approved_one_is(backbone, inbox):
     assert (tried.accepted, tried.reason) == (outcome.accepted, outcome.reason)
     assert not outcome.accepted
     assert "waits for a person" in outcome.reason
+    assert not consolidate(stream, pair[::-1]).accepted
     actions.answer(f"merge:{'+'.join(pair)}", True, "Ann", "")
+    assert actions.waiting_requests(stream.name) == [], "no other merge of them is left to grant"
     states = [row["state"] for row in queries.listing("adapters", stream.name)]
     assert states.count(AdapterState.MERGED) + states.count(AdapterState.RETIRED) == 2
 
