@@ -215,7 +215,7 @@ def rejudge(named: str) -> str:
 def discard(named: str) -> str:
     opening.open_home()
     batch = discard_batch.fn(opening.batch_id_of(named))
-    return f"discarded {batch.name}: its {batch.rows} records may come again in another object"
+    return f"discarded {batch.name}: its {batch.rows_left} records may come again in another object"
 
 
 def reinstate(adapter_id: str, reason: str, dry_run: bool) -> str:

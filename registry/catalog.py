@@ -224,4 +224,5 @@ def _to_batch(row: BatchRow) -> Batch:
         suppressed=row.suppressed,
         epoch=row.epoch,
         shards=tuple(contents.to_shard(s) for s in row.shards),
+        reason=row.reason,
     )

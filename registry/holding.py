@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from registry import catalog, contents, ownership
 from registry.errors import StateError
 from registry.records import Batch, BatchState
-from registry.tables import BatchRow, DecisionRow, RecordRow
+from registry.tables import BatchRow, DecisionRow, RecordRow, ShardRow
 
 _INSTEAD = {
     BatchState.READ: "the next `deciduous run` decides on it",
@@ -75,6 +75,8 @@ def discard_batch(session: Session, batch_id: str) -> None:
     contents.drop_subjects(session, subjects)
     for owner in (batch.node, *(shard.node for shard in batch.shards)):
         ownership.drop_objects(session, owner)
+    emptied = update(ShardRow).where(ShardRow.batch_id == batch_id)
+    session.execute(emptied.values(rows=0, held_out=0, labelled=0))
     catalog.set_batch_state(session, batch_id, BatchState.DISCARDED, "discarded by hand")
 
 

@@ -106,15 +106,22 @@ class Batch:
     uri: str
     state: BatchState
     rows: int
+    """As it was delivered; `rows_left` is what deletions left of it."""
     quarantined: int
     suppressed: int
     epoch: int
     """Deletion epoch of the stream when the batch was read."""
     shards: tuple[Shard, ...] = ()
+    reason: str = ""
+    """Why it is held or discarded, or done without having been learned."""
 
     @property
     def node(self) -> str:
         return f"batch:{self.batch_id}"
+
+    @property
+    def rows_left(self) -> int:
+        return sum(shard.rows for shard in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +138,7 @@ class Adapter:
     """Shards whose statistics are kept under this adapter."""
     recipe: dict[str, Any] = field(default_factory=dict)
     accuracy: float | None = None
-    """Held-out accuracy on its own shards when it was last fitted."""
+    """Held-out accuracy on the shards that it serves when it was last judged."""
     reason: str = ""
 
     @property

@@ -195,7 +195,7 @@ def _record(row: Row, shard: Shard) -> dict[str, int]:
 @step("encode-{batch.name}")
 def encode_batch(stream: Stream, batch: Batch) -> None:
     """Run the frozen prefix once per record, and fit the shards' closed forms on its states."""
-    say(f"  {batch.name}: running the frozen prefix for {batch.rows} rows", progress=True)
+    say(f"  {batch.name}: running the frozen prefix for {batch.rows_left} rows", progress=True)
     for shard in batch.shards:
         encode_missing(stream, load_rows(shard))
         fit_shard(stream, shard)

@@ -33,5 +33,5 @@ def discard_batch(batch_id: str) -> Batch:
         with database.transaction() as session:
             holding.discard_batch(session, batch_id)
         removed = collect_garbage(batch.stream)
-    say(f"{batch.stream}: {batch.name} is discarded: {batch.rows} rows, {len(removed)} object versions")
+    say(f"{batch.stream}: {batch.name} is discarded: {batch.rows_left} rows, {len(removed)} object versions")
     return batch

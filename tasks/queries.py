@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from infra import database
 from registry import adapters, catalog, contents, decision_log, lineage, ownership, tickets, versions
 from registry.errors import UnknownIdError
-from registry.records import BatchState
+from registry.records import Batch, BatchState
 
 Answer = dict[str, Any]
 
@@ -61,8 +61,14 @@ def _stream_line(session: Session, name: str) -> Answer:
 
 
 def _batches(session: Session, name: str) -> list[Answer]:
-    keys = ("batch_id", "name", "state", "rows", "quarantined", "suppressed", "uri")
-    return [{key: getattr(batch, key) for key in keys} for batch in catalog.batches(session, name)]
+    keys = ("batch_id", "name", "state", "rows", "delivered", "quarantined", "suppressed", "uri")
+    found = [asdict(batch) | _rows_of(batch) for batch in catalog.batches(session, name)]
+    return [{key: batch[key] for key in keys} for batch in found]
+
+
+def _rows_of(batch: Batch) -> Answer:
+    """What is held of it, and what came: deletions take rows out of a batch that stays."""
+    return {"rows": batch.rows_left, "delivered": batch.rows}
 
 
 def _adapters(session: Session, name: str) -> list[Answer]:
@@ -152,6 +158,7 @@ def _describe_batch(session: Session, id_: str) -> Answer:
     return {
         "kind": "batch",
         **asdict(batch),
+        **_rows_of(batch),
         "quarantine": catalog.quarantine_counts(session, batch.batch_id),
         "decisions": [
             {"kind": d.kind, "adapter_id": d.adapter_id, "reason": d.reason, **d.numbers} for d in decided if d

@@ -29,6 +29,7 @@ from tasks import (
     exclusion,
     manifests,
     markers,
+    queries,
     registration,
 )
 from tasks import tickets as opening
@@ -494,8 +495,9 @@ def test_a_held_batch_that_a_ticket_empties_waits_for_nobody(stream, inbox):
     ticket = open_ticket(stream, "held alone")
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
-    with database.transaction() as session:
-        assert catalog.get_batch(session, batch.batch_id).state == BatchState.DONE
+    told = queries.describe(batch.batch_id)
+    assert (told["state"], told["rows"], told["delivered"]) == (BatchState.DONE, 0, 1)
+    assert told["reason"] == "a ticket took its every row"
 
 
 @contextmanager

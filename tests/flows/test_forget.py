@@ -177,3 +177,4 @@ def test_tainted_versions_are_gone_and_the_champion_is_clean(learned):
         assert len(contents.done_shards(session, learned.name)) == 2
     assert states == ["erased", "erased", "ready", "ready"]  # the third served while the fourth was made
     assert champion == 4
+    assert [(b["rows"], b["delivered"]) for b in queries.listing("batches", learned.name)] == [(54, 60), (54, 60)]
