@@ -34,6 +34,9 @@ from tasks.training import stages_of
 
 Targets = Collection[tuple[str, str]]
 
+LEFT = "; deleted records have left its rows since"
+"""Ends an adapter's reason, which may count them, until it is judged again."""
+
 
 @step("drop-{together[0].ticket_id}")
 def drop(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> Detail:
@@ -141,7 +144,7 @@ def repair_adapter(stream: Stream, repair: Repair, touched: Sequence[int]) -> st
     """
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, repair.adapter_id)
-    adapter = _without_empty_shards(adapter)
+    adapter = _without_what_left(adapter)
     if repair.action == "drop" or not _can_be_fitted(adapter):
         erase_adapter(adapter, "too few of its rows remain")
         return "drop"
@@ -169,7 +172,7 @@ def suppress_instead(stream: Stream, repair: Repair, together: Sequence[Ticket])
     """Suppress an adapter that should be trained again; None where that is not what it needs, or cannot be done."""
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, repair.adapter_id)
-    adapter = _without_empty_shards(adapter)
+    adapter = _without_what_left(adapter)
     if repair.action != "retrain" or not _can_be_fitted(adapter):
         return None
     report = suppress_adapter(stream, adapter, together)
@@ -178,14 +181,15 @@ def suppress_instead(stream: Stream, repair: Repair, together: Sequence[Ticket])
     return report
 
 
-def _without_empty_shards(adapter: Adapter) -> Adapter:
-    """Without the shards that have no row to train on left: no statistics, reference or slice rests on them."""
+def _without_what_left(adapter: Adapter) -> Adapter:
+    """Without the shards that have no row to train on left: no statistics, reference or slice rests on them. Its
+    accuracy is that of the last judgement, which the next one replaces."""
     full = {shard.shard_id for shard in load_in_order((*adapter.shard_ids, *adapter.serves)) if shard.labelled}
     with database.transaction() as session:
         for shard_id in {*adapter.serves} - full:
             ownership.drop_object(session, adapter.node, f"statistics:{shard_id}")
     trained, served = (tuple(s for s in ids if s in full) for ids in (adapter.shard_ids, adapter.serves))
-    return replace(adapter, shard_ids=trained, serves=served)
+    return replace(adapter, shard_ids=trained, serves=served, reason=adapter.reason.removesuffix(LEFT) + LEFT)
 
 
 def _can_be_fitted(adapter: Adapter) -> bool:

@@ -24,6 +24,7 @@ from tasks.certificates import verify
 from tasks.forgetting import make_plan
 from tasks.manifests import load_manifest
 from tasks.opening import certificate_path
+from tasks.rebuilding import LEFT
 from tasks.release import check_release, tainted_shards
 from tasks.serving import Answerer
 from tests.flows import adversary
@@ -178,3 +179,5 @@ def test_tainted_versions_are_gone_and_the_champion_is_clean(learned):
     assert states == ["erased", "erased", "ready", "ready"]  # the third served while the fourth was made
     assert champion == 4
     assert [(b["rows"], b["delivered"]) for b in queries.listing("batches", learned.name)] == [(54, 60), (54, 60)]
+    reasons = [adapter["reason"] for adapter in queries.listing("adapters", learned.name)]
+    assert [reason.count(LEFT) for reason in reasons] == [1, 1]
