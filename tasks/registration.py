@@ -10,6 +10,7 @@ from infra import database, tracking
 from registry import contents, models, ownership, versions
 from registry.records import Batch, Decision, DecisionKind, ModelVersion, Shard, Ticket, VersionState
 from registry.stream import Stream
+from registry.tables import AliasEventRow
 from registry.versions import CHAMPION, MEANWHILE, STAND_IN
 from tasks import blobs
 from tasks.alias_moves import move_alias
@@ -116,12 +117,17 @@ def _champion(stream: Stream) -> ModelVersion | None:
 def _is_chosen(stream: Stream) -> bool:
     """Whether gates or a person made the champion what it is: it neither stands in for one that a ticket withdrew, nor
     was fallen back to."""
+    champion = _champion(stream)
     with database.transaction() as session:
         move = versions.last_alias_event(session, stream.name, CHAMPION)
-        # as `withdraw_versions` enters it
-        fallen_back = move is not None and move.by == AUTOMATIC and move.reason.startswith("ticket ")
-    champion = _champion(stream)
+        fallen_back = move is not None and move.by == AUTOMATIC and _took_over(session, move)
     return champion is not None and champion.accuracy is not None and not fallen_back
+
+
+def _took_over(session: Session, move: AliasEventRow) -> bool:
+    """Whether an older version followed one that was withdrawn, as `withdraw_versions` has it."""
+    before = move.previous and versions.get_version(session, move.stream, move.previous)
+    return bool(before and before.state != VersionState.READY and before.version > (move.version or 0))
 
 
 def _register_clean(stream: Stream, change: Change, measured: bool, gated: bool = False) -> ModelVersion | None:
