@@ -118,6 +118,14 @@ def add_alias_event(session: Session, stream: str, alias: str, version: int | No
     session.flush()
 
 
+def last_champion(session: Session, stream: str) -> int | None:
+    """The ready version that was champion last."""
+    ready = (VersionRow.stream == stream) & (VersionRow.state == VersionState.READY)
+    query = select(AliasEventRow.version).join(VersionRow, ready & (VersionRow.version == AliasEventRow.version))
+    query = query.where(AliasEventRow.stream == stream, AliasEventRow.alias == CHAMPION)
+    return session.scalar(query.order_by(AliasEventRow.event_id.desc()).limit(1))
+
+
 def was_named(session: Session, stream: str, version: int) -> bool:
     """Whether an alias ever named the version."""
     query = select(AliasEventRow.event_id).where(AliasEventRow.stream == stream, AliasEventRow.version == version)

@@ -87,14 +87,14 @@ def mirror_aliases(stream: str) -> None:
 def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:
     """Quarantine versions in the caller's transaction: at its end no alias names one of them. Then mirror the aliases.
 
-    The newest clean version is champion meanwhile, or none."""
+    The last clean champion serves meanwhile, or none: another version may have waited for a reason."""
     for version in tainted:
         versions.set_state(session, stream, version, VersionState.QUARANTINED)
     _end_requests(session, stream, tainted, why)
-    clean = [v.version for v in versions.versions(session, stream, VersionState.READY)]
+    clean = versions.last_champion(session, stream)
     for alias in (CHAMPION, CHALLENGER, PREVIOUS):
         if versions.alias_of(session, stream, alias) in tainted:
-            fallback = clean[-1] if clean and alias == CHAMPION else None
+            fallback = clean if alias == CHAMPION else None
             versions.add_alias_event(session, stream, alias, fallback, "deciduous", why)
 
 

@@ -128,6 +128,18 @@ def test_nobody_is_asked_about_a_version_that_is_overtaken_withdrawn_or_promoted
         actions.answer("promotion:asks-late/3", True, "Ann", "")
 
 
+def test_a_ticket_falls_back_to_what_served_and_not_to_what_a_person_refused(backbone, inbox):
+    stream = asking("asks-back", backbone, inbox, promotion="always")
+    for name, word in (("01", True), ("02", False), ("03", True)):
+        rows = [{**row, "who": f"{name}-{row['who']}"} for row in deliver(inbox, name, ["red", "blue"])]
+        (inbox / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        learn(stream)
+        actions.answer(f"promotion:asks-back/{int(name)}", word, "Ann", "")
+    assert status(stream)["champion"] == 3
+    tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["03-person-1"], []), "test")
+    assert status(stream)["champion"] == 1
+
+
 def test_on_regression_nobody_is_asked_about_a_merge_that_costs_no_accuracy(backbone, inbox):
     stream = asking("asks-lossy", backbone, inbox, merge="on-regression")
     for name, topics in (("01", ["red", "blue"]), ("02", ["green", "gold"])):
