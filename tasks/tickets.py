@@ -131,7 +131,9 @@ def replay(session: Session, stream: str, by: str) -> list[str]:
             continue
         if ticket.ticket_id not in known:
             tickets.open_ticket(session, ticket, targets, by)
-        tickets.approve(session, ticket.ticket_id, by, "took effect before this catalog knew of it")
+        why = "took effect before this catalog knew of it"
+        tickets.approve(session, ticket.ticket_id, by, why)
+        _settle_request(session, ticket.ticket_id, True, by, why)
         withdraw(session, tickets.get_ticket(session, ticket.ticket_id))
         replayed.append(ticket.ticket_id)
     return replayed

@@ -31,6 +31,7 @@ from tasks import (
     markers,
     queries,
     registration,
+    suppression_journal,
 )
 from tasks import tickets as opening
 from tasks.alias_moves import move_alias, rollback_target
@@ -207,6 +208,18 @@ def test_a_denied_ticket_is_not_worked(stream):
     with pytest.raises(StateError, match="identity was not shown"):
         forget(ticket.ticket_id)
     assert champion_of(stream) == before
+
+
+@pytest.mark.usefixtures("needs_approval")
+def test_nobody_is_asked_about_a_ticket_that_took_effect_before_a_restored_catalog_knew(stream):
+    ticket = open_ticket(stream, "person-27")
+    assert [r.what for r in waiting(stream.name)] == [ticket.ticket_id]
+    with database.transaction() as session:
+        suppression_journal.note(ticket, tickets.targets_of(session, ticket.ticket_id))
+        assert opening.replay(session, stream.name, "restore") == [ticket.ticket_id]
+    assert waiting(stream.name) == []
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
 
 
 def test_what_a_store_refuses_makes_an_exception_until_it_is_lifted(stream, locked):
