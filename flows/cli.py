@@ -294,10 +294,12 @@ def main() -> None:
     """Run the app; an error of ours becomes one message and exit code 1."""
     gc.set_threshold(10_000)  # the libraries' many lasting objects would be gone through again and again
     from infra.errors import InfraError
+    from infra.signals import ending_soon
     from registry.errors import PipelineError
 
     try:
-        app()
+        with ending_soon():
+            app()
     except (PipelineError, InfraError) as error:
         console.show_error(error)
         raise SystemExit(1) from None
