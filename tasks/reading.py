@@ -23,6 +23,7 @@ MAX_NAME_BYTES = 200
 """Of a label or a group: groups are part of keys in S3, labels of tags in MLflow."""
 CHUNK = 4096
 DEFAULT_GROUP = "default"
+UNLABELLED = "; a batch without labels has the column {!r} too, with no value in any row, and is held"
 
 Hashes = Callable[[str, str], list[str]]
 
@@ -61,9 +62,10 @@ def check_columns(data: bytes, uri: str, stream: Stream, *fields: str) -> list[s
     missing, told = missing_columns(data, uri, list(wanted.values()), settings().object_bytes)
     if missing:
         lacking = ", ".join(f"{name}: {column}" for name, column in wanted.items() if column in missing)
+        label = stream.columns.label
         raise SourceError(
             f"object {uri} has no column for {lacking}; {what_it_has(data, uri, told)}: correct the object, or "
-            f"`columns` in the stream file of {stream.name!r}"
+            f"`columns` in the stream file of {stream.name!r}" + (UNLABELLED.format(label) if missing == [label] else "")
         )
     return list(wanted.values())
 

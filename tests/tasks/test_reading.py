@@ -305,5 +305,16 @@ def test_an_object_without_the_columns_says_what_it_is_instead(uri, data, told):
         read_bytes(data, uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "data"),
+    [("x.csv", b"id,who,text\n1,a,hello\n"), ("x.jsonl", b'{"id": "1", "who": "a", "text": "hello"}\n')],
+)
+def test_an_object_that_lacks_the_label_alone_says_how_a_batch_without_labels_comes(uri, data):
+    with pytest.raises(SourceError, match=r"no column for label: y; .* without labels has the column 'y' too, with no"):
+        read_bytes(data, uri)
+    column = data.replace(b"text\n", b"text,y\n").replace(b"hello\n", b"hello,\n").replace(b"}", b', "y": null}')
+    assert [(row.label, row.input) for row in read_bytes(column, uri).rows] == [(None, b"hello")]
+
+
 def test_an_ending_in_upper_case_says_the_same():
     assert [row.input for row in read_bytes(lines(row("1")), "X.JSONL").rows] == [row("1")["text"].encode()]
