@@ -33,6 +33,7 @@ from benchmarks.growth_stream import News, domains
 from benchmarks.running import say, tell
 from infra import seaweed
 from infra.settings import settings
+from registry.records import DecisionKind
 from tasks import opening
 from tasks.learning import heads
 
@@ -113,6 +114,11 @@ def run(folder: Path, options: argparse.Namespace, name: str, budget: int | None
         learn(stream)
         growth.append(num_serving(stream))
         say(f"{name} {len(growth)}/{options.batches} {domain.name}: {growth[-1]} adapters serve")
+    decided = counted_decisions(stream)
+    if set(decided) <= {DecisionKind.HOLD}:
+        raise SystemExit(
+            f"nothing serves: all {options.batches} batches were held, with too few --rows ({options.rows})"
+        )
     asked = open_questions(stream, [row for domain in among for row in news.questions(domain, options.questions)])
     return {
         "stream": stream,
@@ -122,7 +128,7 @@ def run(folder: Path, options: argparse.Namespace, name: str, budget: int | None
         "bytes": bytes_serving(stream),
         "accuracy": round(answered(stream, *asked), 4),
         "questions": len(asked[1]),
-        "decisions": counted_decisions(stream),
+        "decisions": decided,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
