@@ -293,7 +293,7 @@ app.add_typer(ticketing.app, name="ticket")
 def main() -> None:
     """Run the app; an error of ours becomes one message and exit code 1."""
     gc.set_threshold(10_000)  # the libraries' many lasting objects would be gone through again and again
-    from infra.errors import InfraError
+    from infra.errors import NOT_YOURS, InfraError
     from infra.signals import ending_soon
     from registry.errors import PipelineError
 
@@ -305,8 +305,7 @@ def main() -> None:
         raise SystemExit(1) from None
     except PermissionError as error:  # a command of root leaves files of its own in somebody's home
         cause = f"{error.filename}: {error.strerror}" if error.filename else error
-        remedy = "run as the user whose it is, give it to this one (chown), or name another home (DECIDUOUS_HOME)"
-        console.show_error(PermissionError(f"{cause}; {remedy}"))
+        console.show_error(PermissionError(f"{cause}; {NOT_YOURS}"))
         raise SystemExit(1) from None
     finally:
         gc.freeze()  # nor gone through on the way out: a quarter of the time of a short command

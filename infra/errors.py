@@ -46,9 +46,13 @@ class UnwritableError(InfraError):
 
     def __init__(self, what: str, path: str, cause: str) -> None:
         super().__init__(
-            f"{what} in {path} cannot be written: {cause}; free some space there (`deciduous gc --dry-run` counts what "
-            "may go) or make it writable, then run again"
+            f"{what} in {path} cannot be written: {cause}; free some space there (the home's folders cache and blobs "
+            "hold copies alone, and may be deleted while nothing runs) or make it writable, then run again"
         )
+
+
+NOT_YOURS = "run as the user whose it is, give it to this one (chown), or name another home (DECIDUOUS_HOME)"
+"""What to do about a file of the home that belongs to another user."""
 
 
 class DamagedError(InfraError):

@@ -180,9 +180,13 @@ def _wait_until_ready(server: Server, home: Path) -> bool:
     return bool(waiting(state))
 
 
+def least_free(home: Path) -> float:
+    """Bytes of the disk that have to be free for the server to take writes."""
+    return shutil.disk_usage(home).total * LEAST_FREE
+
+
 def _is_full(home: Path) -> bool:
-    disk = shutil.disk_usage(home)
-    return disk.free < disk.total * LEAST_FREE
+    return shutil.disk_usage(home).free < least_free(home)
 
 
 def _check_space(home: Path) -> None:

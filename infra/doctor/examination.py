@@ -5,14 +5,15 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from infra import keys, signing
+from infra import keys, seaweed, signing, storage
 from infra.doctor import buckets, catalog, servers
 from infra.doctor.findings import Finding, bad, good, poor
-from infra.errors import InfraError
+from infra.errors import NOT_YOURS, InfraError
 from infra.settings import settings
 
 FREE_GIB = 2
@@ -42,6 +43,8 @@ def _guarded(part: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     """One part that fails does not keep the others from being looked at."""
     try:
         yield from look()
+    except PermissionError as error:
+        yield bad(part, f"{error.filename} cannot be read: {error.strerror}", NOT_YOURS)
     except (InfraError, OSError) as error:
         yield bad(part, str(error))
 
@@ -65,9 +68,19 @@ def _home() -> Iterator[Finding]:
     mode = stat.S_IMODE(home.stat().st_mode)
     if mode & 0o066:  # passing through is what a PostgreSQL of the home needs
         yield poor("home", f"{home} can be read by other users (mode {mode:o})", f"chmod 700 {home}")
-    free = shutil.disk_usage(home).free / 2**30
-    note = good if free >= FREE_GIB else poor
-    yield note("home", f"{home}, {free:.1f} GiB free")
+    yield _space(home)
+
+
+def _space(home: Path) -> Finding:
+    """Counted from where something stops: what the embedded S3 leaves free is of no use."""
+    free = shutil.disk_usage(home).free
+    told, remedy = f"{home}, {free / 2**30:.1f} GiB free", "free some space on its disk"
+    least = seaweed.least_free(home) if storage.is_own() else 0
+    if least:
+        told += f"; below {least / 2**30:.1f} GiB the embedded S3 takes no writes"
+    if free < least:
+        return bad("home", told, remedy)
+    return poor("home", told, remedy) if free < least + FREE_GIB * 2**30 else good("home", told)
 
 
 def _keys() -> Iterator[Finding]:

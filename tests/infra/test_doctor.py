@@ -3,6 +3,7 @@
 import os
 import uuid
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -163,3 +164,23 @@ def test_the_remedies_for_pools_are_whole_commands(monkeypatch):
 def test_home_that_others_can_enter_is_named_with_the_remedy(own_home):
     own_home.mkdir(mode=0o755)
     assert any(health == "warning" and "chmod 700" in line for health, line in found("home"))
+
+
+@pytest.mark.parametrize(("free", "health"), [(9, "error"), (11, "warning"), (13, "ok")])
+def test_the_space_that_the_embedded_s3_leaves_free_is_not_counted(own_home, monkeypatch, free, health):
+    own_home.mkdir(mode=0o700)
+    usage = SimpleNamespace(total=1000 * 2**30, free=free * 2**30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    assert [(health, True)] == [
+        (h, "below 10.0 GiB the embedded S3 takes no writes" in line) for h, line in found("home")
+    ]
+
+
+def test_a_file_of_another_user_is_named_with_what_to_do(own_home, monkeypatch):
+    def refuse():
+        raise PermissionError(13, "Permission denied", str(own_home / "stack.json"))
+
+    monkeypatch.setattr(servers, "api_address", refuse)
+    ((health, line),) = found("prefect")
+    assert health == "error"
+    assert line.startswith(f"{own_home}/stack.json cannot be read: Permission denied -> run as the user")
