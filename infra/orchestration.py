@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import urllib.request
 from base64 import b64encode
@@ -13,13 +14,15 @@ from typing import Any
 
 from infra.allocator import return_large_blocks
 from infra.environment import prefect_environment
-from infra.errors import UnreachableError
+from infra.errors import InfraError, UnreachableError, UnwritableError
 from infra.files import locked, make_folder
 from infra.services import find_service
 from infra.settings import settings
 from infra.workers import PoolType, job_template
 
 PREFECT = "prefect"
+LEAST_FREE = 8 * 2**20
+"""Bytes of the disk without which Prefect's own database takes nothing."""
 
 
 def prepare_prefect() -> None:
@@ -54,12 +57,14 @@ def warm_api() -> Thread:
 
 def open_api() -> None:
     """Ask Prefect's API whether it is there; where it is a child of this process: start it, the first one of a home
-    while no other does. Raises UnreachableError.
+    while no other does. Raises UnreachableError, or UnwritableError where the disk is full.
 
     It makes its tables when it starts, and two that make them at once fail each other."""
     if api_address() is not None:
         _greet()
         return
+    if (full := _full_disk(None)) is not None:
+        raise full  # its server would be started anew for ever
     made = settings().home / "prefect" / f"tables-{version(PREFECT)}"
     with nullcontext() if made.exists() else locked(settings().home / "prefect.lock"):
         _greet()
@@ -77,7 +82,8 @@ def _greet() -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raise UnreachableError for what Prefect's client raises where its server does not answer, or refuses."""
+    """Raise UnreachableError for what Prefect's client raises where its server does not answer, or refuses;
+    UnwritableError where this home's cannot, for its disk is full."""
     from httpx import HTTPError  # noqa: PLC0415  it comes with Prefect
 
     try:
@@ -86,10 +92,22 @@ def answering() -> Iterator[None]:
         raise _silent(error) from error
 
 
-def _silent(error: Exception, address: str | None = None) -> UnreachableError:
-    address = address or os.environ.get("PREFECT_API_URL") or "an address of its own"
-    remedy = "check PREFECT_API_URL and PREFECT_API_AUTH_STRING"
-    return UnreachableError("Prefect", address, f"{str(error) or type(error).__name__}; {remedy}")
+def _silent(error: Exception, address: str | None = None) -> InfraError:
+    address = address or os.environ.get("PREFECT_API_URL") or None
+    if (full := _full_disk(address)) is not None:
+        return full
+    remedy = "check PREFECT_API_URL and PREFECT_API_AUTH_STRING" if address else "run the command again"
+    where = address or "an address of its own"
+    return UnreachableError("Prefect", where, f"{str(error) or type(error).__name__}; {remedy}")
+
+
+def _full_disk(address: str | None) -> InfraError | None:
+    """What keeps this home's Prefect, whose database lies in the home, from answering."""
+    server = find_service(settings().home, PREFECT)
+    is_own = address is None or (server is not None and address.startswith(server.url))
+    if not is_own or (free := shutil.disk_usage(settings().home).free) >= LEAST_FREE:
+        return None
+    return UnwritableError("Prefect's database", str(settings().home / "prefect"), f"{free / 2**20:.1f} MiB are free")
 
 
 @contextmanager

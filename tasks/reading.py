@@ -65,7 +65,8 @@ def check_columns(data: bytes, uri: str, stream: Stream, *fields: str) -> list[s
         label = stream.columns.label
         raise SourceError(
             f"object {uri} has no column for {lacking}; {what_it_has(data, uri, told)}: correct the object, or "
-            f"`columns` in the stream file of {stream.name!r}" + (UNLABELLED.format(label) if missing == [label] else "")
+            f"`columns` in the stream file of {stream.name!r}"
+            + (UNLABELLED.format(label) if missing == [label] else "")
         )
     return list(wanted.values())
 

@@ -1,13 +1,17 @@
 """Flows that follow each other wait for no heartbeat, and leave their records."""
 
 import fcntl
+from types import SimpleNamespace
 
 import pytest
+from httpx import HTTPError
 from prefect import flow, get_client, task
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
-from infra import orchestration
+from infra import orchestration, services
+from infra.children import this_process
+from infra.errors import UnreachableError, UnwritableError
 from infra.settings import settings
 
 
@@ -50,3 +54,26 @@ def test_the_first_api_of_a_home_starts_while_no_other_does(tmp_path, monkeypatc
     for _ in range(2):
         orchestration.open_api()
     assert alone == [True, False]
+
+
+@pytest.mark.parametrize("address", [None, "http://127.0.0.1:4200/api"])
+def test_a_full_disk_is_told_where_this_homes_prefect_does_not_answer(tmp_path, monkeypatch, set_variable, address):
+    """The remedy named PREFECT_API_URL; and a server that cannot start on a full disk was started anew for ever."""
+    set_variable("HOME", tmp_path)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    if address is not None:
+        services.save_services(
+            tmp_path, [services.Service("prefect", this_process(), address.removesuffix("/api"), "")]
+        )
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(total=2**40, free=2**20))
+    monkeypatch.setattr(orchestration, "_greet", lambda: pytest.fail("a server was started"))
+    full = r"Prefect's database in .*/prefect cannot be written: 1\.0 MiB are free; free some space"
+    if address is None:
+        with pytest.raises(UnwritableError, match=full):
+            orchestration.open_api()
+    monkeypatch.setenv("PREFECT_API_URL", address or "")
+    with pytest.raises(UnwritableError, match=full), orchestration.answering():
+        raise HTTPError("Server error '500 Internal Server Error'")
+    monkeypatch.setenv("PREFECT_API_URL", "https://prefect.example.org/api")
+    with pytest.raises(UnreachableError, match="check PREFECT_API_URL"), orchestration.answering():
+        raise HTTPError("Server error '500 Internal Server Error'")
