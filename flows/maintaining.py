@@ -66,11 +66,14 @@ def gc(
 ) -> None:
     """Remove what nothing live names: blobs, uploads, runs in MLflow. Example: deciduous gc mail --dry-run"""
     with acting(quiet=json):
+        from infra import storage
         from tasks import garbage, opening
 
         opening.open_home()
         names = [opening.stream_of(stream).name] if stream else opening.stream_names()
         results = [garbage.clean_up(name, dry_run) for name in names]
+        if not dry_run and any(result["dead_blobs"] for result in results):
+            storage.compact()
     console.show_json(results) if json else console.show_rows("streams", results)
 
 

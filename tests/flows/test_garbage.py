@@ -1,9 +1,11 @@
 """`deciduous gc`: what nothing names goes with all its versions, what is named stays, nobody is disturbed."""
 
+import os
 import uuid
 
 import pytest
 
+from flows import maintaining
 from flows.learn import learn
 from infra import database, locks
 from infra.errors import HeldError
@@ -106,3 +108,16 @@ def shard_of(stream):
     with database.transaction() as session:
         (shard,) = contents.done_shards(session, stream.name)
     return shard
+
+
+def test_what_gc_removes_leaves_the_disk(stream, s3, home):
+    """Its bytes stayed in the files of the embedded S3, which no command rewrote."""
+    data = os.urandom(3000)  # random: the server compresses what it can
+    artifacts.put_blob(s3, BUCKET, f"{blobs.stream_prefix(stream.name)}groups/default", data)
+
+    def on_disk():
+        return any(data[:100] in path.read_bytes() for path in (home / "s3" / "data").glob(f"{BUCKET}_*.dat"))
+
+    assert on_disk()  # the negative control
+    maintaining.gc(stream.name)
+    assert not on_disk()
