@@ -92,9 +92,11 @@ def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why
         versions.set_state(session, stream, version, VersionState.QUARANTINED)
     _end_requests(session, stream, tainted, why)
     clean = versions.last_champion(session, stream)
+    gone: set[int | None] = {*tainted}
     for alias in (CHAMPION, CHALLENGER, PREVIOUS):
-        if versions.alias_of(session, stream, alias) in tainted:
+        if versions.alias_of(session, stream, alias) in gone:
             fallback = clean if alias == CHAMPION else None
+            gone |= {fallback} - {None}  # the champion is not `previous` as well
             versions.add_alias_event(session, stream, alias, fallback, "deciduous", why)
 
 

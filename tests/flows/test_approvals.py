@@ -15,7 +15,7 @@ from flows.deployments import deploy
 from flows.learn import learn
 from infra import database
 from infra.orchestration import call_api
-from registry import adapters, approvals
+from registry import adapters, approvals, versions
 from registry.errors import StateError
 from registry.records import AdapterState, TicketState
 from registry.sections import Approvals, Gates
@@ -138,6 +138,8 @@ def test_a_ticket_falls_back_to_what_served_and_not_to_what_a_person_refused(bac
     assert status(stream)["champion"] == 3
     tickets.open_ticket(stream.name, tickets.resolve_targets(stream.name, ["03-person-1"], []), "test")
     assert status(stream)["champion"] == 1
+    with database.transaction() as session:
+        assert versions.alias_of(session, stream.name, versions.PREVIOUS) is None, "it is the champion itself"
 
 
 def test_on_regression_nobody_is_asked_about_a_merge_that_costs_no_accuracy(backbone, inbox):
