@@ -34,7 +34,7 @@ def check_release(session: Session, manifest: Manifest, what: str) -> None:
     if served & tainted or reached:
         raise SuppressedRecordError(
             f"{what} rests on records that a deletion ticket names (shards {sorted(served & tainted)}, adapters "
-            f"{sorted(reached)}); finish the open tickets of stream {stream!r} first"
+            f"{sorted(reached)}); finish the open tickets of stream {stream!r} first, then run again"
         )
     condemned = suppression.condemned(session, stream, digests_in(manifest))
     if condemned:
