@@ -37,7 +37,7 @@ from kernels.bench import WrongResultError, time_interleaved
 from kernels.frozen_linear import freeze_linears
 from tasks.learning.adapters import AdapterSpec, AdapterWeights, default_layers, new_adapter
 from tasks.learning.backbones import Backbone, load_backbone
-from tasks.learning.composition import AdapterEntry, AdapterHeads, Composed, ServingModel, predict
+from tasks.learning.composition import AdapterEntry, Composed, ServingModel, predict
 from tasks.learning.descriptors import fit_descriptor, side_by_side
 from tasks.learning.features import num_features, run_suffix
 from tasks.learning.heads import RANDOM_FEATURES, VIEWS, ClassStatistics, Head, add_up, class_statistics
@@ -105,11 +105,10 @@ def new_setting(backbone: Backbone, entries: Sequence[AdapterEntry], last: int, 
     num, cut = len(entries), LAYERS - last
     heads = [_head(num_features(WIDTH, last)) for _ in range(1 + 2 * num)]
     model = ServingModel(cut, AdapterSpec(rank=RANK, last_layers=last), {}, tuple(entries))
-    places, share_C = [*range(CLASSES)], torch.full((CLASSES,), 0.5)
     composed = Composed(
         cut, heads[0].labels, heads[0], tuple(entries), model.bank,
         side_by_side([entry.descriptor for entry in entries]), add_up(entries[0].frozen),
-        {e.adapter_id: AdapterHeads(heads[1 + k], heads[1 + num + k], places, share_C) for k, e in enumerate(entries)},
+        {entry.adapter_id: (heads[1 + k], heads[1 + num + k]) for k, entry in enumerate(entries)},
     )  # fmt: skip
     slots = [n % num for n in range(records)]
     return Setting(backbone, composed, [texts_of(k, 1, 1 + n)[0] for n, k in enumerate(slots)], slots)

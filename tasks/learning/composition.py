@@ -25,6 +25,7 @@ from tasks.learning.heads import (
     add_up,
     expand_rows,
     expanded_scores,
+    solve_head,
     solve_sums,
 )
 
@@ -33,6 +34,9 @@ Pairs = Sequence[tuple[int, str]]
 
 OTHERS = 0.3
 """What a row of another adapter's shard counts in an adapter's exact head; chosen on training rows."""
+
+OWN = 0.3
+"""The share of an adapter's own head in its answer, the rest being that exact head's; chosen on training rows."""
 
 TEMPERATURE, LEAST_ODDS = 0.1, 0.1
 """Of the log density per coordinate when adapters share an answer, and the odds below which one is not visited."""
@@ -85,25 +89,6 @@ class ServingModel:
 
 
 @dataclass(frozen=True)
-class AdapterHeads:
-    """What one adapter answers with: `near`, the exact head on the frozen features in which its shards count in full
-    and the others less, and `own`, the head of its own shards under it, by its share of each label's score."""
-
-    near: Head
-    own: Head
-    places: list[int]
-    """Of `own`'s labels among `near`'s."""
-    share_C: Tensor
-
-    def scores(self, features_NE: Tensor, adapted_NE: Tensor) -> Tensor:
-        """(N, C) in `near`'s labels; what the adapter never met is `near`'s alone."""
-        scores_NC = expanded_scores(self.near, features_NE)
-        own_NC = expanded_scores(self.own, adapted_NE)
-        scores_NC[:, self.places] = torch.lerp(scores_NC[:, self.places], own_NC, self.share_C.expand_as(own_NC))
-        return scores_NC
-
-
-@dataclass(frozen=True)
 class Composed:
     """What one caller may use: heads solved from the shards of the caller's groups alone, `everything` added up.
 
@@ -117,15 +102,16 @@ class Composed:
     bank: AdapterBank
     descriptors: DescriptorBank | None
     everything: Sums
-    solved: dict[str, AdapterHeads] = field(default_factory=dict)
+    solved: dict[str, tuple[Head, Head]] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
     """Those of the caller's groups that have a shard."""
 
-    def heads_of(self, number: int) -> AdapterHeads:
-        """Of one adapter, solved when a record first visits it."""
+    def heads_of(self, number: int) -> tuple[Head, Head]:
+        """Of one adapter, solved when a record first visits it: the exact head on the frozen features in which its
+        shards count in full and the others less, and the head of its own shards under it."""
         entry = self.adapters[number]
         if entry.adapter_id not in self.solved:
-            self.solved[entry.adapter_id] = solve_heads(self.everything, entry)
+            self.solved[entry.adapter_id] = (_near_head(self.everything, entry), solve_head(entry.statistics))
         return self.solved[entry.adapter_id]
 
     def alone(self) -> "Composed":
@@ -172,15 +158,9 @@ def compose(model: ServingModel, groups: Collection[str]) -> Composed:
     return Composed(model.cut, head.labels, head, tuple(entries), model.bank, descriptors, everything, groups=held)
 
 
-def solve_heads(everything: Sums, entry: AdapterEntry) -> AdapterHeads:
-    """Costs one shard's sums, not all of them again: adapters come and go, and each needs such heads.
-
-    Each counts for a label by the rows that it was solved from (docs/decisions/0108)."""
-    near = everything.blended(add_up(entry.frozen), OTHERS) if entry.frozen else everything
-    own = add_up(entry.statistics)
-    places = [near.labels.index(label) for label in own.labels]
-    share_C = own.counts_C / (own.counts_C + near.counts_C[places])
-    return AdapterHeads(solve_sums(near), solve_sums(own), places, share_C.float())
+def _near_head(everything: Sums, entry: AdapterEntry) -> Head:
+    """Costs one shard's sums, not all of them again: adapters come and go, and each needs such a head."""
+    return solve_sums(everything.blended(add_up(entry.frozen), OTHERS) if entry.frozen else everything)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,9 +229,10 @@ def answer_visits(composed: Composed, features_NF: Tensor, shares_AN: Tensor, ad
     for number, shares_N in enumerate(shares_AN[:count]):
         chosen = torch.nonzero(shares_N).flatten().tolist()
         if chosen:
-            adapted_NE = adapted_PE[taken : taken + len(chosen)]
-            scores_NC = composed.heads_of(number).scores(features_NE[chosen], adapted_NE)
-            mixed_NC[chosen] += shares_N[chosen, None] * scores_NC
+            near, own = composed.heads_of(number)
+            near_NC = expanded_scores(near, features_NE[chosen])
+            own_NC = expanded_scores(own, adapted_PE[taken : taken + len(chosen)])
+            mixed_NC[chosen] += shares_N[chosen, None] * combine(near_NC, own_NC, composed.labels, own.labels)
             taken += len(chosen)
     mixed_NC = mixed_NC + shares_AN[count:].sum(0)[:, None] * exact_NC
     visiting_N = (shares_AN[:count] > 0).any(0)
@@ -293,3 +274,11 @@ def visiting_shares(descriptors: DescriptorBank, signatures_LND: Tensor, familia
     for odds_N in odds_KN:
         total_N = total_N + odds_N
     return odds_KN / total_N.clamp_min(LEAST_ODDS)
+
+
+def combine(near_NC: Tensor, own_NC: Tensor, labels: Sequence[str], own_labels: Sequence[str]) -> Tensor:
+    """Both heads' scores by their shares; where the adapter never met a class, the exact head's score stands alone."""
+    columns = [labels.index(label) for label in own_labels]
+    both_NC = near_NC.clone()
+    both_NC[:, columns] = torch.lerp(near_NC[:, columns], own_NC, OWN)
+    return both_NC

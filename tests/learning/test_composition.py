@@ -10,7 +10,7 @@ from tasks.learning.backbones import Backbone
 from tasks.learning.composition import AdapterEntry, KnownLook, ServingModel, compose, predict, predict_each
 from tasks.learning.descriptors import fit_descriptor
 from tasks.learning.features import run_suffix
-from tasks.learning.heads import class_statistics, expanded_scores
+from tasks.learning.heads import class_statistics
 from tests.learning.conftest import pictures
 
 SPEC = AdapterSpec(rank=4, last_layers=2)
@@ -113,18 +113,3 @@ def test_an_adapter_of_two_groups_needs_both_and_one_of_none_is_denied(model: Se
 def test_a_group_without_data_is_told_so(model: ServingModel) -> None:
     with pytest.raises(ValueError, match="green"):
         compose(model, {"green"})
-
-
-def test_a_head_counts_for_a_label_by_the_rows_it_was_solved_from(model: ServingModel) -> None:
-    """The adapter's own head has 6 rows of a and of b each, the exact head beside it those and 0.3 of the others."""
-    first, second = model.adapters
-    mine = replace(first, frozen=model.frozen["red"])
-    composed = compose(replace(model, adapters=(mine, second)), {"red", "blue"})
-    heads = composed.heads_of(0)
-    assert [heads.near.labels[place] for place in heads.places] == ["a", "b"]
-    assert torch.allclose(heads.share_C, torch.tensor([6 / (6 + 6), 6 / (6 + 6 + 0.3 * 6)]))
-    features_NE, adapted_NE = torch.randn(2, 5, composed.everything.sums_CE.shape[1])
-    near_NC, own_NC = expanded_scores(heads.near, features_NE), expanded_scores(heads.own, adapted_NE)
-    scores_NC = heads.scores(features_NE, adapted_NE)
-    assert torch.allclose(scores_NC[:, 0], (near_NC[:, 0] + own_NC[:, 0]) / 2)
-    assert torch.equal(scores_NC[:, 2], near_NC[:, 2]), "the adapter never met c"
