@@ -24,7 +24,8 @@ _taken: dict[str, str] = {}
 @contextmanager
 def alone(stream: str, wait_seconds: float = PATIENCE_SECONDS) -> Iterator[None]:
     """Hold the stream while the block runs. Tells who is waited for; raises HeldError, which names the holder, after
-    `wait_seconds`."""
+    `wait_seconds`, and SchemaError where the catalog does not fit this code."""
+    database.check_revision()
     name = f"stream {stream}"
     with ExitStack() as held:
         try:

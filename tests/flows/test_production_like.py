@@ -197,7 +197,7 @@ def test_a_backup_of_these_servers_comes_back(home, stream, tmp_path):
     assert stream.exists()
     before = home.ask("status")[0]
     home.call("backup", tmp_path / "backup")
-    left = [a["adapter_id"] for a in home.ask("ls", "adapters", "newsroom") if a["state"] in before["adapters"]]
+    left = [a["adapter_id"] for a in home.ask("ls", "adapters") if a["state"] in before["adapters"]]
     home.call("retire", left[0])
     assert home.ask("status")[0]["adapters"] != before["adapters"]
     assert "--replace" in home.call("restore", tmp_path / "backup", code=1).replace("\n", " ")
