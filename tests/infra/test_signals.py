@@ -13,6 +13,8 @@ import atexit, signal, subprocess, sys, time
 from flows import cli
 from infra import signals
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whom a script starts beside itself, ignores it
+
 def wait():
     child = subprocess.Popen(["sleep", "600"])
     atexit.register(lambda: (child.kill(), child.wait()))
@@ -38,9 +40,12 @@ def test_a_command_that_is_told_to_end_ends_and_leaves_no_process(tmp_path, kind
     command = [sys.executable, "-c", COMMAND, kind]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
     with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
-        child = psutil.Process(int(process.stdout.readline()))
-        process.send_signal(number)
-        code = process.wait(60)
+        try:
+            child = psutil.Process(int(process.stdout.readline()))
+            process.send_signal(number)
+            code = process.wait(60)
+        finally:
+            process.kill()
     # nobody catches what Ctrl-C raises here: Python ends itself by the same signal
     assert code == (-number if (kind, number) == ("hearing", signal.SIGINT) else 128 + number)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
