@@ -42,7 +42,7 @@ def test_a_stream_expands_reuses_and_continues_where_it_stopped(backbone, inbox)
 
 def test_a_run_that_lost_its_stream_to_another_enters_no_more(backbone, inbox, monkeypatch):
     """The other is only noted here; on PostgreSQL it is a process: tests/infra/test_production.py."""
-    stream = make_stream("cut-off", backbone, inbox)
+    stream = make_stream("lost-its-lock", backbone, inbox)
     deliver(inbox, "01", ["red", "blue"])
 
     def overtaken(*given):
@@ -54,7 +54,7 @@ def test_a_run_that_lost_its_stream_to_another_enters_no_more(backbone, inbox, m
         patched.setattr("flows.learn.register_batch", overtaken)
         with pytest.raises(OvertakenError, match=r"deciduous 7 on elsewhere has begun .* run the command again"):
             learn(stream)
-    assert queries.status("cut-off")[0]["versions"] == 0
+    assert queries.status("lost-its-lock")[0]["versions"] == 0
     assert len(learn(stream)) == 1
 
 
