@@ -70,9 +70,9 @@ def artifacts_of(stream) -> dict[str, str]:
     """Digest of every artifact: rows, statistics, references, weights, descriptors, checkpoints."""
     with database.transaction() as session:
         shards = contents.done_shards(session, stream.name)
-        names = {shard.node: shard.batch_name for shard in shards}
+        names = {shard.node: f"{shard.batch_name}-{shard.group}" for shard in shards}  # a batch has a shard a group
         names |= {a.node: a.adapter_id for a in adapters.adapters(session, stream.name)}
-        kinds = {f"statistics:{shard.shard_id}": f"statistics:{shard.batch_name}" for shard in shards}
+        kinds = {f"statistics:{shard.shard_id}": f"statistics:{names[shard.node]}" for shard in shards}
         found = ownership.objects_of(session, names)
     return {f"{names[o.owner]}/{kinds.get(o.kind, o.kind)}": o.sha256 for o in found}
 
