@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from infra.settings import settings
 from registry.errors import StateError
@@ -19,6 +19,10 @@ from registry.errors import StateError
 ALL_GROUPS = "*"
 OPEN = "open"
 """Snapshot id where no file of grants is named and none is required: whoever asks says which groups they hold."""
+
+
+Grants = Mapping[str, Mapping[str, list[str] | None] | None]
+_GRANTS: TypeAdapter[Grants] = TypeAdapter(Grants)
 
 
 def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...]:
@@ -56,7 +60,7 @@ class Entitlements:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._read_at: float | None = None
-        self._grants: Mapping[str, Any] = {}
+        self._grants: Grants = {}
         self._snapshot = OPEN
 
     def of(self, stream: str, caller: str | None, asked: Collection[str]) -> Entitlement:
@@ -86,8 +90,8 @@ class Entitlements:
     def _held(self, stream: str, caller: str) -> tuple[str, ...]:
         callers = self._grants.get(stream) or {}
         secret = _digest_of(caller)
-        named = callers.get(caller, []) if not caller.startswith("sha256:") else []  # a digest is no secret
-        return tuple(sorted({*named, *callers.get(secret, [])} - {ALL_GROUPS}))
+        named = callers.get(caller) if not caller.startswith("sha256:") else None  # a digest is no secret
+        return tuple(sorted({*(named or ()), *(callers.get(secret) or ())} - {ALL_GROUPS}))
 
     def _refresh(self, file: Path | None) -> None:
         now = self._clock()
@@ -96,11 +100,13 @@ class Entitlements:
         self._grants, self._read_at = {}, None
         try:
             data = file.read_bytes()
-            grants = yaml.safe_load(data) or {}
+            grants = _GRANTS.validate_python(yaml.safe_load(data) or {}, strict=True)
         except (OSError, yaml.YAMLError) as error:
             raise StateError(
                 f"entitlements {file} cannot be read ({type(error).__name__}); nobody is answered"
             ) from None
+        except ValidationError as error:  # a text in place of a list would grant each of its letters
+            raise StateError(f"entitlements {file}: {_oddity(error)}; nobody is answered") from None
         self._grants, self._read_at = grants, now
         self._snapshot = hashlib.sha256(data).hexdigest()[:16]
 
@@ -111,6 +117,13 @@ def _require_trust() -> None:
             "no grants are kept here, so nobody is answered: name a file of them with DECIDUOUS_ENTITLEMENTS; where a "
             "gateway decides over groups, set DECIDUOUS_REQUIRE_ENTITLEMENTS=false"
         )
+
+
+def _oddity(error: ValidationError) -> str:
+    """Where the file is not what it should be; a caller is not named, who may be a secret written in the clear."""
+    place = error.errors()[0]["loc"]
+    where = f"those of stream {place[0]!r}" if place else "streams"
+    return f"{where} are not of the form `caller: [group]`; brackets around groups, quotes around numbers, yes and no"
 
 
 def _digest_of(caller: str) -> str:

@@ -112,6 +112,24 @@ def test_when_grants_cannot_be_read_nobody_is_answered(file):
             grants.of("mail", "ann", [])
 
 
+@pytest.mark.parametrize("written", ["ann: ab", "ann: {a: 1}", "ann: [1, a]", "ann: [no]", "ann: 5", "[ann]", "7: [a]"])
+def test_a_file_that_grants_something_else_than_lists_of_groups_answers_nobody(file, written):
+    """`ann: ab` in place of `ann: [ab]` would grant the groups a and b."""
+    file.write_text(f"mail:\n  {written}\n")
+    with pytest.raises(StateError, match=r"those of stream 'mail' are not of the form .*; nobody is answered"):
+        Entitlements().of("mail", "ann", [])
+    file.write_text("- mail")
+    with pytest.raises(StateError, match=r"streams are not of the form .*; nobody is answered"):
+        Entitlements().of("mail", "ann", [])
+
+
+@pytest.mark.parametrize("written", ["mail:\n", "mail:\n  ann:\n", ""])
+def test_nothing_is_granted_by_a_name_with_nothing_behind_it(file, written):
+    file.write_text(written)
+    with pytest.raises(StateError, match="holds none of the groups"):
+        Entitlements().of("mail", "ann", [])
+
+
 def test_only_known_groups_are_permitted():
     assert permitted({"a", "b"}, ["b", "unknown"]) == ("b",)
     with pytest.raises(StateError, match=r"asked for: none; .* name one that has data \(`--as GROUP`"):
