@@ -11,6 +11,7 @@ from infra import database
 from registry import adapters, catalog, contents, decision_log, models, ownership, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Adapter, Decision, Shard
+from registry.sections import TaskType
 from registry.stream import Stream
 from tasks import links
 from tasks.evaluation import Score, total
@@ -30,9 +31,10 @@ def describe_version(
     MLflow's list of versions shows the first line alone."""
     run = links.prefect_run()
     overall = total(scores.values())
+    alone = _without_adapters(stream.task)
     measured = (
         f"Held-out accuracy **{overall.accuracy:.3f}** on {overall.rows} rows; "
-        f"the exact head alone {overall.exact_accuracy:.3f}."
+        f"the {alone} alone {overall.exact_accuracy:.3f}."
     )
     lines = [
         reason,
@@ -42,17 +44,28 @@ def describe_version(
         f"{measured if overall.rows else 'Not measured.'} Backbone `{stream.backbone}`, frozen; "
         f"deletion epoch {manifest['epoch']}.",
         "",
-        "| batch | group | rows | held-out accuracy | exact head |",
+        f"| batch | group | rows | held-out accuracy | {alone} |",
         "| --- | --- | ---: | ---: | ---: |",
         *_accuracies(shards, scores),
         "",
-        *_lineage(manifest),
+        *_lineage(manifest, alone),
         "",
         "Figures and data sets: the source run, under Artifacts and Datasets used.",
         "",
-        f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict(...)`; inputs are raw.',
+        f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict([...]{_holding(manifest)})`; inputs '
+        "are raw.",
     ]
     return "\n".join(lines)
+
+
+def _without_adapters(task: TaskType) -> str:
+    """What an adapter has to beat, and what answers where none serves. A language model has no head of its own."""
+    return "frozen backbone" if task == TaskType.LANGUAGE else "exact head"
+
+
+def _holding(manifest: Manifest) -> str:
+    """Where there are several groups, who asks has to say which they hold."""
+    return ', params={"groups": "GROUP,..."}' if len({shard["group"] for shard in manifest["shards"]}) > 1 else ""
 
 
 def _commands(cause: str) -> str:
@@ -79,10 +92,10 @@ def _measured(score: Score) -> tuple[str, str]:
     return (f"{score.accuracy:.3f}", f"{score.exact_accuracy:.3f}") if score.rows else ("", "")
 
 
-def _lineage(manifest: Manifest) -> list[str]:
+def _lineage(manifest: Manifest, alone: str) -> list[str]:
     """Which records shaped each serving adapter, by batch: what a deletion from one of them reaches."""
     if not manifest["adapters"]:
-        return ["No adapter serves: the exact head answers alone."]
+        return [f"No adapter serves: the {alone} answers alone."]
     with database.transaction() as session:
         serving = adapters.get_adapters(session, [adapter["adapter_id"] for adapter in manifest["adapters"]])
         known = contents.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})

@@ -135,6 +135,14 @@ def test_the_registered_model_completes_prompts(stream):
     assert set(answers["version"]) == {champion}
 
 
+def test_the_card_of_a_version_names_what_a_language_model_has_and_how_its_groups_are_asked(stream):
+    card = tracking.prepare_tracking().get_model_version(stream.name, "2").description
+    assert "the frozen backbone alone 0." in card
+    assert "| held-out accuracy | frozen backbone |" in card
+    assert "exact head" not in card
+    assert '.predict([...], params={"groups": "GROUP,..."})`' in card
+
+
 @pytest.mark.usefixtures("stream")
 def test_an_adapter_is_exported_for_other_servers(llama, tmp_path):
     written = export_adapter("memos-a1", tmp_path / "out")
