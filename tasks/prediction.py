@@ -110,7 +110,7 @@ def read_inputs(stream: str, uri: str, out: str | None = None) -> Rows:
     with database.transaction() as session:
         about = catalog.get_stream(session, stream)
     columns = about.columns
-    _, data = source.fetch(uri, "")
+    data = _content(uri)
     missing, told = missing_columns(data, uri, [columns.input, columns.id], settings().object_bytes)
     if columns.input in missing:
         raise SourceError(f"{uri} has no column {columns.input!r}; {what_it_has(data, uri, told)}")
@@ -124,6 +124,18 @@ def read_inputs(stream: str, uri: str, out: str | None = None) -> Rows:
             f"{uri} has {len(bad)} rows that cannot be answered, first row {number}: {fault}; remove or correct them"
         )
     return [{name: row.cells[name] for name in kept if name in row.cells} for row in raw]
+
+
+def _content(uri: str) -> bytes:
+    try:
+        return source.fetch(uri, "")[1]
+    except SourceError:  # first, for a name may hold what a pattern does
+        if not source.names_many(uri):
+            raise
+        raise SourceError(
+            f"{uri} is no object but a folder or a pattern: with `--out FOLDER` each of its objects is answered, into "
+            "a file of its own there"
+        ) from None
 
 
 @step("answer-{job.stream}")

@@ -7,7 +7,7 @@ from itertools import takewhile
 from os.path import expanduser
 from pathlib import Path
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
 from infra import storage
 from infra.settings import settings
@@ -72,6 +72,12 @@ def list_s3(source: str) -> Iterator[tuple[str, str]]:
     _say_left_out(others)
 
 
+def names_many(source: str) -> bool:
+    """Whether this is a folder or a pattern, where no object is called so itself."""
+    key = split_s3(source)[1] if source.startswith("s3://") else source
+    return not key or key.endswith("/") or bool(WILD & {*key}) or Path(source).is_dir()
+
+
 def fixed_prefix(source: str) -> str:
     """What every key of an S3 source begins with."""
     return split_s3(source)[1].split("*", 1)[0].split("?", 1)[0]
@@ -110,6 +116,8 @@ def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
         if error.response.get("Error", {}).get("Code") in {"NoSuchBucket", "AccessDenied"}:
             raise SourceError(f"bucket {bucket!r} cannot be listed: {error}; check the name and the rights") from None
         raise storage.failure(error) from error
+    except ParamValidationError:
+        raise SourceError(f"{bucket!r} is no name of a bucket; check the address") from None
     except BotoCoreError as error:
         raise storage.failure(error) from error
 
@@ -130,6 +138,8 @@ def _read_s3(uri: str) -> tuple[bytes, str]:
         if code == "AccessDenied":
             raise SourceError(f"object {uri} may not be read; check its rights") from None
         raise storage.failure(error) from error
+    except ParamValidationError:
+        raise SourceError(f"{uri} names no object of a bucket; s3://BUCKET/KEY is asked for") from None
     except BotoCoreError as error:
         raise storage.failure(error) from error
 

@@ -132,6 +132,18 @@ def test_a_bad_object_is_refused_by_itself_and_the_others_are_answered(stream, t
         assert sorted(file.name.split("-")[0] for file in out.iterdir()) == ["2", "4"]
 
 
+@pytest.mark.parametrize("several", ["{folder}", "{folder}/", "{folder}/*.jsonl", "s3://inbox", "s3://inbox/*.jsonl"])
+def test_who_asks_several_objects_for_printed_answers_is_told_of_a_folder_for_them(stream, tmp_path, several):
+    asked = several.format(folder=tmp_path).replace("s3://inbox", f"s3://{settings().inbox_bucket}")
+    with pytest.raises(SourceError, match="a folder or a pattern: with `--out FOLDER` each"):
+        prediction.read_inputs.fn(stream.name, asked)
+
+
+def test_an_object_whose_name_holds_what_a_pattern_does_is_answered(stream, tmp_path):
+    (tmp_path / "why?.jsonl").write_text('{"words": "a b"}\n')
+    assert prediction.read_inputs.fn(stream.name, str(tmp_path / "why?.jsonl")) == [{"words": "a b"}]
+
+
 def test_no_champion_points_at_the_deletion_that_may_have_withdrawn_it(stream, monkeypatch):
     monkeypatch.setattr(versions, "alias_of", lambda *_: None)
     with pytest.raises(StateError, match=r"no champion: `deciduous status .* shows a deletion that withdrew it"):

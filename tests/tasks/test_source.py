@@ -124,6 +124,15 @@ def test_a_bucket_that_is_not_there_is_named():
         source.fetch("s3://no-such-bucket/in/x.csv", "")
 
 
+@pytest.mark.usefixtures("s3")
+def test_an_address_that_s3_cannot_have_is_no_s3_that_does_not_answer():
+    with pytest.raises(SourceError, match="'no bucket' is no name of a bucket"):
+        source.list_objects("s3://no bucket/in/")
+    for address in ("s3://no bucket/in/x.csv", "s3://inbox", "s3://inbox/"):
+        with pytest.raises(SourceError, match=f"{address} names no object of a bucket"):
+            source.fetch(address, "")
+
+
 def test_a_pattern_may_stand_for_folders(tmp_path):
     for name in ("in1/b.jsonl", "in2/b.jsonl", "in2/deep/b.jsonl", "out/b.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
