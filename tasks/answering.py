@@ -106,10 +106,20 @@ class Watch:
         return pinned, lambda: load_manifest(self.stream, pinned)
 
 
-def registered_as(stream: str, manifest_sha256: str) -> int | None:
-    """The version number of a manifest; None before it is registered, as while MLflow tries an input example."""
-    with database.transaction() as session:
-        return versions.find_by_manifest(session, stream, manifest_sha256)
+def registered_as(stream: str, manifest_sha256: str) -> int:
+    """The version number of a manifest. Raises StateError where the catalog knows none: it is that of another home,
+    whose stream of this name is another."""
+    found = None
+    if database.revisions()[0] is not None:
+        with database.transaction() as session:
+            found = versions.find_by_manifest(session, stream, manifest_sha256)
+    if found is None:
+        raise StateError(
+            f"the catalog {database.engine().url.render_as_string()} knows no version of stream {stream!r} with this "
+            "manifest: set DECIDUOUS_HOME, or the variables of the servers, to where it was registered (`eval "
+            '"$(deciduous env)"` there), then load it again'
+        )
+    return found
 
 
 class Line:

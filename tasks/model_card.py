@@ -52,8 +52,8 @@ def describe_version(
         "",
         "Figures and data sets: the source run, under Artifacts and Datasets used.",
         "",
-        f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict([...]{_holding(manifest)})`; inputs '
-        "are raw.",
+        f'Load: `mlflow.pyfunc.load_model("models:/{stream.name}@champion").predict([...]{_holding(manifest)})`; '
+        "inputs are raw.",
     ]
     return "\n".join(lines)
 

@@ -4,6 +4,7 @@ The MLflow version holds the manifest alone; blobs are read from the artifact bu
 deletion has one copy of every weight to remove, not one per version.
 """
 
+import csv
 import hashlib
 import json
 from base64 import b64decode
@@ -49,7 +50,7 @@ class StreamModel(PythonModel):
         self._check_column(frame.columns[0])
         raw = [self._raw(number, item) for number, item in enumerate(frame.iloc[:, 0])]
         asked = params or {}
-        groups = [name for part in str(asked.get("groups") or "").split(",") if (name := part.strip())]
+        groups = named_groups(str(asked.get("groups") or ""))
         entitled = self.entitlements.of(self.stream, str(asked.get("caller") or "") or None, groups)
         answer = self.line.ask(raw, entitled.groups)
         found = answer.prediction
@@ -81,6 +82,13 @@ class StreamModel(PythonModel):
         if (fault := input_fault(self.task, None if missing else value)) is not None:
             raise StateError(f"row {number} cannot be answered: {fault}; remove or correct it")
         return str(value).encode()
+
+
+def named_groups(text: str) -> list[str]:
+    """Separated by commas; a name that holds one stands in double quotes, as in CSV."""
+    return [
+        name for row in csv.reader(text.splitlines(), skipinitialspace=True) for each in row if (name := each.strip())
+    ]
 
 
 def _decoded(item: object) -> object:

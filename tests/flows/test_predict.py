@@ -33,12 +33,12 @@ from registry.sections import TaskType
 from registry.versions import CHAMPION
 from tasks import blob_cache, consolidation, evaluation, prediction, prefix_cache, retirement, serving
 from tasks.alias_moves import move_alias
-from tasks.answering import Line, Watch
+from tasks.answering import Line, Watch, registered_as
 from tasks.assembly import current_manifest, load_model
 from tasks.entitlement import Entitlements
 from tasks.learning.composition import compose
 from tasks.manifests import load_manifest
-from tasks.pyfunc_model import StreamModel
+from tasks.pyfunc_model import StreamModel, named_groups
 from tasks.serving import Answerer
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
@@ -383,6 +383,23 @@ def test_the_registered_model_keeps_answers_beside_their_rows_and_refuses_what_i
             model.predict(pd.DataFrame({"words": ["a b", odd]}), params=asked)
     with pytest.raises(StateError, match=r"the first column is 'key', .* give 'words' alone"):
         model.predict(pd.DataFrame({"key": ["1"], "words": ["a b"]}), params=asked)
+
+
+def test_a_model_that_the_catalog_does_not_know_is_not_answered_for_by_its_champion(stream, tmp_path, set_variable):
+    """As in a process that another home, or none, was named to: its stream of that name is another."""
+    with pytest.raises(
+        StateError, match=r"knows no version of stream 'answers' with this manifest: set DECIDUOUS_HOME"
+    ):
+        registered_as(stream.name, "f" * 64)
+    set_variable("DATABASE_URL", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(StateError, match=r"none\.db knows no version of stream 'answers'"):
+        registered_as(stream.name, "f" * 64)
+
+
+def test_a_group_whose_name_holds_a_comma_is_asked_for_in_quotes():
+    assert named_groups(' a, "Acme, Inc.",b ,') == ["a", "Acme, Inc.", "b"]
+    assert named_groups('a,\n5" pipes\n') == ["a", '5" pipes']
+    assert named_groups("") == []
 
 
 def test_a_model_that_was_loaded_before_a_fork_answers_in_the_child(stream):
