@@ -94,10 +94,10 @@ def manifest_digest(session: Session, stream: str, version: int) -> str:
     return session.get_one(VersionRow, (stream, version)).manifest_sha256
 
 
-def find_by_manifest(session: Session, stream: str, sha256: str) -> int | None:
-    """The number of the version whose manifest has this digest."""
+def find_by_manifest(session: Session, stream: str, sha256: str) -> list[int]:
+    """The numbers of the versions whose manifest has this digest, the newest first."""
     query = select(VersionRow.version).where(VersionRow.stream == stream, VersionRow.manifest_sha256 == sha256)
-    return session.scalars(query.order_by(VersionRow.version.desc())).first()
+    return list(session.scalars(query.order_by(VersionRow.version.desc())))
 
 
 def set_state(session: Session, stream: str, version: int, state: VersionState) -> None:

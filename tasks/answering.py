@@ -107,19 +107,20 @@ class Watch:
 
 
 def registered_as(stream: str, manifest_sha256: str) -> int:
-    """The version number of a manifest. Raises StateError where the catalog knows none: it is that of another home,
-    whose stream of this name is another."""
-    found = None
+    """The version number of a manifest: of several that are one model the champion, else the newest. Raises StateError
+    where the catalog knows none: it is that of another home, whose stream of this name is another."""
+    found, champion = list[int](), None
     if database.revisions()[0] is not None:
         with database.transaction() as session:
             found = versions.find_by_manifest(session, stream, manifest_sha256)
-    if found is None:
+            champion = versions.alias_of(session, stream, CHAMPION)
+    if not found:
         raise StateError(
             f"the catalog {database.engine().url.render_as_string()} knows no version of stream {stream!r} with this "
             "manifest: set DECIDUOUS_HOME, or the variables of the servers, to where it was registered (`eval "
             '"$(deciduous env)"` there), then load it again'
         )
-    return found
+    return champion if champion in found else found[0]
 
 
 class Line:

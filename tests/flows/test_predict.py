@@ -396,6 +396,14 @@ def test_a_model_that_the_catalog_does_not_know_is_not_answered_for_by_its_champ
         registered_as(stream.name, "f" * 64)
 
 
+def test_of_versions_that_are_one_model_the_champion_is_named(stream, monkeypatch):
+    """As where a change leads back to the model before: answers say what those of `deciduous predict` do."""
+    monkeypatch.setattr(versions, "find_by_manifest", lambda *_: [3, 2])
+    for champion, named in ((1, 3), (2, 2)):
+        move_alias(stream.name, CHAMPION, champion, "a test", "to and fro")
+        assert registered_as(stream.name, "-") == named
+
+
 def test_a_group_whose_name_holds_a_comma_is_asked_for_in_quotes():
     assert named_groups(' a, "Acme, Inc.",b ,') == ["a", "Acme, Inc.", "b"]
     assert named_groups('a,\n5" pipes\n') == ["a", '5" pipes']
