@@ -47,9 +47,8 @@ def packed_model(stream: Stream, manifest: Manifest) -> Iterator[Path]:
 
 
 def _example(stream: Stream) -> Any:
-    """Of documents none: MLflow would have it completed at every registration."""
     if stream.task != TaskType.IMAGE:
-        return ["a raw text"] if stream.task == TaskType.TEXT else None
+        return ["a raw text"]
     grey = BytesIO()
     Image.new("RGB", (32, 32), "grey").save(grey, "PNG")
     return pd.DataFrame([grey.getvalue()])

@@ -133,6 +133,7 @@ def test_the_registered_model_completes_prompts(stream):
     assert list(answers.columns) == ["completion", "score", "adapter", "adapters", "version"]
     assert answers["adapter"].tolist() == ["memos-a1", "memos-a2"]
     assert set(answers["version"]) == {champion}
+    assert loaded.input_example == ["a raw text"]
 
 
 def test_the_card_of_a_version_names_what_a_language_model_has_and_how_its_groups_are_asked(stream):
