@@ -94,15 +94,15 @@ def _drop_suppressed(stream: Stream, rows: Sequence[Row]) -> None:
 
 def encode(stream: Stream, rows: Sequence[Row]) -> list[Tensor]:
     """The states of rows, computed from their input without looking at the cache."""
-    return encode_inputs(stream, [row.input for row in rows])
+    return encode_inputs(stream, [row.input for row in rows], are_new=False)
 
 
 @timing("prefix")
-def encode_inputs(stream: Stream, inputs: Sequence[bytes]) -> list[Tensor]:
-    """The states of raw inputs: UTF-8 text, or image files."""
+def encode_inputs(stream: Stream, inputs: Sequence[bytes], are_new: bool = True) -> list[Tensor]:
+    """The states of raw inputs: UTF-8 text, or image files. Raises ValueError for what a batch would not take in."""
     backbone = open_frozen(stream)
     images = stream.task == TaskType.IMAGE
-    raw: Any = [open_image(i) if images else i.decode() for i in inputs]
+    raw: Any = [open_image(i, are_new) if images else i.decode() for i in inputs]
     return [rounded(state_TD, stream.cache.dtype) for state_TD in backbone.encode(raw, cut_of(stream, backbone))]
 
 

@@ -75,8 +75,8 @@ class StreamModel(PythonModel):
             )
 
     def _raw(self, number: int, item: object) -> bytes:
-        value = _decoded(item) if self.task == TaskType.IMAGE else item
-        if isinstance(value, bytes) and value:  # what they hold shows when they are decoded
+        value = _decoded(item) if self.task == TaskType.IMAGE else _as_text(item)
+        if isinstance(value, bytes) and value:  # what an image holds shows when it is decoded
             return value
         missing = value is pd.NA or (isinstance(value, float) and isnan(value))
         if (fault := input_fault(self.task, None if missing else value)) is not None:
@@ -100,6 +100,11 @@ def _decoded(item: object) -> object:
         return b64decode(b"".join(raw.split()), validate=True)
     except ValueError:  # the image itself
         return item
+
+
+def _as_text(item: object) -> object:
+    """What is not UTF-8 becomes no valid Unicode, which is refused by its row."""
+    return item.decode(errors="surrogateescape") if isinstance(item, bytes) else item
 
 
 mlflow.models.set_model(StreamModel())

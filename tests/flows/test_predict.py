@@ -449,6 +449,15 @@ def test_an_image_is_given_as_its_bytes_or_as_base64_also_in_lines():
             model._raw(2, odd)
 
 
+def test_a_text_is_given_as_its_bytes_too_and_refused_for_what_a_text_is():
+    model = StreamModel()
+    model.task = TaskType.TEXT
+    assert model._raw(0, "é".encode()) == "é".encode()
+    for odd, fault in ((b"", "empty"), (b" ", "empty"), (b"\xff", "no valid Unicode"), (b"a" * 1_000_001, "over-long")):
+        with pytest.raises(StateError, match=f"row 2 cannot be answered: input is {fault}"):
+            model._raw(2, odd)
+
+
 def test_a_revocation_reaches_a_warm_model_within_a_minute(stream, tmp_path, set_variable):
     tracking.prepare_tracking()
     clock, grants, asked = Clock(), tmp_path / "grants.yaml", {"caller": "ann"}

@@ -3,13 +3,17 @@
 import shutil
 import sys
 from dataclasses import replace
+from io import BytesIO
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from infra import database
 from infra.settings import settings
-from registry.sections import AdapterOptions, CacheOptions
+from registry.sections import AdapterOptions, CacheOptions, TaskType
 from registry.stream import Stream
 from tasks import prefix_cache
 from tasks.backbones import open_backbone
@@ -131,3 +135,15 @@ def test_what_is_decided_about_the_states_is_said_once_with_its_reason(stream, c
     assert "hidden states are not kept, cache.policy is never" in said[0]
     assert "hidden states are kept as float32, reading is faster: 1,000 MB/s of disk against a break-even" in said[1]
     prefix_cache.purge(stream.name, [row.record for row in rows])
+
+
+def test_an_image_that_no_batch_would_take_in_is_not_answered_and_one_that_was_learned_is_read(stream, monkeypatch):
+    """Of 32 bits of grey 8 are read, which would be all white."""
+    sink = BytesIO()
+    Image.fromarray(np.full((16, 16), 30_000, np.float32)).save(sink, "TIFF")
+    images = stream.model_copy(update={"task": TaskType.IMAGE})
+    monkeypatch.setattr(prefix_cache, "open_frozen", lambda _: Mock(encode=lambda raw, _: [torch.zeros(1)] * len(raw)))
+    monkeypatch.setattr(prefix_cache, "cut_of", lambda *_: 1)
+    with pytest.raises(ValueError, match="32 bits a pixel"):
+        prefix_cache.encode_inputs(images, [sink.getvalue()])
+    assert len(prefix_cache.encode(images, [Row("r", "s", "g", "l", sink.getvalue(), None, False, 0)])) == 1
