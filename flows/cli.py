@@ -70,7 +70,7 @@ def init(file: Annotated[Path, typer.Argument(help="File to write.")] = Path("st
 @app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="Stream file.")],
-    limit: Annotated[int | None, typer.Option(help="Take in at most this many new objects.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Take in at most this many new objects.")] = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:

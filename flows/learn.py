@@ -1,7 +1,8 @@
 """Take in every new batch: measure its shift, reuse or add an adapter, register the result, move the champion."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from uuid import UUID
 
 from prefect import flow
@@ -50,17 +51,24 @@ def learn(stream: Stream, limit: int | None = None) -> list[str]:
     for batch in unfinished_batches(stream):
         if not take_in(stream, batch, finished):
             return finished
-    for uri, tag in discover(stream)[:limit]:
-        try:
-            new = read_batch(stream, uri, tag)
-        except SourceError as error:
-            refused.append(str(error))
-        else:
-            if new is not None and not take_in(stream, new, finished):
-                return finished
+    for batch in islice(new_batches(stream, refused), limit):
+        if not take_in(stream, batch, finished):
+            return finished
     if refused:
         raise SourceError(f"{len(refused)} object(s) of {stream.name!r} were refused:\n" + "\n".join(refused))
     return finished
+
+
+def new_batches(stream: Stream, refused: list[str]) -> Iterator[Batch]:
+    """Each new object as a batch. One that was taken in before or is refused is none: a limit never stops at it."""
+    for uri, tag in discover(stream):
+        try:
+            batch = read_batch(stream, uri, tag)
+        except SourceError as error:
+            refused.append(str(error))
+        else:
+            if batch is not None:
+                yield batch
 
 
 def take_in(stream: Stream, batch: Batch, finished: list[str]) -> bool:

@@ -379,7 +379,10 @@ def test_a_home_that_is_a_file_and_a_wrong_setting_are_one_line(capsys, monkeypa
     assert (code, errors.startswith("error: settings to correct: DECIDUOUS_THREADS: ")) == (1, True)
 
 
-@pytest.mark.parametrize("words", [("describe",), ("metrics", "--port", "99999"), ("metrics", "--port", "-1")])
+@pytest.mark.parametrize(
+    "words",
+    [("describe",), ("metrics", "--port", "99999"), ("metrics", "--port", "-1"), ("run", "s.yaml", "--limit", "-1")],
+)
 def test_words_that_no_verb_takes_are_refused(capsys, monkeypatch, words):
     code, _, errors = call(capsys, monkeypatch, *words)
     assert (code, "Traceback" in errors) == (2, False)

@@ -106,6 +106,19 @@ def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
     assert queries.status("twice")[0]["batches"] == 1
 
 
+def test_a_limited_run_does_not_stop_at_what_is_nothing_new(backbone, inbox):
+    stream = make_stream("passed-by", backbone, inbox)
+    deliver(inbox, "02", ["red", "blue"])
+    learn(stream)
+    (inbox / "00.jsonl").write_bytes((inbox / "02.jsonl").read_bytes())
+    (inbox / "01.jsonl").write_bytes(b"{cut")
+    deliver(inbox, "03", ["red", "blue"], first=100)
+    deliver(inbox, "04", ["red", "blue"], first=200)
+    with pytest.raises(SourceError, match=r"^1 object\(s\) .*\n.*01\.jsonl"):
+        learn(stream, limit=1)
+    assert [batch["name"] for batch in queries.listing("batches", "passed-by")] == ["02", "03"]
+
+
 def test_bad_rows_are_quarantined_with_their_reason(backbone, inbox):
     stream = make_stream("dirty", backbone, inbox)
     good = deliver(inbox, "x", ["red", "blue"])
