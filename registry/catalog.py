@@ -15,11 +15,12 @@ from registry.tables import BatchRow, DeliveryRow, QuarantineRow, ShardRow, Stre
 
 
 def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
-    """Record the stream, or refuse a change that would mix artifacts of two recipes; before the first batch there are
-    none."""
+    """Record the stream, or refuse a change that would mix artifacts of two recipes, or hide records from deletions;
+    before the first batch there are none."""
     row = session.get(StreamRow, stream.name)
     config = stream.model_dump(mode="json")
-    if row is not None and not count_batches(session, stream.name):
+    is_empty = not count_batches(session, stream.name)
+    if row is not None and is_empty:
         row.recipe_digest, row.backbone_digest = stream.recipe_digest, backbone_digest
     if row is None:
         session.add(
@@ -30,17 +31,23 @@ def save_stream(session: Session, stream: Stream, backbone_digest: str) -> None:
         session.flush()
         return
     require_backbone(session, stream, backbone_digest)
+    before = Stream.model_validate(row.config)
     if row.recipe_digest != stream.recipe_digest:
         raise StateError(
-            f"stream {stream.name!r} changed what shapes its artifacts ({_changes(row.config, config)}): they could "
-            "not be trained again; take that back in its file, or start a stream under a new name"
+            f"stream {stream.name!r} changed what shapes its artifacts ({_changes(before.shaping, stream.shaping)}): "
+            "they could not be trained again; take that back in its file, or start a stream under a new name"
+        )
+    if before.naming != stream.naming and not is_empty:
+        raise StateError(
+            f"stream {stream.name!r} changed what names its records ({_changes(before.naming, stream.naming)}): a "
+            "deletion would not find those of earlier batches; take that back in its file and deliver these columns "
+            "under their old names, or start a stream under a new name"
         )
     row.config = config
 
 
-def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What differs of the fields that shape artifacts, as a stream file names them."""
-    was, now = (Stream.model_validate(config).shaping for config in (before, after))
+def _changes(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs of the fields of a stream file."""
     return ", ".join(f"{name}: {was[name]} -> {now[name]}" for name in was if name in now and was[name] != now[name])
 
 

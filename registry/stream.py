@@ -152,6 +152,11 @@ class Stream(Section):
         return {**found, **inner, "cache.dtype": self.cache.dtype, **form}
 
     @property
+    def naming(self) -> dict[str, str]:
+        """The columns that say which record a row is, and whose."""
+        return {"columns.id": self.columns.id, "columns.subject": self.columns.subject or self.columns.id}
+
+    @property
     def recipe_digest(self) -> str:
         """Digest of everything that shapes an artifact; two streams with the same digest train the same bytes."""
         shaping = self.model_dump(

@@ -77,6 +77,21 @@ def test_a_stream_refuses_another_backbone_and_another_recipe(session):
     assert catalog.get_stream(session, "mail").schedule == "0 * * * *"
 
 
+def test_a_stream_that_has_batches_refuses_other_columns_for_whose_a_record_is(session):
+    """Else a ticket finds nobody in the earlier batches and their objects, and is certified as complete."""
+    named = STREAM.columns.model_copy(update={"subject": "who"})
+    renamed = STREAM.columns.model_copy(update={"id": "key"})
+    catalog.save_stream(session, STREAM.model_copy(update={"columns": named}), "digest")  # nothing was read yet
+    catalog.save_stream(session, STREAM, "digest")
+    add_batch(session, "a")
+    for columns, told in ((named, "columns.subject: id -> who"), (renamed, "columns.id: id -> key, columns.subject:")):
+        with pytest.raises(StateError, match=rf"\({told}.*new name"):
+            catalog.save_stream(session, STREAM.model_copy(update={"columns": columns}), "digest")
+    other = STREAM.columns.model_copy(update={"subject": "id", "input": "body", "group": "team"})
+    catalog.save_stream(session, STREAM.model_copy(update={"columns": other}), "digest")
+    assert catalog.get_stream(session, "mail").columns == other
+
+
 def test_a_mixture_is_born_once_however_often_it_grows(session):
     for name, adapter_id in (("a", "mail-a1"), ("b", "mail-a2"), ("c", "mail-a1"), ("d", "mail-a2"), ("e", "mail-a3")):
         batch = add_batch(session, name)
