@@ -103,6 +103,7 @@ def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why
 def rollback_target(stream: str, version: int | None) -> int:
     """The version named, or the champion before this one."""
     with database.transaction() as session:
+        catalog.stream_epoch(session, stream)  # raises for a stream that is none
         target = version if version is not None else versions.alias_of(session, stream, PREVIOUS)
     if target is None:
         raise StateError(f"stream {stream!r} has no previous champion to roll back to; name a version")

@@ -341,6 +341,8 @@ def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatc
         ("ls", "batches", "--stream", "nosuch"),
         ("ls", "streams", "--stream", "nosuch"),
         ("gc", "nosuch"),
+        ("rollback", "nosuch"),
+        ("rollback", "nosuch", "--to", "1"),
         ("requests", "nosuch"),
         ("ticket", "overdue", "--stream", "nosuch"),
         ("erase", "nosuch", "--subject", "ann", "--dry-run"),
