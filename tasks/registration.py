@@ -43,7 +43,7 @@ class Change:
 def register_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) -> ModelVersion:
     """The version that a batch leads to. Raises StaleEpochError when a ticket came in since the batch was read."""
     taken = [s for s, d in zip(batch.shards, decisions, strict=True) if d.kind != DecisionKind.HOLD]
-    reason = "; ".join(f"{d.kind.value} {d.adapter_id or ''}: {d.reason}" for d in decisions)
+    reason = "; ".join(f"{d.kind.value} {d.adapter_id or ''}".strip() + f": {d.reason}" for d in decisions)
     manifest = current_manifest(stream, extra_shards=taken, epoch=batch.epoch)
     return register(stream, manifest, Change(batch.node, f"{batch.name}: {reason}", tuple(decisions)))
 

@@ -234,6 +234,8 @@ def test_a_held_group_waits_by_itself_while_the_rest_of_its_batch_serves(backbon
     assert (status["held"], status["champion"]) == (["01-held"], 1)
     with database.transaction() as session:
         assert [shard.group for shard in contents.done_shards(session, "tenants")] == ["large"]
+    (version,) = queries.listing("versions", "tenants")
+    assert "hold: " in version["reason"]
     actions.rejudge("01-held")
     assert len(learn(stream.model_copy(update={"shift": stream.shift.model_copy(update={"min_rows": 10})}))) == 1
     assert [row["group"] for row in queries.listing("adapters", "tenants")] == ["large", "small"]
