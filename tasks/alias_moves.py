@@ -71,17 +71,24 @@ def _require_servable(session: Session, stream: str, version: int, manifest: Man
 
 
 def mirror_aliases(stream: str) -> None:
-    """Bring MLflow's aliases in line with the catalog's history."""
+    """Bring MLflow's aliases in line with the catalog's history, also where another process moves one meanwhile."""
     client = alias_client.open_client()
+    told = None
+    while (wanted := _wanted_aliases(stream)) != told:
+        for alias in (CHAMPION, CHALLENGER, PREVIOUS):
+            aliases.move_alias(client, stream, alias, *wanted.get(alias, (None, "")))
+        told = wanted
+
+
+def _wanted_aliases(stream: str) -> dict[str, tuple[int | None, str]]:
+    """Alias -> its version, and the note for that version's page."""
     with database.transaction() as session:
         moves = {a: versions.last_alias_event(session, stream, a) for a in (CHAMPION, CHALLENGER, PREVIOUS)}
-        wanted = {
+        return {
             alias: (move.version, f"since {move.at:%Y-%m-%d %H:%M} UTC by {move.by}: {move.reason}")
             for alias, move in moves.items()
             if move is not None
         }
-    for alias in moves:
-        aliases.move_alias(client, stream, alias, *wanted.get(alias, (None, "")))
 
 
 def withdraw_versions(session: Session, stream: str, tainted: Sequence[int], why: str) -> None:

@@ -26,7 +26,7 @@ from flows.learn import learn
 from flows.predict import predict, predict_batch
 from infra import database, storage, tracking
 from infra.settings import settings
-from registry import adapters, versions
+from registry import adapters, aliases, versions
 from registry.errors import MissingObjectError, SourceError, StateError
 from registry.records import AdapterState, VersionState
 from registry.sections import TaskType
@@ -40,7 +40,7 @@ from tasks.learning.composition import compose
 from tasks.manifests import load_manifest
 from tasks.pyfunc_model import StreamModel, named_groups
 from tasks.serving import Answerer
-from tests.flows.adversary import serve_all
+from tests.flows.adversary import champion_of, in_the_middle_of, serve_all
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -247,6 +247,15 @@ def test_a_rollback_asks_no_s3_on_a_machine_that_knew_both_champions(stream, mon
     blob_cache.retain([], blob_cache.MANIFEST)
     with pytest.raises(TypeError):
         steering.rollback(stream.name)
+
+
+def test_of_two_moves_at_once_mlflow_is_told_the_last(stream, monkeypatch):
+    """The second comes when the first has read what it is about to tell MLflow."""
+    move_alias(stream.name, CHAMPION, 1, "a test", "to begin with")
+    in_the_middle_of(monkeypatch, aliases, "move_alias", lambda: move_alias(stream.name, CHAMPION, 1, "ann", "back"))
+    move_alias(stream.name, CHAMPION, 2, "a test", "forth")
+    assert champion_of(stream) == 1
+    assert aliases.find_alias(tracking.prepare_tracking(), stream.name, CHAMPION) == 1
 
 
 @contextmanager
