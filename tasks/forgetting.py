@@ -21,7 +21,7 @@ from tasks.retries import step
 from tasks.runs import refuse_after_losses
 from tasks.saga import Detail, once
 from tasks.shards import is_refused, load_quarantine
-from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, is_shaped
+from tasks.tickets import AUTOMATIC, Targets, approve_ticket, asks_first, find_records, is_shaped, versions_shaped_by
 
 LISTED = [state for state in BatchState if state != BatchState.DISCARDED]
 """Of the batches whose refused rows are listed."""
@@ -136,7 +136,7 @@ def quarantine(stream: Stream, together: Sequence[Ticket], resolved: Detail) -> 
 
     def work() -> Detail:
         with database.transaction() as session:
-            since = versions.registered_since(session, stream.name, resolved["batches"])
+            since = versions_shaped_by(session, stream.name, resolved["shards"])
             tainted = sorted(set(since) - versions.stand_ins(session, stream.name))
             withdraw_versions(session, stream.name, tainted, f"ticket {together[0].ticket_id}")
         mirror_aliases(stream.name)

@@ -142,10 +142,15 @@ def replay(session: Session, stream: str, by: str) -> list[str]:
 def withdraw(session: Session, ticket: Ticket) -> list[int]:
     """Take every version that the ticket's records may have shaped out of service; returns them."""
     found = find_records(session, tickets.targets_of(session, ticket.ticket_id))
-    batch_ids = {shard.batch_id for shard in contents.shards(session, found)}
-    tainted = versions.registered_since(session, ticket.stream, batch_ids)
+    tainted = versions_shaped_by(session, ticket.stream, found)
     withdraw_versions(session, ticket.stream, tainted, f"ticket {ticket.ticket_id}")
     return tainted
+
+
+def versions_shaped_by(session: Session, stream: str, shard_ids: Iterable[int]) -> list[int]:
+    """All that may rest on rows of these shards. Rows that a batch refused shaped none."""
+    batch_ids = {shard.batch_id for shard in contents.shards(session, shard_ids)}
+    return versions.registered_since(session, stream, batch_ids)
 
 
 def startable(stream: str | None = None, known: Collection[str] = ()) -> list[Ticket]:
@@ -247,5 +252,5 @@ def _condemn_attempt(session: Session, ticket: Ticket, noted: Mapping[str, Detai
     for stored in found:
         if stored.kind.startswith("checkpoint:"):
             ownership.drop_object(session, stored.owner, stored.kind)
-    made = versions.registered_since(session, ticket.stream, resolved["batches"])
+    made = versions_shaped_by(session, ticket.stream, resolved["shards"])
     withdraw_versions(session, ticket.stream, made, f"ticket {ticket.ticket_id} is worked again")

@@ -7,7 +7,7 @@ from sqlalchemy import func, select
 
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog
+from registry import artifacts, catalog, versions
 from registry.records import BatchState, TicketState
 from registry.tables import SubjectRow
 from tasks import (
@@ -62,6 +62,8 @@ def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path
     assert ticket.records == 0
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
+    with database.transaction() as session:  # such rows shaped nothing, so what serves goes on serving
+        assert versions.alias_of(session, name, versions.CHAMPION) == 1
     left = storage.s3().get_object(Bucket=settings().inbox_bucket, Key=f"{name}/01.jsonl")["Body"].read()
     assert (b"only-refused" in body, b"only-refused" in left, len(left.splitlines())) == (True, False, 59)
     assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b"only-refused"], f"{name}/") == []
@@ -168,3 +170,20 @@ def test_an_object_of_suppressed_rows_alone_is_known_and_fails_no_run(backbone, 
     with database.transaction() as session:
         last = catalog.batches(session, stream.name)[-1]
     assert (last.state, last.rows, last.suppressed) == (BatchState.DISCARDED, 0, 20)
+
+
+def test_rows_that_were_kept_out_go_with_the_next_ticket_that_names_them(backbone, tmp_path):
+    """They came after the first ticket, beside rows that were learned: no record and no list knows them."""
+    stream = in_our_inbox("came-back", backbone, tmp_path, "jsonl")
+    forget(open_ticket(stream, "person-3").ticket_id)
+    put_lines(stream.name, "02", deliver(tmp_path, "02", ["red", "blue"], rows=60))
+    learn(stream)
+    assert "person-3" in {row["who"] for row in lines_of(stream.name, "02")}
+    ticket = open_ticket(stream, "person-3")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert (len(lines_of(stream.name, "02")), "person-3" in {row["who"] for row in lines_of(stream.name, "02")}) == (
+        54,
+        False,
+    )
+    assert batches.discover.fn(stream) == []  # the rest is no new batch
