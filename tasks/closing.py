@@ -41,6 +41,9 @@ SCOPES = {
     "none": "Nothing is claimed. What is left to do is named below.",
 }
 
+SHOWN = 5
+"""Objects and files that an exception names; its certificate has all."""
+
 
 @step("certify-{ticket.ticket_id}")
 def certify(stream: Stream, ticket: Ticket, together: Sequence[Ticket], details: Detail) -> Detail:
@@ -152,6 +155,9 @@ def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     left += details["purge"]["refused"]
     swept = details["sweep"]
     left += [f"the sweep found {hits} hits in {store}" for store, hits in sorted(swept["by_store"].items()) if hits]
+    if found_in := swept.get("found_in"):
+        more = f" and {len(found_in) - SHOWN} more" if len(found_in) > SHOWN else ""
+        left.append(f"take them away, with every older version, from {', '.join(found_in[:SHOWN])}{more}")
     if details["resolve"]["tickets"][ticket_id]["records"] and not any(_markers_of(ticket_id, swept).values()):
         left.append("no marker of the records was there to look for")
     left += details["unfinished"]

@@ -32,8 +32,8 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         held, of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
         searched = learned_objects(stream, resolved)[0] | other_objects(stream)
-        hits = {
-            **_sweep_bytes(markers),
+        hits, found_in = _sweep_bytes(markers)
+        hits |= {
             "records in the catalog": _count_records(targets),
             "rows of source objects": sum(count_named(stream, targets, key) for key in searched),
             "replaced blobs": len(_kept_blobs(stream, resolved)),
@@ -41,25 +41,33 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         }
         looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
         shared = {ticket_id: held[ticket_id] - looked_for[ticket_id] for ticket_id in held}
-        return {"hits": sum(hits.values()), "by_store": hits, "markers": looked_for, "shared": shared}
+        found = {"hits": sum(hits.values()), "by_store": hits, "found_in": found_in}
+        return {**found, "markers": looked_for, "shared": shared}
 
     detail = once(together, "sweep", work)
     say(f"  swept for {sum(detail['markers'].values())} markers: {detail['hits']} hits")
     return detail
 
 
-def _sweep_bytes(markers: Sequence[bytes]) -> dict[str, int]:
-    buckets = (settings().artifact_bucket, settings().inbox_bucket)
-    hits = {f"bucket {b}": len(artifacts.sweep_bytes(storage.s3(), b, markers)) for b in buckets}
+def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], list[str]]:
+    """Hits by store, and the objects and files that they lie in: no object whose own name is a hit, which would carry
+    it into the certificate, and no file of the embedded S3, whose objects are named."""
+    hits, places = dict[str, int](), set[str]()
+    for bucket in (settings().artifact_bucket, settings().inbox_bucket):
+        in_bucket = artifacts.sweep_bytes(storage.s3(), bucket, markers)
+        hits[f"bucket {bucket}"] = len(in_bucket)
+        named = {hit.key for hit in in_bucket if hit.place == "key"}
+        places |= {f"s3://{bucket}/{hit.key}" for hit in in_bucket if hit.key not in named}
     for found in disk_sweep.sweep_files(_home_entries(), markers):
-        store = f"home {found.path.relative_to(settings().home).parts[0]}"
-        hits[store] = hits.get(store, 0) + 1
+        folder = found.path.relative_to(settings().home).parts[0]
+        hits[f"home {folder}"] = hits.get(f"home {folder}", 0) + 1
+        places |= {str(found.path)} if folder != "s3" else set()
     # databases that are no file of the home, row by row; a hidden state is never in a row
     for name, engine in (("catalog", database.engine()), ("mlflow", tracking.backend_engine())):
         if engine.dialect.name != "sqlite":
             with engine.connect() as connection:
                 hits[f"database {name}"] = len(row_sweep.sweep_rows(connection, texts_of(markers)))
-    return hits
+    return hits, sorted(places)
 
 
 def _home_entries() -> list[Path]:
