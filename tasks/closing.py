@@ -210,7 +210,7 @@ def close(ticket: Ticket, certified: Detail) -> Ticket:
     completion: every step is noted by then, and none of them asks for it again."""
     left = certified["left"]
     state = TicketState.EXCEPTION if left else TicketState.COMPLETE
-    note = "; ".join([*left, f"then: deciduous ticket reopen {ticket.ticket_id}"]) if left else ""
+    note = "; ".join([*left, f"then: deciduous ticket reopen {ticket.ticket_id} --reason WHY"]) if left else ""
     if not left:  # first: nobody looks at a ticket again once it is complete
         remove_private(escrow(ticket.ticket_id))
         remove_private(held_file(ticket.ticket_id))

@@ -194,7 +194,8 @@ def test_what_lies_beside_the_source_is_named_in_the_exception(backbone, tmp_pat
     s3, bucket, key = storage.s3(), settings().inbox_bucket, "questions/1.jsonl"
     s3.put_object(Bucket=bucket, Key=key, Body=json.dumps({"words": texts["person-3"]}).encode())
     ticket = open_ticket(stream, "person-3")
-    assert f"with every older version, from s3://{bucket}/{key}; then:" in forget(ticket.ticket_id).note
+    remedy = f"older version, from s3://{bucket}/{key}; then: deciduous ticket reopen {ticket.ticket_id} --reason WHY"
+    assert remedy in forget(ticket.ticket_id).note
     artifacts.purge_keys(s3, bucket, [key])
     opening.reopen_ticket(ticket.ticket_id, "ann", "the questions were removed")
     forget(ticket.ticket_id)
