@@ -185,7 +185,7 @@ def _totals() -> object:
 def _tick() -> object:
     with database.transaction() as session:
         catalog.renew_epochs(session, STREAM)
-        return catalog.known_deliveries(session, STREAM), catalog.batches(session, STREAM, BatchState.READ)
+        return catalog.known_tags(session, STREAM), catalog.batches(session, STREAM, BatchState.READ)
 
 
 def _manifest() -> object:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import delete, func, or_, select, update
 from sqlalchemy.orm import Session, selectinload
 
 from registry import contents
@@ -97,17 +97,15 @@ def _stream_row(session: Session, name: str, lock: bool = False) -> StreamRow:
     return row
 
 
-def known_deliveries(session: Session, stream: str) -> tuple[set[str], set[str]]:
-    """(content digests, tags) of every source object that was taken in."""
-    query = select(DeliveryRow.digest, DeliveryRow.tag).where(DeliveryRow.stream == stream)
-    rows = session.execute(query).tuples().all()
-    return {digest for digest, _ in rows}, {tag for _, tag in rows}
+def known_tags(session: Session, stream: str) -> set[str]:
+    """Of every source object that was taken in, or has the content of one that was."""
+    return set(session.scalars(select(DeliveryRow.tag).where(DeliveryRow.stream == stream)))
 
 
 def batch_of(session: Session, stream: str, digest: str) -> str | None:
     """The batch that a source object of this content was taken in as."""
-    row = session.get(DeliveryRow, (stream, digest))
-    return None if row is None else row.batch_id
+    query = select(DeliveryRow.batch_id).where(DeliveryRow.stream == stream, DeliveryRow.digest == digest)
+    return session.scalars(query.limit(1)).first()
 
 
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
@@ -139,7 +137,10 @@ def next_ordinal(session: Session, stream: str) -> int:
 
 
 def add_delivery(session: Session, stream: str, delivery: Delivery, batch_id: str) -> None:
-    """Know a source object, also one that a deletion rewrote, as the batch it is."""
+    """Know a source object, also one that a deletion rewrites or that has its content, as the batch it is. An empty tag
+    stands for one that the store is yet to give."""
+    no_tag = (DeliveryRow.stream == stream, DeliveryRow.digest == delivery.digest, DeliveryRow.tag == "")
+    session.execute(delete(DeliveryRow).where(*no_tag))
     session.merge(DeliveryRow(stream=stream, digest=delivery.digest, tag=delivery.tag, batch_id=batch_id))
 
 

@@ -73,12 +73,12 @@ class BatchRow(Base):
 
 
 class DeliveryRow(Base):
-    """Digests of source objects that were taken in, before and after a deletion rewrote them."""
+    """Source objects that were taken in, before and after a deletion rewrote them, and others of the same content."""
 
     __tablename__ = "delivery"
     stream: Mapped[str] = mapped_column(ForeignKey("stream.name"), primary_key=True)
     digest: Mapped[str] = mapped_column(primary_key=True)
-    tag: Mapped[str]
+    tag: Mapped[str] = mapped_column(primary_key=True)
     batch_id: Mapped[str] = mapped_column(ForeignKey("batch.batch_id"), index=True)
 
 

@@ -50,7 +50,7 @@ def open_stream(stream: Stream) -> None:
 def discover(stream: Stream) -> list[tuple[str, str]]:
     """(uri, tag) of the source's objects that the ledger does not know, in name order."""
     with database.transaction() as session:
-        _, tags = catalog.known_deliveries(session, stream.name)
+        tags = catalog.known_tags(session, stream.name)
     found = source.list_objects(stream.source)
     new = [(uri, tag) for uri, tag in found if tag not in tags]
     say(f"{stream.name}: {len(new)} new of {len(found)} objects in {stream.source}")
@@ -106,9 +106,11 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
     uri = delivery.uri
     with database.transaction() as session:
         epoch = catalog.stream_epoch(session, stream.name)
-        digests, _ = catalog.known_deliveries(session, stream.name)
+        known = catalog.batch_of(session, stream.name, delivery.digest)
+        if known is not None:
+            catalog.add_delivery(session, stream.name, delivery, known)
         suppressed = suppression.suppressed(session, stream.name)
-    if delivery.digest in digests:
+    if known is not None:
         say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
         return None
     reading = read_rows(data, uri, stream, _seen, suppressed)

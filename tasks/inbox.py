@@ -27,19 +27,20 @@ def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
 
 
 def other_objects(stream: Stream) -> set[str]:
-    """Keys under the stream's source of which something was never taken in: objects that are new, were refused, have
-    versions before the current one, or held rows of somebody who was forgotten before they came. What was taken in and
-    is alone is in the catalog, where a ticket finds it."""
+    """Keys under the stream's source that the catalog cannot answer for: objects that are new, were refused, repeat
+    another, have versions before the current one, or held rows of somebody who was forgotten before they came. What was
+    taken in and is alone is in the catalog, where a ticket finds it."""
     if not _is_ours(stream.source):
         return set()
     with database.transaction() as session:
-        _, tags = catalog.known_deliveries(session, stream.name)
-        kept_out = {batch.uri for batch in catalog.batches(session, stream.name) if batch.suppressed}
+        tags = catalog.known_tags(session, stream.name)
+        known = catalog.batches(session, stream.name)
+    whole = {batch.uri for batch in known} - {batch.uri for batch in known if batch.suppressed}
     prefix = source.fixed_prefix(stream.source)
     listed = artifacts.list_versions(storage.s3(), settings().inbox_bucket, prefix)
     versions = Counter(version.key for version in listed if source.is_object(stream.source, version.key))
-    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags}
-    return {key for key, count in versions.items() if count > 1 or key not in settled or uri_of(key) in kept_out}
+    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags and uri in whole}
+    return {key for key, count in versions.items() if count > 1 or key not in settled}
 
 
 def count_named(stream: Stream, targets: Set[tuple[str, str]], key: str) -> int:

@@ -214,7 +214,7 @@ def _of_catalog(session: Session, causes: dict[int, str]) -> dict[str, Any]:
         ],
         "matrix": {cause: versions.accuracies(session, NAME, number) for number, cause in causes.items()},
         "suppressed": suppression.suppressed(session, NAME),
-        "deliveries": sorted(map(sorted, catalog.known_deliveries(session, NAME))),
+        "deliveries": sorted(catalog.known_tags(session, NAME)),
         "objects": [(o.owner, o.kind, o.sha256) for o in ownership.objects_of(session, owners)],
         "tickets": [(t.state, t.note, t.records) for t in worked],
         "steps": [sorted(row.step for row in tickets.steps_of(session, t.ticket_id)) for t in worked],

@@ -204,3 +204,15 @@ def test_what_lies_beside_the_source_is_named_in_the_exception(backbone, tmp_pat
     s3.put_object(Bucket=bucket, Key=f"questions/{texts['person-4']}.txt", Body=texts["person-4"].encode())
     note = forget(open_ticket(stream, "person-4").ticket_id).note
     assert ("hits in bucket" in note, texts["person-4"] in note) == (True, False)
+
+
+def test_an_object_that_repeats_another_loses_the_rows_too(backbone, tmp_path):
+    """Both are known, and the catalog knows the batch's own object alone."""
+    stream = in_our_inbox("repeated", backbone, tmp_path, "jsonl")
+    put_lines(stream.name, "02", lines_of(stream.name, "01"))
+    learn(stream)
+    assert batches.discover.fn(stream) == []
+    forget(open_ticket(stream, "person-3").ticket_id)
+    assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b'"person-3"'], f"{stream.name}/") == []
+    assert [len(lines_of(stream.name, name)) for name in ("01", "02")] == [54, 54]
+    assert batches.discover.fn(stream) == []

@@ -104,6 +104,7 @@ def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
     (inbox / "b.jsonl").write_bytes((inbox / "a.jsonl").read_bytes())
     assert learn(stream) == []
     assert queries.status("twice")[0]["batches"] == 1
+    assert batches.discover.fn(stream) == [], "nor is it read again"
 
 
 def test_a_limited_run_does_not_stop_at_what_is_nothing_new(backbone, inbox):
