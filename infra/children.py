@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
@@ -74,6 +75,25 @@ def end(child: Child, grace: float = 0.0) -> bool:
     _signal(family, signal.SIGKILL)
     psutil.wait_procs(family, timeout=10)
     return True
+
+
+def abandoned(variables: Mapping[str, str]) -> list[Child]:
+    """Processes with these variables that a process of the same program started and did not live to end: who adopts
+    them runs another one."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # it ended meanwhile, or is another user's
+            if variables.items() <= process.environ().items() and not _is_by_its_like(process):
+                found.append(known(process.pid))
+    return found
+
+
+def _is_by_its_like(process: psutil.Process) -> bool:
+    try:
+        parent = process.parent()
+        return parent is not None and parent.exe() == process.exe()
+    except psutil.AccessDenied:  # another user's
+        return False
 
 
 def _since_start(process: psutil.Process) -> float:

@@ -23,6 +23,9 @@ from infra.workers import PoolType, job_template
 PREFECT = "prefect"
 LEAST_FREE = 8 * 2**20
 """Bytes of the disk without which Prefect's own database takes nothing."""
+GRACE_SECONDS = 5.0
+OWN_SERVER = {"PREFECT__SERVER_EPHEMERAL": "1"}
+"""What Prefect sets for a server that it starts as a child."""
 
 
 def prepare_prefect() -> None:
@@ -65,10 +68,19 @@ def open_api() -> None:
         return
     if (full := _full_disk(None)) is not None:
         raise full  # its server would be started anew for ever
+    _end_abandoned()
     made = settings().home / "prefect" / f"tables-{version(PREFECT)}"
     with nullcontext() if made.exists() else locked(settings().home / "prefect.lock"):
         _greet()
     made.touch()
+
+
+def _end_abandoned() -> None:
+    """End this home's servers whose commands were killed (-9, or for memory) and could not."""
+    from infra.children import abandoned, end  # noqa: PLC0415  with an API of an organisation's there are none
+
+    for server in abandoned({**OWN_SERVER, "PREFECT_HOME": str(settings().home / "prefect")}):
+        end(server, GRACE_SECONDS)
 
 
 def _greet() -> None:

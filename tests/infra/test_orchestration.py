@@ -1,6 +1,10 @@
 """Flows that follow each other wait for no heartbeat, and leave their records."""
 
 import fcntl
+import os
+import sys
+from contextlib import ExitStack
+from subprocess import PIPE, Popen
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +14,7 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 
 from infra import orchestration, services
-from infra.children import this_process
+from infra.children import end, known, this_process
 from infra.errors import UnreachableError, UnwritableError
 from infra.settings import settings
 
@@ -54,6 +58,36 @@ def test_the_first_api_of_a_home_starts_while_no_other_does(tmp_path, monkeypatc
     for _ in range(2):
         orchestration.open_api()
     assert alone == [True, False]
+
+
+SLEEPER = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
+STARTER = f"import subprocess; print(subprocess.Popen({SLEEPER}, stdout=-3).pid, flush=True); input()"
+
+
+def test_a_server_whose_command_was_killed_is_ended_by_the_next(tmp_path, monkeypatch, set_variable):
+    set_variable("HOME", tmp_path)
+    monkeypatch.setattr(orchestration, "api_address", lambda: None)
+    monkeypatch.setattr(orchestration, "_greet", lambda: None)
+    (tmp_path / "prefect").mkdir()
+    marked = {**os.environ, **orchestration.OWN_SERVER, "PREFECT_HOME": str(tmp_path / "prefect")}
+    other = {**marked, "PREFECT_HOME": str(tmp_path / "another")}
+    with ExitStack() as stack:
+        pids = []
+        for environment in (marked, other):
+            command = [sys.executable, "-c", STARTER]
+            starter = stack.enter_context(Popen(command, stdin=PIPE, stdout=PIPE, env=environment))
+            stack.callback(starter.kill)
+            pids.append(int(starter.stdout.readline()))
+            if environment is marked:
+                left = known(pids[0])
+                orchestration.open_api()
+                assert left.is_alive(), "its command lives"
+            starter.kill()
+            starter.wait()
+        of_another = known(pids[1])
+        stack.callback(end, of_another)
+        orchestration.open_api()
+        assert (left.is_alive(), of_another.is_alive()) == (False, True)
 
 
 @pytest.mark.parametrize("address", [None, "http://127.0.0.1:4200/api"])
