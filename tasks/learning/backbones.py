@@ -234,13 +234,17 @@ def mean_tokens(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
 def load_backbone(folder: str, max_tokens: int = 64, rows: int = ROWS, device: str = "cpu") -> Backbone:
     """The encoder of a local Hugging Face folder, frozen.
 
-    Raises UnsupportedBackboneError when the architecture has no blocks with an MLP to attach to.
+    Raises UnsupportedBackboneError when the architecture has no blocks with an MLP to attach to, or lacks weights.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()  # the callers' own bar and JSON lines stay readable
     model = _load_model(folder).to(device)
     config: Any = model.config
     if hasattr(config, "image_size") and hasattr(config, "patch_size"):
+        if getattr(config, "num_channels", 3) != 3:
+            raise UnsupportedBackboneError(
+                f"{folder} takes images of {config.num_channels} channels; use one for 3, red, green and blue"
+            )
         return Backbone(model, None, read_preprocessing(Path(folder), config), rows=rows)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     vocabulary = hashlib.sha256(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode()).hexdigest()
@@ -251,12 +255,14 @@ def _load_model(folder: str) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         pooled = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta", "vit", "deit"} else {}
-        return AutoModel.from_pretrained(
+        model, found = AutoModel.from_pretrained(
             folder,
             local_files_only=True,
             use_safetensors=True,  # weights in a pickle are not opened
             dtype=torch.float32,
             attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told with those that are missing
             **pooled,
         )
     except (OSError, SafetensorError) as error:
@@ -267,3 +273,21 @@ def _load_model(folder: str) -> nn.Module:
     except ValueError as error:
         first = str(error).split(".")[0]
         raise UnsupportedBackboneError(f"{folder}: {first}; {SUPPORTED}") from error
+    absent = absent_weights(found)
+    if all(name.startswith("pooler.") for name in absent):
+        if absent:
+            model.pooler = None  # nothing is read from it, and what was made up for it differs from load to load
+        return model
+    raise incomplete(folder, absent)
+
+
+def absent_weights(found: Mapping[str, Any]) -> list[str]:
+    """Weights that a folder does not hold, or in another shape: they were made up, anew in every process."""
+    return sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])})
+
+
+def incomplete(folder: str, absent: Sequence[str]) -> UnsupportedBackboneError:
+    return UnsupportedBackboneError(
+        f"{folder}: model.safetensors lacks {len(absent)} weights that config.json asks for, or has them in another "
+        f"shape ({absent[0]}, ..); write both with save_pretrained"
+    )

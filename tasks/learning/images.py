@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from registry.errors import UnsupportedBackboneError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 MAX_PIXELS = 50_000_000
@@ -61,9 +63,14 @@ def read_preprocessing(folder: Path, config: Any) -> Preprocessing:
     size = config.image_size
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     file = folder / "preprocessor_config.json"
-    named = json.loads(file.read_text()) if file.exists() else {}
-    mean, std = named.get("image_mean", IMAGENET_MEAN), named.get("image_std", IMAGENET_STD)
-    return Preprocessing(height, width, tuple(mean), tuple(std))
+    try:
+        named = json.loads(file.read_text()) if file.exists() else {}
+        mean, std = named.get("image_mean", IMAGENET_MEAN), named.get("image_std", IMAGENET_STD)
+        return Preprocessing(height, width, tuple(mean), tuple(std))
+    except (ValueError, TypeError, AttributeError) as error:  # no JSON, no lists
+        raise UnsupportedBackboneError(
+            f"{file} cannot be read ({error}); image_mean and image_std are lists of a number per channel"
+        ) from error
 
 
 def to_pixels(image: Image.Image | np.ndarray, preprocessing: Preprocessing) -> Tensor:

@@ -1,7 +1,9 @@
 """Backbones agree with the model they drive, bit by bit and in any company."""
 
+import json
 from io import BytesIO
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 from torch.nn.functional import layer_norm
-from transformers import ConvNextConfig, ConvNextModel
+from transformers import ConvNextConfig, ConvNextModel, ViTConfig, ViTModel, XLMRobertaConfig, XLMRobertaModel
 
 from registry.errors import UnsupportedBackboneError
 from tasks.learning.backbones import Backbone, load_backbone
 from tasks.learning.features import features, late_view, signatures
 from tasks.learning.images import open_image, to_pixels
-from tests.learning.conftest import TEXT, pictures, sentences
+from tests.learning.conftest import SIZES, TEXT, pictures, sentences
 
 SUPPORTED = ("bert", "roberta", "distilbert", "vit", "deit", "dinov2")
 
@@ -106,6 +108,44 @@ def test_a_long_text_is_cut_and_an_odd_image_is_fitted(bert: Backbone, vit: Back
 def test_an_architecture_without_blocks_is_named(tmp_path: Path) -> None:
     ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedBackboneError, match="ConvNextModel"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize(("layers", "width"), [(5, 64), (4, 48)])
+def test_a_folder_without_all_of_its_weights_is_refused(
+    folders: dict[str, Path], tmp_path: Path, layers: int, width: int
+) -> None:
+    """They would be made up, other ones in every process."""
+    copytree(folders["vit"], tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps(config | {"num_hidden_layers": layers, "intermediate_size": width})
+    )
+    with pytest.raises(UnsupportedBackboneError, match=r"lacks \d+ weights .* or has them in another shape"):
+        load_backbone(str(tmp_path))
+
+
+def test_a_pooler_that_was_never_trained_does_not_name_the_backbone(folders: dict[str, Path], tmp_path: Path) -> None:
+    """A masked language model is stored without it, and it would be another one in every process."""
+    copytree(folders["roberta"], tmp_path, dirs_exist_ok=True)
+    config = XLMRobertaConfig.from_pretrained(folders["roberta"])
+    XLMRobertaModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    assert load_backbone(str(tmp_path)).digest == load_backbone(str(tmp_path)).digest
+
+
+def test_a_model_of_one_channel_is_refused(tmp_path: Path) -> None:
+    ViTModel(ViTConfig(num_channels=1, image_size=16, patch_size=8, **SIZES), add_pooling_layer=False).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(UnsupportedBackboneError, match="images of 1 channels"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("content", ['{"image_mean": 0.5}', "[]", "{"])
+def test_a_preprocessing_that_cannot_be_read_is_named(folders: dict[str, Path], tmp_path: Path, content: str) -> None:
+    copytree(folders["vit"], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "preprocessor_config.json").write_text(content)
+    with pytest.raises(UnsupportedBackboneError, match=r"preprocessor_config.json cannot be read"):
         load_backbone(str(tmp_path))
 
 

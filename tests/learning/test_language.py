@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -151,6 +152,15 @@ def test_an_adapter_folder_loads_with_peft_alone(backbone, folder, tmp_path):
 
 def test_what_is_no_language_model_is_refused(tmp_path):
     with pytest.raises(UnsupportedBackboneError, match="causal language model"):
+        load_language_backbone(str(tmp_path))
+
+
+def test_a_language_model_without_all_of_its_weights_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layers.1." not in name}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UnsupportedBackboneError, match=rf"lacks {len(weights) - len(kept)} weights .*layers\.1"):
         load_language_backbone(str(tmp_path))
 
 

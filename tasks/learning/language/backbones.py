@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from kernels.frozen_linear import freeze_linears
 from registry.errors import StateError, UnsupportedBackboneError
 from tasks.learning.attach import find_blocks, width_of
-from tasks.learning.backbones import Work
+from tasks.learning.backbones import Work, absent_weights, incomplete
 from tasks.learning.language.packing import chunk, within_documents
 
 STEP = 8
@@ -208,8 +208,14 @@ def load_language_backbone(folder: str, max_tokens: int = 64, rows: int = 4, dev
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="sdpa"
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told with those that are missing
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError) as error:
@@ -217,6 +223,9 @@ def load_language_backbone(folder: str, max_tokens: int = 64, rows: int = 4, dev
         raise UnsupportedBackboneError(
             f"{folder}: {first}; give a folder with a causal language model whose attention torch computes"
         ) from error
+    model, found = loaded
+    if absent := absent_weights(found):
+        raise incomplete(folder, absent)
     if tokenizer.eos_token_id is None:
         raise UnsupportedBackboneError(f"{folder}: its tokenizer has no end token; set eos_token in its configuration")
     # what the folder prefers (penalties, beams, forced tokens) would fill what a greedy completion leaves unsaid
