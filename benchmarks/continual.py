@@ -13,7 +13,7 @@ from benchmarks.continual_published import run_mos, run_sema
 from benchmarks.continual_stream import Meter, Run, load_stream
 from benchmarks.continual_tuned import run_joint, run_sequential
 from benchmarks.running import tell
-from registry.errors import PipelineError
+from registry.errors import PipelineError, UnsupportedBackboneError
 from tasks.learning.adapters import AdapterSpec, default_layers
 from tasks.learning.backbones import load_backbone
 from tasks.learning.metrics import continual_metrics
@@ -45,6 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
 def run_method(data: str, folder: str, method: str, seed: int) -> dict[str, object]:
     """The figures of one run; accuracies are fractions. Raises StreamFileError, UnsupportedBackboneError."""
     backbone = load_backbone(folder)
+    if backbone.modality != "image":
+        raise UnsupportedBackboneError(
+            f"{folder} encodes {backbone.modality}; a stream file holds images: name a ViT or DINOv2"
+        )
     spec = AdapterSpec(rank=16, last_layers=default_layers(backbone.num_blocks))
     cut = 0 if method == "sema" else backbone.num_blocks - spec.last_layers
     run = Run(backbone, load_stream(data), seed, Meter(backbone), cut)

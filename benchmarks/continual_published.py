@@ -5,12 +5,13 @@ from torch import Tensor
 from benchmarks.continual_stream import Run, split_rows
 from tasks.learning.adapters import AdapterSpec
 from tasks.learning.mos import Mos, answer, learn_batch, solve_mos_head
-from tasks.learning.sema import Sema, add_statistics, answer_sema, enter_suffix, learn_first, learn_next
+from tasks.learning.sema import Sema, SemaOptions, add_statistics, answer_sema, enter_suffix, learn_first, learn_next
 
 
 def run_sema(run: Run) -> None:
     """`run.cut` is 0: the first batch trains adapters in every block."""
-    sema = Sema(run.backbone)
+    watched = min(SemaOptions().watched, run.backbone.num_blocks)  # all of them, where there are fewer
+    sema = Sema(run.backbone, SemaOptions(watched=watched))
     shards: list[tuple[list[Tensor], list[str]]] = []
     tests: list[list[Tensor]] = []
     for number, batch in enumerate(run.batches):

@@ -59,7 +59,19 @@ def _read(path: str) -> dict[str, np.ndarray]:
         for name in columns:
             if data[name].shape != images.shape[:1]:
                 raise StreamFileError(f"{path}: {name} is {data[name].shape} for {len(images)} images of x_{part}")
-    return data
+            if unnamed := int((data[name] != data[name]).sum()):
+                raise StreamFileError(f"{path}: {name} is not a number in {unnamed} rows; name them, or leave them out")
+    return data | _of_one_type(data, path)
+
+
+def _of_one_type(data: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    """Classes and batches as both parts can hold them: 1 of the one part is "1", or 1.0, of the other."""
+    named = [name for name in ("y", "task") if all(f"{name}_{part}" in data for part in PARTS)]
+    try:
+        kinds = {name: np.result_type(*(data[f"{name}_{part}"] for part in PARTS)) for name in named}
+    except TypeError as error:
+        raise StreamFileError(f"{path}: the names of its two parts cannot be compared ({error})") from error
+    return {f"{name}_{part}": data[f"{name}_{part}"].astype(kinds[name]) for name in named for part in PARTS}
 
 
 def _channels_first(images: np.ndarray, what: str) -> np.ndarray:

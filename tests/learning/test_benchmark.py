@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import ViTConfig, ViTModel
 
 from benchmarks import shift
 from benchmarks.continual import METHODS, main, run_method
 from benchmarks.continual_default import SHAPING
 from benchmarks.continual_stream import load_stream, split_rows
-from registry.errors import StreamFileError
+from registry.errors import StreamFileError, UnsupportedBackboneError
+from tests.learning.conftest import SIZES
 
 UNDECIDED = ("probe", "sequential", "joint")  # they measure no shift
 
@@ -99,6 +101,14 @@ def test_classes_are_counted_in_their_order_whatever_their_names(tmp_path: Path)
     assert [len(set(batch.test_labels)) for batch in words] == [4, 2]
 
 
+@pytest.mark.parametrize("kind", [str, float, bool])
+def test_classes_are_the_same_in_both_parts_whatever_their_type(tmp_path: Path, kind: type) -> None:
+    x, y = np.zeros((4, 3, 8, 8), np.uint8), np.array([0, 0, 1, 1])
+    np.savez(tmp_path / "s.npz", x_train=x, y_train=y, x_test=x, y_test=y.astype(kind))
+    [batch] = load_stream(str(tmp_path / "s.npz"))
+    assert batch.train_labels == batch.test_labels
+
+
 GOOD = {
     f"{name}_{part}": array
     for part in ("train", "test")
@@ -119,6 +129,8 @@ GOOD = {
         ({"x_train": np.zeros((8, 3, 0, 8), np.uint8)}, "x_train is uint8"),
         ({"y_train": np.array(["a"] * 8, dtype=object)}, "cannot be read"),
         ({"y_train": None}, "has no y_train"),
+        ({"y_train": np.array([np.nan, *range(7)])}, "y_train is not a number in 1 rows"),
+        ({"y_train": np.array(["2026-01-01"] * 8, "M8[D]")}, "cannot be compared"),
     ],
 )
 def test_a_file_that_is_no_stream_is_refused(tmp_path: Path, change: dict[str, Any], told: str) -> None:
@@ -144,6 +156,20 @@ def test_the_command_ends_in_a_message(tmp_path: Path, folders: dict[str, Path])
     arguments = ["--data", str(tmp_path / "none.npz"), "--backbone", str(folders["vit"])]
     with pytest.raises(SystemExit, match=r"none.npz cannot be read"):
         main(arguments)
+
+
+def test_a_backbone_for_texts_is_refused(stream: Path, folders: dict[str, Path]) -> None:
+    with pytest.raises(UnsupportedBackboneError, match="encodes text; a stream file holds images"):
+        run_method(str(stream), str(folders["bert"]), "default", 1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_backbone_of_two_blocks_is_enough(tmp_path: Path, method: str) -> None:
+    sizes = SIZES | {"num_hidden_layers": 2}
+    np.savez(tmp_path / "s.npz", **GOOD)
+    config = ViTConfig(image_size=8, patch_size=4, intermediate_size=64, **sizes)
+    ViTModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    assert len(run_method(str(tmp_path / "s.npz"), str(tmp_path), method, 1)["matrix"]) == 2
 
 
 @pytest.mark.parametrize("method", METHODS)
