@@ -17,6 +17,9 @@ from tasks.learning.tensors import require_finite
 
 CHUNK = 16
 """Rows of every scoring product, and the multiple that slots and ranks are filled up to."""
+LEAST_STD = 1e-6
+"""Of the scores: rows that are all alike have none, and what rounding leaves of their score is no deviation. Signatures
+have a variance of one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def fit_descriptor(train_LND: Tensor, held_out_LND: Tensor, rank: int = 32) -> D
     width, rank = mean_LD.shape[1], basis_LRD.shape[1]
     spread_LR = coordinates_LNR.square().mean(1).clamp_min(1e-8)
     noise_L = (scores_LN.mean(1) * width / max(width - rank, 1)).clamp_min(1e-8)
-    return Descriptor(mean_LD, basis_LRD, scores_LN.mean(1), scores_LN.std(1).clamp_min(1e-12), spread_LR, noise_L)
+    return Descriptor(mean_LD, basis_LRD, scores_LN.mean(1), scores_LN.std(1).clamp_min(LEAST_STD), spread_LR, noise_L)
 
 
 def principal_directions(train_LND: Tensor, rank: int) -> tuple[Tensor, Tensor]:

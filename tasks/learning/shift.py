@@ -22,6 +22,8 @@ LEAST_SHARED = 16
 """With fewer rows of shared classes than this on a side, a batch that has new ones as well is judged by all."""
 LEAST_ROWS = 2
 """Rows of a side that can be compared, and that a class keeps where classes are balanced."""
+ROUNDING = 1e-9
+"""Statistics that differ by less are alike: kernels are at most one."""
 DEALS = 99
 """Ways to deal classes to two sides that are tried at most."""
 MARGIN = 1.2
@@ -169,7 +171,8 @@ def _deals(classes: Sequence[str], size: int, seed: int) -> list[tuple[str, ...]
 def _test(batch_ND: Tensor, reference_MD: Tensor, member_SP: Tensor) -> ShiftTest:
     """The first labeling against the others; ties count against the shift."""
     statistics_P = _statistics(batch_ND, reference_MD, member_SP)
-    observed, rounding = statistics_P[0], 1e-6 * statistics_P.abs().max()
+    # of rows that are all alike every statistic is zero, but for what rounding leaves of a kernel that is one
+    observed, rounding = statistics_P[0], (1e-6 * statistics_P.abs().max()).clamp_min(ROUNDING)
     at_least = int((statistics_P[1:] >= observed - rounding).sum())
     return ShiftTest(float(observed), (at_least + 1) / member_SP.shape[1])
 

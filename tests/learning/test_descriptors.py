@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch.nn.functional import layer_norm
 
-from tasks.learning.descriptors import Descriptor, fit_descriptor, principal_directions, z_scores
+from tasks.learning.composition import visiting_shares
+from tasks.learning.descriptors import Descriptor, fit_descriptor, principal_directions, side_by_side, z_scores
 from tasks.learning.tensors import NonFiniteError
 
 
@@ -47,6 +49,17 @@ def test_a_descriptor_survives_its_tensors() -> None:
     descriptor = fit_descriptor(rows(50, 1), rows(50, 2))
     again = Descriptor.from_tensors(descriptor.to_tensors())
     assert torch.equal(z_scores(again, rows(9, 3)), z_scores(descriptor, rows(9, 3)))
+
+
+@pytest.mark.parametrize("strangers", [0, 40])
+def test_a_shard_whose_rows_are_all_alike_knows_them(strangers: int) -> None:
+    """Their score has no deviation, and what rounding leaves of it is none."""
+    drawn_LND = torch.randn(2, strangers + 1, 384, generator=torch.Generator().manual_seed(0))
+    drawn_LND = layer_norm(drawn_LND, (384,))
+    alike_LND = drawn_LND[:, :1].repeat(1, 10, 1)
+    descriptor = fit_descriptor(drawn_LND[:, 1:] if strangers else alike_LND, alike_LND)
+    assert z_scores(descriptor, alike_LND).abs().max() < 1
+    assert visiting_shares(side_by_side([descriptor]), alike_LND).min() == 1
 
 
 def test_non_finite_values_are_an_error() -> None:

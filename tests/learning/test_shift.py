@@ -65,6 +65,13 @@ def test_a_single_row_tells_nothing(rows, labels) -> None:
     assert test.p_beyond_novelty == 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_are_all_alike_are_no_shift(seed: int) -> None:
+    """What rounding leaves of a statistic of zero used to be compared."""
+    row_D = torch.randn(96, generator=torch.Generator().manual_seed(seed))
+    assert compare_samples(Sample(row_D.repeat(3, 1)), Sample(row_D.repeat(300, 1)), 499, seed).p_value == 1
+
+
 def test_non_finite_rows_are_an_error() -> None:
     with pytest.raises(NonFiniteError):
         mmd_test(sample(5, 0) / 0, sample(5, 1), 9, 0)
