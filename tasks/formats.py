@@ -81,10 +81,11 @@ def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
     if _format(uri) == "parquet":
         sink = BytesIO()
         stays = pa.array([not goes for goes in gone], pa.bool_())
-        pq.write_table(pq.read_table(BytesIO(data)).filter(stays), sink)
+        pq.write_table(_without_unused(pq.ParquetFile(BytesIO(data)).read().filter(stays)), sink)
         return sink.getvalue()
     if _format(uri) == "jsonl":
-        return b"".join(line for line, goes in zip(_lines(data), gone, strict=True) if not goes)
+        lines = _lines(data.removeprefix(BOM))
+        return b"".join(line for line, goes in zip(lines, gone, strict=True) if not goes)
     lines = _as_text(data).readlines()
     rows = _csv_lines(data, uri)
     _header(rows, uri)
@@ -95,6 +96,25 @@ def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
             kept += lines[start : rows.line_num]
         start = rows.line_num
     return "".join(kept).encode("utf-8", "surrogateescape")
+
+
+def _without_unused(table: pa.Table) -> pa.Table:
+    """A column of categories holds all that it ever had, also those of no row that is left: it becomes a plain one."""
+    plain = pa.schema([field.with_type(_plain(field.type)) for field in table.schema], table.schema.metadata)
+    return table if plain.equals(table.schema) else table.cast(plain)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_plain(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        of_items = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return of_items(kind.value_field.with_type(_plain(kind.value_type)))
+    if pa.types.is_map(kind):
+        return pa.map_(kind.key_type, _plain(kind.item_type))
+    return kind
 
 
 def _unreadable(uri: str, error: Exception) -> SourceError:

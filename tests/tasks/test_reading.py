@@ -146,6 +146,30 @@ def test_a_mark_before_quoted_names_belongs_to_no_name():
     assert without_rows(data, "x.csv", [True, False]) == data.replace(b'"1","ann","hello","ham"\r\n', b"")
 
 
+def test_a_blank_line_behind_a_mark_is_no_row():
+    data = b"\xef\xbb\xbf\n" + lines(row("1"), row("2"))
+    assert without_rows(data, "x.jsonl", [True, False]) == lines(row("2"))
+
+
+@pytest.mark.parametrize("kind", ["flat", "list", "struct", "map"])
+def test_categories_of_rows_that_left_leave_parquet_too(kind):
+    """As pandas and polars write them: the list of categories holds a value that stands in no row any more."""
+    names = pa.array(["ann of the lake", "bob", "eve"]).dictionary_encode()
+    column = {
+        "flat": names,
+        "list": pa.ListArray.from_arrays([0, 1, 2, 3], names),
+        "struct": pa.StructArray.from_arrays([names], ["who"]),
+        "map": pa.MapArray.from_arrays([0, 1, 2, 3], pa.array(["who"] * 3), names),
+    }[kind]
+    # two columns of one name that nobody asks for
+    sink = BytesIO()
+    pq.write_table(pa.table([["1", "2", "3"], column, column], ["id", "x", "x"]), sink)
+    left = without_rows(sink.getvalue(), "x.parquet", [True, False, False])
+    assert (b"ann of the lake" in sink.getvalue(), b"ann of the lake" in left) == (True, False)
+    found = pq.ParquetFile(BytesIO(left)).read()
+    assert (found.num_rows, found[1].to_pylist()) == (2, column.to_pylist()[1:])
+
+
 def test_a_csv_without_a_header_is_not_repeated_in_the_error():
     with pytest.raises(SourceError) as caught:
         read_bytes(b"17,ann@example.org,my secret,ham\n", "x.csv")
