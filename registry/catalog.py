@@ -1,6 +1,7 @@
 """Streams and their batches. Every function takes the caller's session; none commits."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -108,6 +109,12 @@ def batch_of(session: Session, stream: str, digest: str) -> str | None:
     return session.scalars(query.limit(1)).first()
 
 
+def taken_in_as(session: Session, digest: str) -> dict[str, str]:
+    """Stream -> the batch that a source object of this content was taken in as: several streams may read one object."""
+    query = select(DeliveryRow.stream, DeliveryRow.batch_id).where(DeliveryRow.digest == digest)
+    return dict(session.execute(query).tuples().all())
+
+
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
     """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
     row = BatchRow(
@@ -142,6 +149,18 @@ def add_delivery(session: Session, stream: str, delivery: Delivery, batch_id: st
     no_tag = (DeliveryRow.stream == stream, DeliveryRow.digest == delivery.digest, DeliveryRow.tag == "")
     session.execute(delete(DeliveryRow).where(*no_tag))
     session.merge(DeliveryRow(stream=stream, digest=delivery.digest, tag=delivery.tag, batch_id=batch_id))
+
+
+def forget_tag(session: Session, stream: str, delivery: Delivery, batch_id: str) -> None:
+    """The content stays known, the object that has it does not: a deletion puts another in its place."""
+    session.execute(delete(DeliveryRow).where(DeliveryRow.stream == stream, DeliveryRow.tag == delivery.tag))
+    add_delivery(session, stream, replace(delivery, tag=""), batch_id)
+
+
+def add_kept_out(session: Session, batch_id: str, rows: int) -> None:
+    """Rows of suppressed targets that came with a batch's content once more."""
+    more = update(BatchRow).where(BatchRow.batch_id == batch_id)
+    session.execute(more.values(suppressed=BatchRow.suppressed + rows))
 
 
 def get_batch(session: Session, batch_id: str) -> Batch:

@@ -21,7 +21,7 @@ from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.policies.expansion import lacks_rows
 from tasks.prefix_cache import encode_missing
-from tasks.reading import Reading, read_rows
+from tasks.reading import Reading, named_rows, read_rows
 from tasks.retries import step
 from tasks.rows import Row, count_rows
 from tasks.runs import refuse_after_losses
@@ -107,10 +107,12 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
     with database.transaction() as session:
         epoch = catalog.stream_epoch(session, stream.name)
         known = catalog.batch_of(session, stream.name, delivery.digest)
-        if known is not None:
-            catalog.add_delivery(session, stream.name, delivery, known)
         suppressed = suppression.suppressed(session, stream.name)
     if known is not None:
+        kept_out = sum(named_rows(data, uri, stream, suppressed))
+        with database.transaction() as session:
+            catalog.add_delivery(session, stream.name, delivery, known)
+            catalog.add_kept_out(session, known, kept_out)
         say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
         return None
     reading = read_rows(data, uri, stream, _seen, suppressed)

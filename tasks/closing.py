@@ -158,6 +158,8 @@ def what_is_left(ticket_id: str, details: Detail) -> list[str]:
     if found_in := swept.get("found_in"):
         more = f" and {len(found_in) - SHOWN} more" if len(found_in) > SHOWN else ""
         left.append(f"take them away, with every older version, from {', '.join(found_in[:SHOWN])}{more}")
+    if streams := swept.get("also_learned_by"):
+        left.append(f"the same was learned by {', '.join(streams)}: erase there first whose it is (deciduous erase)")
     if details["resolve"]["tickets"][ticket_id]["records"] and not any(_markers_of(ticket_id, swept).values()):
         left.append("no marker of the records was there to look for")
     left += details["unfinished"]

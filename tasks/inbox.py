@@ -27,20 +27,23 @@ def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
 
 
 def other_objects(stream: Stream) -> set[str]:
-    """Keys under the stream's source that the catalog cannot answer for: objects that are new, were refused, repeat
-    another, have versions before the current one, or held rows of somebody who was forgotten before they came. What was
-    taken in and is alone is in the catalog, where a ticket finds it."""
-    if not _is_ours(stream.source):
-        return set()
+    """Keys that the catalog cannot answer for: objects under the stream's source that are new, were refused, or have
+    versions before the current one; and of those that it took in, also from where it read before, what repeats another
+    or held rows of somebody who was forgotten before they came. What was taken in and is alone is in the catalog, where
+    a ticket finds it."""
     with database.transaction() as session:
         tags = catalog.known_tags(session, stream.name)
         known = catalog.batches(session, stream.name)
     whole = {batch.uri for batch in known} - {batch.uri for batch in known if batch.suppressed}
+    taken_in = {uri for tag in tags if _is_ours(uri := tag.rpartition("#")[0])}
+    untold = {source.split_s3(uri)[1] for uri in taken_in - whole}
+    if not _is_ours(stream.source):
+        return untold
     prefix = source.fixed_prefix(stream.source)
     listed = artifacts.list_versions(storage.s3(), settings().inbox_bucket, prefix)
     versions = Counter(version.key for version in listed if source.is_object(stream.source, version.key))
-    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags and uri in whole}
-    return {key for key, count in versions.items() if count > 1 or key not in settled}
+    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags}
+    return untold | {key for key, count in versions.items() if count > 1 or key not in settled}
 
 
 def count_named(stream: Stream, targets: Set[tuple[str, str]], key: str) -> int:

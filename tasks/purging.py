@@ -172,12 +172,11 @@ def _rewrite_current(
         _purge(key, before)
     elif any(named):
         data = without_rows(data, uri, named)
-        if batch_id is not None:
-            # known before it lies there: a crash in between must not make the rest of the batch a new batch
-            _know(stream, batch_id, uri, data, "")
+        # known before it lies there: a crash in between must not make the rest of the batch a new batch
+        _know(delivery, data, "")
         tag = source.replace_object(delivery, data)
-    if batch_id is not None and tag is not None:
-        _know(stream, batch_id, uri, data, tag)
+    if tag is not None:
+        _know(delivery, data, tag)
     return tag is not None
 
 
@@ -201,10 +200,15 @@ def _purge(key: str, versions: Sequence[artifacts.ObjectVersion]) -> None:
             artifacts.delete_versions(storage.s3(), settings().inbox_bucket, [version])
 
 
-def _know(stream: Stream, batch_id: str, uri: str, data: bytes, tag: str) -> None:
-    delivery = Delivery(uri, sha256(data).hexdigest(), len(data), tag)
+def _know(read: Delivery, data: bytes, tag: str) -> None:
+    """Know what an object holds now as the batch that it was, in every stream that took it in. What it held is no more
+    there: where that is delivered again, it is looked at again."""
+    written = Delivery(read.uri, sha256(data).hexdigest(), len(data), tag)
     with database.transaction() as session:
-        catalog.add_delivery(session, stream.name, delivery, batch_id)
+        for stream, batch_id in catalog.taken_in_as(session, read.digest).items():
+            if written.digest != read.digest:
+                catalog.forget_tag(session, stream, read, batch_id)
+            catalog.add_delivery(session, stream, written, batch_id)
 
 
 def _compact() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from infra import database, disk_sweep, storage, tracking
 from infra.settings import settings
-from registry import artifacts, contents, models, ownership, row_sweep, versions
+from registry import artifacts, catalog, contents, models, ownership, row_sweep, versions
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
@@ -32,7 +32,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         held, of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
         searched = learned_objects(stream, resolved)[0] | other_objects(stream)
-        hits, found_in = _sweep_bytes(markers)
+        hits, places = _sweep_bytes(markers)
         hits |= {
             "records in the catalog": _count_records(targets),
             "rows of source objects": sum(count_named(stream, targets, key) for key in searched),
@@ -41,7 +41,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         }
         looked_for = {ticket_id: len(found) for ticket_id, found in of_ticket.items()}
         shared = {ticket_id: held[ticket_id] - looked_for[ticket_id] for ticket_id in held}
-        found = {"hits": sum(hits.values()), "by_store": hits, "found_in": found_in}
+        found = {"hits": sum(hits.values()), "by_store": hits, **_by_owner(stream, places)}
         return {**found, "markers": looked_for, "shared": shared}
 
     detail = once(together, "sweep", work)
@@ -49,7 +49,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
     return detail
 
 
-def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], list[str]]:
+def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], set[str]]:
     """Hits by store, and the objects and files that they lie in: no object whose own name is a hit, which would carry
     it into the certificate, and no file of the embedded S3, whose objects are named."""
     hits, places = dict[str, int](), set[str]()
@@ -59,15 +59,32 @@ def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], list[str]]:
         named = {hit.key for hit in in_bucket if hit.place == "key"}
         places |= {f"s3://{bucket}/{hit.key}" for hit in in_bucket if hit.key not in named}
     for found in disk_sweep.sweep_files(_home_entries(), markers):
-        folder = found.path.relative_to(settings().home).parts[0]
+        folder, *below = found.path.relative_to(settings().home).parts
         hits[f"home {folder}"] = hits.get(f"home {folder}", 0) + 1
-        places |= {str(found.path)} if folder != "s3" else set()
+        # a cached state is named by its record
+        shown = found.path if folder != "cache" else settings().home.joinpath(folder, *below[:1])
+        places |= {str(shown)} if folder != "s3" else set()
     # databases that are no file of the home, row by row; a hidden state is never in a row
     for name, engine in (("catalog", database.engine()), ("mlflow", tracking.backend_engine())):
         if engine.dialect.name != "sqlite":
             with engine.connect() as connection:
                 hits[f"database {name}"] = len(row_sweep.sweep_rows(connection, texts_of(markers)))
-    return hits, sorted(places)
+    return hits, places
+
+
+def _by_owner(stream: Stream, places: Set[str]) -> Detail:
+    """What a person takes away, and the other streams that learned the same: what lies there is theirs to erase."""
+    with database.transaction() as session:
+        others = [name for name in catalog.stream_names(session) if name != stream.name]
+    bucket, cache = settings().artifact_bucket, settings().home / "cache"
+    theirs = {
+        name: {p for p in places if p == str(cache / name) or p.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")}
+        for name in others
+    }
+    return {
+        "found_in": sorted(places - set().union(*theirs.values())),
+        "also_learned_by": sorted(name for name, held in theirs.items() if held),
+    }
 
 
 def _home_entries() -> list[Path]:

@@ -1,7 +1,9 @@
 """What a deletion does to source objects: learned, refused, replaced, gone, or never taken in."""
 
+import io
 import json
 
+import pyarrow.parquet as pq
 import pytest
 from sqlalchemy import func, select
 
@@ -216,3 +218,67 @@ def test_an_object_that_repeats_another_loses_the_rows_too(backbone, tmp_path):
     assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b'"person-3"'], f"{stream.name}/") == []
     assert [len(lines_of(stream.name, name)) for name in ("01", "02")] == [54, 54]
     assert batches.discover.fn(stream) == []
+
+
+def test_what_a_stream_took_in_before_its_source_moved_is_looked_through(backbone, tmp_path):
+    """Compressed, so that no search for bytes sees into it: a copy of what was learned, and rows that were kept out."""
+    stream = in_our_inbox("moved", backbone, tmp_path)
+    s3, bucket = storage.s3(), settings().inbox_bucket
+    s3.copy_object(Bucket=bucket, Key="moved/02.parquet", CopySource={"Bucket": bucket, "Key": "moved/01.parquet"})
+    learn(stream)
+    forget(open_ticket(stream, "person-4").ticket_id)
+    rows = deliver(tmp_path, "03", ["red", "blue"], rows=60)
+    put_in_inbox(stream.name, "03", [row for row in rows if row["who"] != "person-3"])
+    learn(stream)
+    stream = stream.model_copy(update={"source": f"s3://{bucket}/moved-on/*.parquet"})
+    put_in_inbox("moved-on", "04", deliver(tmp_path, "04", ["red", "blue"], rows=60))
+    learn(stream)
+    for subject in ("person-3", "person-4"):
+        ticket = open_ticket(stream, subject)
+        forget(ticket.ticket_id)
+        assert_complete(ticket.ticket_id)
+    assert [whose(f"{folder}/") & {"person-3", "person-4"} for folder in ("moved", "moved-on")] == [set(), set()]
+
+
+def whose(prefix: str) -> set[str]:
+    """Subjects of rows in any version of an object below the prefix."""
+    s3, bucket = storage.s3(), settings().inbox_bucket
+    found = set[str]()
+    for version in artifacts.list_versions(s3, bucket, prefix):
+        data = s3.get_object(Bucket=bucket, Key=version.key, VersionId=version.version_id)["Body"].read()
+        found |= set(pq.read_table(io.BytesIO(data))["who"].to_pylist())
+    return found
+
+
+def test_what_a_deletion_took_out_is_found_again_where_its_object_comes_back(backbone, tmp_path):
+    """The same bytes under the same key: known, nothing new to learn, and yet no more what the catalog has of it."""
+    stream = in_our_inbox("came-back-whole", backbone, tmp_path)
+    s3, where = storage.s3(), {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
+    whole = s3.get_object(**where)["Body"].read()
+    forget(open_ticket(stream, "person-3").ticket_id)
+    s3.put_object(**where, Body=whole)
+    learn(stream)
+    assert batches.discover.fn(stream) == []
+    with database.transaction() as session:
+        assert [(batch.rows, batch.suppressed) for batch in catalog.batches(session, stream.name)] == [(60, 6)]
+    for subject in ("person-4", "person-3"):  # the first one leaves a single version of the object
+        forget(open_ticket(stream, subject).ticket_id)
+    assert not whose(f"{stream.name}/") & {"person-3", "person-4"}
+
+
+def test_two_streams_that_read_one_object_are_erased_one_after_the_other(backbone, tmp_path):
+    """The second one does not take what the first one rewrote for a new batch, and the first one's exception names no
+    record of the second: else it could never become complete."""
+    stream = in_our_inbox("read-twice", backbone, tmp_path)
+    other = make_stream("read-twice-too", backbone, tmp_path, source=stream.source)
+    learn(other)
+    first = open_ticket(stream, "person-3")
+    assert f"the same was learned by {other.name}: erase there first" in forget(first.ticket_id).note
+    assert certificate_of(first.ticket_id)["sweep"]["found_in"] == []
+    assert batches.discover.fn(other) == []
+    second = open_ticket(other, "person-3")
+    forget(second.ticket_id)
+    assert_complete(second.ticket_id)
+    opening.reopen_ticket(first.ticket_id, "ann", "it was erased there too")
+    forget(first.ticket_id)
+    assert_complete(first.ticket_id)
