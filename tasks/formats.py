@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -42,6 +43,22 @@ def raw_rows(data: bytes, uri: str, columns: Sequence[str], limit: int) -> Itera
     if _format(uri) == "parquet":
         return _parquet_rows(data, uri, columns, limit)
     return _jsonl_rows(data, uri, columns) if _format(uri) == "jsonl" else _csv_rows(data, uri)
+
+
+def unpacked(data: bytes, uri: str, limit: int) -> Iterator[bytes]:
+    """The texts of an object, some rows at a time: nothing in them is compressed or escaped. Raises SourceError."""
+    names = _open_parquet(data, uri, limit).schema_arrow.names if _format(uri) == "parquet" else []
+    rows = raw_rows(data, uri, names, limit)
+    while some := list(islice(rows, CHUNK)):
+        yield b"\0".join(text for row in some for text in _texts(row.cells))
+
+
+def _texts(value: object) -> Iterator[bytes]:
+    if isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
+    elif isinstance(value, str | bytes):
+        yield value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
 
 
 def missing_columns(data: bytes, uri: str, wanted: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
@@ -84,8 +101,8 @@ def without_rows(data: bytes, uri: str, gone: Sequence[bool]) -> bytes:
         pq.write_table(_without_unused(pq.ParquetFile(BytesIO(data)).read().filter(stays)), sink)
         return sink.getvalue()
     if _format(uri) == "jsonl":
-        lines = _lines(data.removeprefix(BOM))
-        return b"".join(line for line, goes in zip(lines, gone, strict=True) if not goes)
+        marked = zip(_lines(data.removeprefix(BOM)), gone, strict=True)
+        return b"".join(line for line, goes in marked if not goes)
     lines = _as_text(data).readlines()
     rows = _csv_lines(data, uri)
     _header(rows, uri)

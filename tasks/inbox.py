@@ -1,7 +1,8 @@
 """The objects of our own inbox bucket that a deletion looks through, and the rows that its targets name in them."""
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Sequence, Set
+from contextlib import suppress
 from hashlib import sha256
 
 from infra import database, storage
@@ -11,6 +12,7 @@ from registry.errors import SourceError
 from registry.records import BatchState
 from registry.stream import Stream
 from tasks import source
+from tasks.formats import unpacked
 from tasks.reading import check_columns, named_rows
 from tasks.saga import Detail
 
@@ -62,6 +64,23 @@ def named_in(
         check_columns(data, uri, stream, "id", "subject")
     kinds = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
     return named_rows(data, uri, stream, kinds, or_unreadable)
+
+
+def unpacked_hits(markers: Sequence[bytes]) -> set[str]:
+    """Keys of objects that no stream reads, which hold a marker: compressed, or escaped as JSON and CSV do, so that no
+    search for bytes finds it. What a stream reads is asked for by name."""
+    s3, bucket, found = storage.s3(), settings().inbox_bucket, set[str]()
+    with database.transaction() as session:
+        sources = [catalog.get_stream(session, name).source for name in catalog.stream_names(session)]
+    read = [named for named in sources if _is_ours(named)]
+    for version in artifacts.list_versions(s3, bucket) if markers else ():
+        key, fits = version.key, 0 < version.size <= settings().object_bytes
+        if fits and source.is_object(f"s3://{bucket}/", key) and not any(source.is_object(each, key) for each in read):
+            data = s3.get_object(Bucket=bucket, Key=key, VersionId=version.version_id)["Body"].read()
+            with suppress(SourceError):  # its bytes were searched as they are
+                if any(m in text for text in unpacked(data, key, settings().object_bytes) for m in markers):
+                    found.add(key)
+    return found
 
 
 def uri_of(key: str) -> str:

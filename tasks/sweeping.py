@@ -13,7 +13,7 @@ from registry import artifacts, catalog, contents, models, ownership, row_sweep,
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
-from tasks.inbox import count_named, learned_objects, other_objects
+from tasks.inbox import count_named, learned_objects, other_objects, unpacked_hits, uri_of
 from tasks.markers import Marked, attributable, load_marked, texts_of
 from tasks.narration import say
 from tasks.purging import targets_of
@@ -58,6 +58,10 @@ def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], set[str]]:
         hits[f"bucket {bucket}"] = len(in_bucket)
         named = {hit.key for hit in in_bucket if hit.place == "key"}
         places |= {f"s3://{bucket}/{hit.key}" for hit in in_bucket if hit.key not in named}
+        if bucket == settings().inbox_bucket:
+            packed = unpacked_hits(markers) - {hit.key for hit in in_bucket}
+            hits[f"bucket {bucket}"] += len(packed)
+            places |= {uri_of(key) for key in packed}
     for found in disk_sweep.sweep_files(_home_entries(), markers):
         folder, *below = found.path.relative_to(settings().home).parts
         hits[f"home {folder}"] = hits.get(f"home {folder}", 0) + 1
@@ -78,7 +82,9 @@ def _by_owner(stream: Stream, places: Set[str]) -> Detail:
         others = [name for name in catalog.stream_names(session) if name != stream.name]
     bucket, cache = settings().artifact_bucket, settings().home / "cache"
     theirs = {
-        name: {p for p in places if p == str(cache / name) or p.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")}
+        name: {
+            p for p in places if p == str(cache / name) or p.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")
+        }
         for name in others
     }
     return {

@@ -23,6 +23,7 @@ from tests.flows.adversary import (
     forget,
     in_the_middle_of,
     learn,
+    of_inbox,
     open_ticket,
     put_in_inbox,
 )
@@ -206,6 +207,25 @@ def test_what_lies_beside_the_source_is_named_in_the_exception(backbone, tmp_pat
     s3.put_object(Bucket=bucket, Key=f"questions/{texts['person-4']}.txt", Body=texts["person-4"].encode())
     note = forget(open_ticket(stream, "person-4").ticket_id).note
     assert ("hits in bucket" in note, texts["person-4"] in note) == (True, False)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_a_copy_that_no_stream_reads_is_found_though_it_is_compressed_or_escaped(backbone, tmp_path, ending):
+    name = f"copied-{ending}"
+    stream = make_stream(name, backbone, tmp_path, source=of_inbox(name))
+    delivered = deliver(tmp_path, "01", ["red", "blue"], rows=60)
+    rows = [{**row, "words": f"{row['words'][:36]}\u00e9{row['words'][36:]}"} for row in delivered]
+    put_in_inbox(name, "01", rows)
+    learn(stream)
+    s3, bucket, key = storage.s3(), settings().inbox_bucket, f"archive/{name}.{ending}"
+    body = s3.get_object(Bucket=bucket, Key=f"{name}/01.parquet")["Body"].read()
+    s3.put_object(Bucket=bucket, Key=key, Body=body if ending == "parquet" else json.dumps({"had": rows}).encode())
+    ticket = open_ticket(stream, "person-3")
+    assert f"from s3://{bucket}/{key}; then" in forget(ticket.ticket_id).note
+    artifacts.purge_keys(s3, bucket, [key])
+    opening.reopen_ticket(ticket.ticket_id, "ann", "the copy was removed")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
 
 
 def test_an_object_that_repeats_another_loses_the_rows_too(backbone, tmp_path):
