@@ -31,6 +31,12 @@ EXACT = (
     "records were present and are kept. The claim holds for requests that do not adapt to earlier answers of the model."
 )
 
+NOTHING_FOUND = (
+    "The ticket names no record that was in the catalog: there was nothing to rebuild, and no text to search for. Rows "
+    "that it names were removed from those objects of our inbox that may hold some; what is delivered with its names "
+    "from now on is dropped."
+)
+
 SCOPES = {
     "E0": EXACT.format(how="byte for byte"),
     "E1": EXACT.format(how="as closely as two such trainings are to each other: this device gives no bytes twice"),
@@ -108,6 +114,7 @@ def _content(
     resolved, ticket_id = details["resolve"], ticket.ticket_id
     left, exact = what_is_left(ticket_id, details), all(c["equal"] for c in details["compare"]["compared"].values())
     level = guarantee(exact, len(left), len(details["rebuild"].get("suppressed", {})), served_clean)
+    records = resolved["tickets"][ticket_id]["records"]
     return {
         "format": "deciduous-deletion-certificate/3",
         "ticket": ticket_id,
@@ -122,8 +129,8 @@ def _content(
         "log_digest": ticket_log.check(session)[1],
         "guarantee": level,
         "left": left,
-        "scope": SCOPES[level],
-        "records": resolved["tickets"][ticket_id]["records"],
+        "scope": SCOPES[level] if records or left else NOTHING_FOUND,
+        "records": records,
         "suppression_epoch": tickets.ticket_epoch(session, ticket_id),
         "targets": [keyed for _, keyed in tickets.targets_of(session, ticket_id)],
         "worked_together": len(together),

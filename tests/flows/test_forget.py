@@ -120,6 +120,9 @@ def test_a_ticket_for_nobody_changes_nothing(learned):
     before = current_manifest(learned)
     closed = forget(open_ticket(learned, "nobody").ticket_id)
     assert (closed.state, closed.records) == (TicketState.COMPLETE, 0)
+    assert adversary.certificate_of(closed.ticket_id)["scope"].startswith(
+        "The ticket names no record that was in the catalog"
+    )
     after = current_manifest(learned)
     assert {**after, "epoch": 0} == {**before, "epoch": 0}
 
