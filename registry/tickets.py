@@ -184,7 +184,8 @@ def set_ticket_state(
     """Move a ticket and enter it in the log. Raises StateError for a move that cannot be."""
     row = _row(session, ticket_id, lock=True)
     if state not in _MOVES[TicketState(row.state)]:
-        raise StateError(f"ticket {ticket_id!r} is {row.state} and cannot become {state}")
+        told = f"is {row.state} and cannot become {state}" if row.state != state else f"is {state} already"
+        raise StateError(f"ticket {ticket_id!r} {told}")
     row.state, row.note = state, note
     row.closed_at = now() if state in CLOSED else None
     ticket_log.append(session, ticket_id, state, by, note, at)

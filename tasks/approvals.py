@@ -90,7 +90,6 @@ def record_answer(request_id: str, approved: bool, approver: str, note: str) -> 
     """Raises StateError without a name, or where the other answer was given before."""
     with database.transaction() as session:
         request = approvals.answer(session, request_id, approved, approver, note)
-    say(f"{request_id} {'approved' if approved else 'refused'} by {request.approver}")
     if not approved:
         announce(GATE_REFUSED, request.stream, "gate", request_id, gate=request.gate, what=request.what, reason=note)
     return request

@@ -48,8 +48,11 @@ def verify(certificate: bytes, trusted_key: str | None = None) -> Certificate:
         signature = b64decode(body.pop("signature"), validate=True)
         trusted = given or _public_keys(body["public_key"])
         signed, whole = canonical_json(body), canonical_json({**body, "signature": b64encode(signature).decode()})
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UnsupportedAlgorithm) as error:
-        raise CertificateError(f"this is no certificate: {error!r}") from None
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError, UnsupportedAlgorithm):
+        raise CertificateError(
+            "this is no certificate: it is not JSON with a signature and a public key; give the .json file that "
+            "`deciduous erase` names as `certificate`, unchanged"
+        ) from None
     if whole != certificate:
         raise CertificateError("the file is not the canonical bytes that were signed: something in it was changed")
     if not any(_signed(key, signature, signed) for key in trusted):

@@ -67,6 +67,8 @@ def test_a_ticket_takes_effect_when_it_is_approved(session):
     open_ticket(session, targets=[("subject", "aa"), ("record", "bb"), ("subject", "aa")])
     assert suppression.suppressed(session, "mail") == {"subject": set(), "record": set()}
     tickets.verify_identity(session, "t-1", "ann")
+    with pytest.raises(StateError, match="'t-1' is verified already"):
+        tickets.verify_identity(session, "t-1", "bo")
     tickets.approve(session, "t-1", "bo")
     assert suppression.suppressed(session, "mail") == {"subject": {"aa"}, "record": {"bb"}}
     assert tickets.ticket_epoch(session, "t-1") == catalog.stream_epoch(session, "mail") == 1

@@ -65,6 +65,13 @@ def test_what_no_certificate_can_hold_is_one_error(change):
         verify(SIGNED.replace(*change))
 
 
+@pytest.mark.parametrize("file", [b"", b"{}", b"[]", b"\xff", b'{"signature": 1}', b'{"signature": ""}'])
+def test_another_file_is_told_to_be_none_in_words_for_people(file):
+    with pytest.raises(CertificateError, match="this is no certificate: it is not JSON with a signature") as caught:
+        verify(file)
+    assert "Error" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "content", [{}, {"ticket": "t-1"}, {"ticket": "t-1", "previous_certificate": []}], ids=["empty", "cut", "a list"]
 )
