@@ -115,6 +115,16 @@ def taken_in_as(session: Session, digest: str) -> dict[str, str]:
     return dict(session.execute(query).tuples().all())
 
 
+def uris_of(session: Session, batch_ids: Iterable[str]) -> set[str]:
+    """Of the source objects that these batches were taken in as, and of others with the same content."""
+    found = set[str]()
+    for chunk in in_chunks(sorted(batch_ids)):
+        query = select(BatchRow.uri).where(BatchRow.batch_id.in_(chunk))
+        tags = session.scalars(select(DeliveryRow.tag).where(DeliveryRow.batch_id.in_(chunk), DeliveryRow.tag != ""))
+        found |= {*session.scalars(query), *(tag.rpartition("#")[0] for tag in tags)}
+    return found
+
+
 def add_batch(session: Session, batch: Batch, delivery: Delivery, quarantined: dict[str, int]) -> Batch:
     """Enter a batch with its shards in the ledger; returns it with the shard ids and the ordinal it was given."""
     row = BatchRow(

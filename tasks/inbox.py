@@ -18,14 +18,13 @@ from tasks.saga import Detail
 
 
 def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
-    """Keys of the source objects that the ticket's batches came from, and those that were discarded by hand; and how
-    many of them lie elsewhere, with their owners."""
+    """Keys of the source objects that the ticket's batches came from, and those that were discarded by hand, with those
+    of the same content; and how many of them lie elsewhere, with their owners."""
     with database.transaction() as session:
         discarded = catalog.batches(session, stream.name, BatchState.DISCARDED)
-        reached = [catalog.get_batch(session, batch_id) for batch_id in resolved["batches"]]
-    uris = [batch.uri for batch in {batch.batch_id: batch for batch in (*reached, *discarded)}.values()]
-    ours = [uri for uri in uris if _is_ours(uri)]
-    return {source.split_s3(uri)[1] for uri in ours}, len(uris) - len(ours)
+        uris = catalog.uris_of(session, {*resolved["batches"], *(batch.batch_id for batch in discarded)})
+    ours = {uri for uri in uris if _is_ours(uri)}
+    return {source.split_s3(uri)[1] for uri in ours}, len(uris - ours)
 
 
 def other_objects(stream: Stream) -> set[str]:

@@ -17,6 +17,7 @@ from tasks import (
     held_batches,
 )
 from tasks import tickets as opening
+from tasks.inbox import learned_objects
 from tests.flows.adversary import (
     assert_complete,
     certificate_of,
@@ -238,6 +239,20 @@ def test_an_object_that_repeats_another_loses_the_rows_too(backbone, tmp_path):
     assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b'"person-3"'], f"{stream.name}/") == []
     assert [len(lines_of(stream.name, name)) for name in ("01", "02")] == [54, 54]
     assert batches.discover.fn(stream) == []
+
+
+def test_a_repeated_file_of_an_owner_is_counted_too(backbone, tmp_path):
+    stream = make_stream("owned", backbone, tmp_path)
+    deliver(tmp_path, "01", ["red", "blue"])
+    for name in ("02", "03"):
+        (tmp_path / f"{name}.jsonl").write_bytes((tmp_path / "01.jsonl").read_bytes())
+    taken_in = [batches.read_batch.fn(stream, uri, tag) for uri, tag in opened(stream)]
+    assert learned_objects(stream, {"batches": [taken_in[0].batch_id]}) == (set(), 3)
+
+
+def opened(stream):
+    batches.open_stream.fn(stream)
+    return batches.discover.fn(stream)
 
 
 def test_what_a_stream_took_in_before_its_source_moved_is_looked_through(backbone, tmp_path):
