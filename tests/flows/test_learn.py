@@ -98,12 +98,12 @@ def test_labels_that_are_like_the_known_ones_do_not_keep_the_champion_from_being
 
 
 def test_the_same_content_under_another_name_is_taken_in_once(backbone, inbox):
-    stream = make_stream("twice", backbone, inbox)
+    stream = make_stream("taken-once", backbone, inbox)
     deliver(inbox, "a", ["red", "blue"])
     learn(stream)
     (inbox / "b.jsonl").write_bytes((inbox / "a.jsonl").read_bytes())
     assert learn(stream) == []
-    assert queries.status("twice")[0]["batches"] == 1
+    assert queries.status("taken-once")[0]["batches"] == 1
     assert batches.discover.fn(stream) == [], "nor is it read again"
 
 
