@@ -65,21 +65,25 @@ def named_in(
     return named_rows(data, uri, stream, kinds, or_unreadable)
 
 
-def unpacked_hits(markers: Sequence[bytes]) -> set[str]:
-    """Keys of objects that no stream reads, which hold a marker: compressed, or escaped as JSON and CSV do, so that no
-    search for bytes finds it. What a stream reads is asked for by name."""
+def unpacked_hits(stream: Stream, markers: Sequence[bytes]) -> set[str]:
+    """Keys of objects that the stream does not read, which hold a marker: compressed, or escaped as JSON and CSV do, so
+    that no search for bytes finds it. What the stream reads is asked for by name."""
     s3, bucket, found = storage.s3(), settings().inbox_bucket, set[str]()
-    with database.transaction() as session:
-        sources = [catalog.get_stream(session, name).source for name in catalog.stream_names(session)]
-    read = [named for named in sources if _is_ours(named)]
+    is_read = _is_ours(stream.source)
     for version in artifacts.list_versions(s3, bucket) if markers else ():
         key, fits = version.key, 0 < version.size <= settings().object_bytes
-        if fits and source.is_object(f"s3://{bucket}/", key) and not any(source.is_object(each, key) for each in read):
+        if fits and source.is_object(f"s3://{bucket}/", key) and not (is_read and source.is_object(stream.source, key)):
             data = s3.get_object(Bucket=bucket, Key=key, VersionId=version.version_id)["Body"].read()
             with suppress(SourceError):  # its bytes were searched as they are
                 if any(m in text for text in unpacked(data, key, settings().object_bytes) for m in markers):
                     found.add(key)
     return found
+
+
+def taken_in(stream: str) -> set[str]:
+    """URIs of the objects that a stream knows."""
+    with database.transaction() as session:
+        return {tag.rpartition("#")[0] for tag in catalog.known_tags(session, stream)}
 
 
 def uri_of(key: str) -> str:

@@ -13,7 +13,7 @@ from registry import artifacts, catalog, contents, models, ownership, row_sweep,
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
-from tasks.inbox import count_named, learned_objects, other_objects, unpacked_hits, uri_of
+from tasks.inbox import count_named, learned_objects, other_objects, taken_in, unpacked_hits, uri_of
 from tasks.markers import Marked, attributable, load_marked, texts_of
 from tasks.narration import say
 from tasks.purging import targets_of
@@ -32,7 +32,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         held, of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
         searched = learned_objects(stream, resolved)[0] | other_objects(stream)
-        hits, places = _sweep_bytes(markers)
+        hits, places = _sweep_bytes(stream, markers)
         hits |= {
             "records in the catalog": _count_records(targets),
             "rows of source objects": sum(count_named(stream, targets, key) for key in searched),
@@ -49,7 +49,7 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
     return detail
 
 
-def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], set[str]]:
+def _sweep_bytes(stream: Stream, markers: Sequence[bytes]) -> tuple[dict[str, int], set[str]]:
     """Hits by store, and the objects and files that they lie in: no object whose own name is a hit, which would carry
     it into the certificate, and no file of the embedded S3, whose objects are named."""
     hits, places = dict[str, int](), set[str]()
@@ -59,7 +59,7 @@ def _sweep_bytes(markers: Sequence[bytes]) -> tuple[dict[str, int], set[str]]:
         named = {hit.key for hit in in_bucket if hit.place == "key"}
         places |= {f"s3://{bucket}/{hit.key}" for hit in in_bucket if hit.key not in named}
         if bucket == settings().inbox_bucket:
-            packed = unpacked_hits(markers) - {hit.key for hit in in_bucket}
+            packed = unpacked_hits(stream, markers) - {hit.key for hit in in_bucket}
             hits[f"bucket {bucket}"] += len(packed)
             places |= {uri_of(key) for key in packed}
     for found in disk_sweep.sweep_files(_home_entries(), markers):
@@ -82,9 +82,8 @@ def _by_owner(stream: Stream, places: Set[str]) -> Detail:
         others = [name for name in catalog.stream_names(session) if name != stream.name]
     bucket, cache = settings().artifact_bucket, settings().home / "cache"
     theirs = {
-        name: {
-            p for p in places if p == str(cache / name) or p.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")
-        }
+        name: places & {str(cache / name), *taken_in(name)}
+        | {place for place in places if place.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")}
         for name in others
     }
     return {

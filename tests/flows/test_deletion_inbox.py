@@ -211,7 +211,8 @@ def test_what_lies_beside_the_source_is_named_in_the_exception(backbone, tmp_pat
 
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
-def test_a_copy_that_no_stream_reads_is_found_though_it_is_compressed_or_escaped(backbone, tmp_path, ending):
+def test_a_copy_that_no_stream_took_in_is_found_though_it_is_compressed_or_escaped(backbone, tmp_path, ending):
+    """Also where a stream is to read it, and has not yet, or refused it."""
     name = f"copied-{ending}"
     stream = make_stream(name, backbone, tmp_path, source=of_inbox(name))
     delivered = deliver(tmp_path, "01", ["red", "blue"], rows=60)
