@@ -1,7 +1,6 @@
 """Streams and their batches. Every function takes the caller's session; none commits."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -98,9 +97,10 @@ def _stream_row(session: Session, name: str, lock: bool = False) -> StreamRow:
     return row
 
 
-def known_tags(session: Session, stream: str) -> set[str]:
-    """Of every source object that was taken in, or has the content of one that was."""
-    return set(session.scalars(select(DeliveryRow.tag).where(DeliveryRow.stream == stream)))
+def known_tags(session: Session, stream: str) -> dict[str, str]:
+    """Tag of every source object that was taken in, or has the content of one that was -> the batch that it is."""
+    query = select(DeliveryRow.tag, DeliveryRow.batch_id).where(DeliveryRow.stream == stream, DeliveryRow.tag != "")
+    return dict(session.execute(query).tuples().all())
 
 
 def batch_of(session: Session, stream: str, digest: str) -> str | None:
@@ -161,10 +161,14 @@ def add_delivery(session: Session, stream: str, delivery: Delivery, batch_id: st
     session.merge(DeliveryRow(stream=stream, digest=delivery.digest, tag=delivery.tag, batch_id=batch_id))
 
 
-def forget_tag(session: Session, stream: str, delivery: Delivery, batch_id: str) -> None:
-    """The content stays known, the object that has it does not: a deletion puts another in its place."""
-    session.execute(delete(DeliveryRow).where(DeliveryRow.stream == stream, DeliveryRow.tag == delivery.tag))
-    add_delivery(session, stream, replace(delivery, tag=""), batch_id)
+def forget_tags(session: Session, uri: str, left: str) -> None:
+    """Every content that a source object had stays known, in every stream; the object as what it holds now alone, or
+    as nothing: where the same as before is put in its place, that is looked at again."""
+    begins = DeliveryRow.tag.startswith(f"{uri}#", autoescape=True)
+    for row in session.scalars(select(DeliveryRow).where(begins, DeliveryRow.tag != left)).all():
+        if row.tag.rpartition("#")[0] == uri:
+            session.merge(DeliveryRow(stream=row.stream, digest=row.digest, tag="", batch_id=row.batch_id))
+            session.delete(row)
 
 
 def add_kept_out(session: Session, batch_id: str, rows: int) -> None:

@@ -34,10 +34,9 @@ def other_objects(stream: Stream) -> set[str]:
     a ticket finds it."""
     with database.transaction() as session:
         tags = catalog.known_tags(session, stream.name)
-        known = catalog.batches(session, stream.name)
-    whole = {batch.uri for batch in known} - {batch.uri for batch in known if batch.suppressed}
-    taken_in = {uri for tag in tags if _is_ours(uri := tag.rpartition("#")[0])}
-    untold = {source.split_s3(uri)[1] for uri in taken_in - whole}
+        whole = {batch.batch_id: batch.uri for batch in catalog.batches(session, stream.name) if not batch.suppressed}
+    taken_in = [(tag.rpartition("#")[0], batch_id) for tag, batch_id in tags.items()]
+    untold = {source.split_s3(uri)[1] for uri, known_as in taken_in if _is_ours(uri) and whole.get(known_as) != uri}
     if not _is_ours(stream.source):
         return untold
     prefix = source.fixed_prefix(stream.source)

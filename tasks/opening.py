@@ -42,7 +42,7 @@ def served_shards(stream: str) -> list[Shard]:
 
 def known_tags(stream: str) -> set[str]:
     with database.transaction() as session:
-        return catalog.known_tags(session, stream)
+        return set(catalog.known_tags(session, stream))
 
 
 def batch_id_of(named: str) -> str:

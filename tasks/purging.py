@@ -139,10 +139,14 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], key: str) -> 
     with taking_in(stream.name):
         for _ in range(TRIES):
             before = artifacts.list_versions(s3, bucket, key)
-            if _current(bucket, key) is None or _rewrite_current(stream, targets, key, before):
+            is_gone = _current(bucket, key) is None
+            left = "" if is_gone else _rewrite_current(stream, targets, key, before)
+            if left is not None:
                 _purge_older(bucket, key)
                 uploads = artifacts.list_uploads(s3, bucket, key)
                 artifacts.abort_uploads(s3, bucket, [upload for upload in uploads if upload.key == key])
+                with database.transaction() as session:
+                    catalog.forget_tags(session, uri_of(key), left)
                 return True
     raise PurgeError(
         f"object {uri_of(key)} was delivered anew each time it was read; wait until it stays, then purge again"
@@ -151,8 +155,9 @@ def _rewrite_source(stream: Stream, targets: Set[tuple[str, str]], key: str) -> 
 
 def _rewrite_current(
     stream: Stream, targets: Set[tuple[str, str]], key: str, before: Sequence[artifacts.ObjectVersion]
-) -> bool:
-    """Write the object that a reader gets without the targets; False where another was put in its place meanwhile.
+) -> str | None:
+    """Write the object that a reader gets without the targets; returns its tag, an empty one where nothing is left of
+    it, and None where another was put in its place meanwhile.
 
     What was taken in is known afterwards too. What was not stays new, for the next run to learn, and goes with the
     versions `before` where no row would be left.
@@ -170,14 +175,15 @@ def _rewrite_current(
     tag: str | None = delivery.tag
     if batch_id is None and named and all(named):
         _purge(key, before)
+        tag = ""
     elif any(named):
         data = without_rows(data, uri, named)
         # known before it lies there: a crash in between must not make the rest of the batch a new batch
         _know(delivery, data, "")
         tag = source.replace_object(delivery, data)
-    if tag is not None:
+    if tag:
         _know(delivery, data, tag)
-    return tag is not None
+    return tag
 
 
 def _current(bucket: str, key: str) -> str | None:
@@ -201,13 +207,10 @@ def _purge(key: str, versions: Sequence[artifacts.ObjectVersion]) -> None:
 
 
 def _know(read: Delivery, data: bytes, tag: str) -> None:
-    """Know what an object holds now as the batch that it was, in every stream that took it in. What it held is no more
-    there: where that is delivered again, it is looked at again."""
+    """Know what an object holds now as the batch that it was, in every stream that took it in."""
     written = Delivery(read.uri, sha256(data).hexdigest(), len(data), tag)
     with database.transaction() as session:
         for stream, batch_id in catalog.taken_in_as(session, read.digest).items():
-            if written.digest != read.digest:
-                catalog.forget_tag(session, stream, read, batch_id)
             catalog.add_delivery(session, stream, written, batch_id)
 
 

@@ -15,9 +15,11 @@ from registry.tables import SubjectRow
 from tasks import (
     batches,
     held_batches,
+    purging,
 )
 from tasks import tickets as opening
-from tasks.inbox import learned_objects
+from tasks.inbox import learned_objects, other_objects
+from tasks.sweeping import _by_owner
 from tests.flows.adversary import (
     assert_complete,
     certificate_of,
@@ -222,6 +224,7 @@ def test_a_copy_that_no_stream_took_in_is_found_though_it_is_compressed_or_escap
     s3, bucket, key = storage.s3(), settings().inbox_bucket, f"archive/{name}.{ending}"
     body = s3.get_object(Bucket=bucket, Key=f"{name}/01.parquet")["Body"].read()
     s3.put_object(Bucket=bucket, Key=key, Body=body if ending == "parquet" else json.dumps({"had": rows}).encode())
+    batches.open_stream.fn(make_stream(f"{name}-too", backbone, tmp_path, source=f"s3://{bucket}/archive/{name}.*"))
     ticket = open_ticket(stream, "person-3")
     assert f"from s3://{bucket}/{key}; then" in forget(ticket.ticket_id).note
     artifacts.purge_keys(s3, bucket, [key])
@@ -240,6 +243,51 @@ def test_an_object_that_repeats_another_loses_the_rows_too(backbone, tmp_path):
     assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b'"person-3"'], f"{stream.name}/") == []
     assert [len(lines_of(stream.name, name)) for name in ("01", "02")] == [54, 54]
     assert batches.discover.fn(stream) == []
+
+
+def test_what_another_stream_took_in_is_left_to_its_own_tickets(backbone, tmp_path):
+    stream, other = (make_stream(name, backbone, tmp_path, source=of_inbox(name)) for name in ("mine", "mine-2"))
+    put_in_inbox(other.name, "01", deliver(tmp_path, "01", ["red"]))
+    batches.open_stream.fn(stream)
+    ((uri, _),) = taken_in(other)
+    assert _by_owner(stream, {uri}) == {"found_in": [], "also_learned_by": ["mine-2"]}
+
+
+def taken_in(stream):
+    found = opened(stream)
+    for uri, tag in found:
+        batches.read_batch.fn(stream, uri, tag)
+    return found
+
+
+@pytest.mark.parametrize("meanwhile", ["overwritten", "taken-away"])
+def test_what_comes_back_after_a_deletion_looked_through_its_object_is_looked_at_again(backbone, tmp_path, meanwhile):
+    stream = make_stream(f"back-{meanwhile}", backbone, tmp_path, source=of_inbox(f"back-{meanwhile}"))
+    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red"]))
+    found = taken_in(stream)
+    s3, where = storage.s3(), {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
+    whole = s3.get_object(**where)["Body"].read()
+    if meanwhile == "overwritten":
+        put_in_inbox(stream.name, "01", deliver(tmp_path, "02", ["red"]))
+        taken_in(stream)
+    else:
+        s3.delete_object(**where)
+    purging._rewrite_source(stream, set(), where["Key"])
+    s3.put_object(**where, Body=whole)
+    assert batches.discover.fn(stream) == found
+
+
+def test_the_content_of_another_batch_in_an_objects_place_is_looked_through(backbone, tmp_path):
+    """The catalog knows the object as the batch that it was, and what it holds now as the other one."""
+    stream = make_stream("in-its-place", backbone, tmp_path, source=of_inbox("in-its-place"))
+    for name in ("01", "02"):
+        put_in_inbox(stream.name, name, deliver(tmp_path, name, ["red"]))
+    taken_in(stream)
+    bucket, key = settings().inbox_bucket, f"{stream.name}/02.parquet"
+    storage.s3().copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": f"{stream.name}/01.parquet"})
+    taken_in(stream)
+    purging._rewrite_source(stream, set(), key)  # one version is left
+    assert other_objects(stream) == {key}
 
 
 def test_a_repeated_file_of_an_owner_is_counted_too(backbone, tmp_path):
