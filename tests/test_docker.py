@@ -64,7 +64,7 @@ def test_a_command_in_the_worker_s_image_ends_in_a_message_not_in_a_traceback(tm
     command = ["sh", str(DOCKER / "deciduous.sh"), "rollback", "nobody"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 1
-    assert "no previous champion" in done.stderr
+    assert "no stream 'nobody'" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Usage: deciduous rollback" in run("sh", DOCKER / "deciduous.sh", "rollback", "--help", env=environment)
 
