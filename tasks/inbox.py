@@ -79,7 +79,7 @@ def unpacked_hits(stream: Stream, markers: Sequence[bytes]) -> set[str]:
     return found
 
 
-def taken_in(stream: str) -> set[str]:
+def known_objects(stream: str) -> set[str]:
     """URIs of the objects that a stream knows."""
     with database.transaction() as session:
         return {tag.rpartition("#")[0] for tag in catalog.known_tags(session, stream)}

@@ -13,7 +13,7 @@ from registry import artifacts, catalog, contents, models, ownership, row_sweep,
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
-from tasks.inbox import count_named, learned_objects, other_objects, taken_in, unpacked_hits, uri_of
+from tasks.inbox import count_named, known_objects, learned_objects, other_objects, unpacked_hits, uri_of
 from tasks.markers import Marked, attributable, load_marked, texts_of
 from tasks.narration import say
 from tasks.purging import targets_of
@@ -82,7 +82,7 @@ def _by_owner(stream: Stream, places: Set[str]) -> Detail:
         others = [name for name in catalog.stream_names(session) if name != stream.name]
     bucket, cache = settings().artifact_bucket, settings().home / "cache"
     theirs = {
-        name: places & {str(cache / name), *taken_in(name)}
+        name: places & {str(cache / name), *known_objects(name)}
         | {place for place in places if place.startswith(f"s3://{bucket}/{blobs.stream_prefix(name)}")}
         for name in others
     }
