@@ -24,6 +24,8 @@ LEAST_ROWS = 2
 """Rows of a side that can be compared, and that a class keeps where classes are balanced."""
 ROUNDING = 1e-9
 """Statistics that differ by less are alike: kernels are at most one."""
+COPIES = 1e-12
+"""Squared distance of whitened rows up to which they are one row."""
 DEALS = 99
 """Ways to deal classes to two sides that are tried at most."""
 MARGIN = 1.2
@@ -178,10 +180,13 @@ def _test(batch_ND: Tensor, reference_MD: Tensor, member_SP: Tensor) -> ShiftTes
 
 
 def _statistics(batch_ND: Tensor, reference_MD: Tensor, member_SP: Tensor) -> Tensor:
-    """MMD^2 of each labeling at the median distance of the whitened rows."""
+    """MMD^2 of each labeling at the median distance of the whitened rows that differ: among many copies of one row the
+    median of all is zero, and at that scale no two other rows are alike."""
     rows_SD = require_finite("shift test", torch.cat([batch_ND, reference_MD])).double()
     white_SR = _whiten(rows_SD)
-    gamma = 1 / float(torch.pdist(white_SR).square().median().clamp_min(1e-12))
+    squared = torch.pdist(white_SR).square()
+    apart = squared[squared > COPIES]
+    gamma = 1 / (float(apart.median()) if len(apart) else COPIES)
     return mmd_statistics(white_SR, member_SP.to(white_SR), gamma)
 
 

@@ -72,6 +72,14 @@ def test_rows_that_are_all_alike_are_no_shift(seed: int) -> None:
     assert compare_samples(Sample(row_D.repeat(3, 1)), Sample(row_D.repeat(300, 1)), 499, seed).p_value == 1
 
 
+@pytest.mark.parametrize(("offset", "seen"), [(0, False), (3, True)])
+def test_many_copies_of_one_row_hide_no_shift_of_the_others(offset: float, seen: bool) -> None:
+    """The median distance of all pairs was zero, and no two rows but the copies were alike."""
+    batch_ND, reference_ND = sample(200, 1) + offset, sample(200, 2)
+    batch_ND[:150] = reference_ND[:150] = 0.3
+    assert (mmd_test(batch_ND, reference_ND, 199, 0).p_value <= 0.02) == seen
+
+
 def test_non_finite_rows_are_an_error() -> None:
     with pytest.raises(NonFiniteError):
         mmd_test(sample(5, 0) / 0, sample(5, 1), 9, 0)
