@@ -132,7 +132,9 @@ def _decide(run: Run, known: dict[str, Known], signatures_LND: Tensor, number: i
         test = compare_samples(sample, reference, PERMUTATIONS, run.seed)
         z_L = z_scores(adapter.descriptor, signatures_LND[:, held_out]).mean(1)
         layers = {str(run.cut + i): round(float(z), 4) for i, z in enumerate(z_L)}
-        evidence.append(ShiftEvidence(name, test.p_beyond_novelty, test.statistic, layers, test.novelty))
+        evidence.append(
+            ShiftEvidence(name, test.p_beyond_novelty, test.statistic, layers, test.novelty, compared=test.compared)
+        )
     decision = choose_expansion(evidence, len(labels), RULE)
     adapter_id = decision.adapter_id if decision.kind is DecisionKind.REUSE else f"adapter-{number}"
     assert adapter_id is not None

@@ -193,6 +193,8 @@ class ShiftEvidence:
     breadth: float | None = None
     """Share of the signature's dimensions whose distribution differs (KS, Bonferroni), where it was measured: told, not
     decided by."""
+    compared: bool = True
+    """False where a side had too few rows to compare: then the p-value is 1, and says nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,8 @@ def measure_shift(stream: Stream, shard: Shard) -> list[ShiftEvidence] | Mixture
     sample = as_sample(stream, rows_LND, [row.label or "" for row in rows])
     evidence = [_against(stream, shard, adapter, rows_LND, sample) for adapter in known]
     for found in evidence:
-        say(f"  against {found.adapter_id}: p = {found.p_value:.3f}, MMD² = {found.statistic:.4f}")
+        told = f"p = {found.p_value:.3f}, MMD² = {found.statistic:.4f}" if found.compared else "too few rows to compare"
+        say(f"  against {found.adapter_id}: {told}")
     return evidence
 
 
@@ -49,13 +50,17 @@ def _against(stream: Stream, shard: Shard, adapter: Adapter, rows_LND: Tensor, s
     seed = seed_of("shift", stream.name, shard.shard_id, adapter.adapter_id)
     references = [reference_of(stream, look) for look in looks_of(adapter)]
     tests = [compare_samples(sample, reference, stream.shift.permutations, seed) for reference in references]
-    nearest = min(range(len(tests)), key=lambda i: (-tests[i].p_beyond_novelty, tests[i].statistic))
+    nearest = min(
+        range(len(tests)), key=lambda i: (not tests[i].compared, -tests[i].p_beyond_novelty, tests[i].statistic)
+    )
     test = tests[nearest]
     breadth = moved_dimensions(sample.rows_ND, references[nearest].rows_ND, stream.shift.alpha)
     z_L = z_scores(descriptor, rows_LND).mean(1)
     first = cut_of(stream, open_frozen(stream))
     layers = {str(first + n): round(float(z), 4) for n, z in enumerate(z_L)}
-    return ShiftEvidence(adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty, breadth)
+    return ShiftEvidence(
+        adapter.adapter_id, test.p_beyond_novelty, test.statistic, layers, test.novelty, breadth, test.compared
+    )
 
 
 def looks_of(adapter: Adapter) -> list[Sequence[int]]:

@@ -62,16 +62,21 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class ShiftTest:
-    """`novelty` is the largest statistic that other deals of new classes reach, zero where there is none."""
+    """`novelty` is the largest statistic that other deals of new classes reach, zero where there is none; `compared` is
+    False where a side had too few rows to compare."""
 
     statistic: float
     p_value: float
     novelty: float = 0.0
+    compared: bool = True
 
     @property
     def p_beyond_novelty(self) -> float:
         """The p-value, or 1 where new classes alone explain the statistic: what a decision should read."""
         return 1.0 if self.novelty > 0 and self.statistic <= MARGIN * self.novelty else self.p_value
+
+
+NOTHING_TOLD = ShiftTest(0.0, 1.0, compared=False)
 
 
 def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: int) -> ShiftTest:
@@ -83,7 +88,7 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     Samples without labels are compared as they are. A single row on a side says nothing: p = 1. Raises NonFiniteError.
     """
     if min(len(batch.rows_ND), len(reference.rows_ND)) < LEAST_ROWS:
-        return ShiftTest(0.0, 1.0)
+        return NOTHING_TOLD
     if batch.labels is None or reference.labels is None:
         return mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
     shared, new = set(batch.labels) & set(reference.labels), set(batch.labels) - set(reference.labels)
@@ -92,7 +97,7 @@ def compare_samples(batch: Sample, reference: Sample, permutations: int, seed: i
     if rows >= (LEAST_SHARED if new else LEAST_ROWS):
         return _within_classes(mine, theirs, permutations, seed)
     if not new:
-        return ShiftTest(0.0, 1.0)
+        return NOTHING_TOLD
     batch, reference = balance_classes(batch, reference)
     plain = mmd_test(batch.rows_ND, reference.rows_ND, permutations, seed)
     novelty = class_novelty(batch, reference, seed)

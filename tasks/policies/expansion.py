@@ -29,7 +29,8 @@ def choose_expansion(
     An adapter explains the batch when the permutation test does not reject at `alpha`. The batch's own adapter is among
     the tested, so a stream without shift whose classes recur expands on at most a share `alpha` of its batches, however
     many adapters there are. Ties go to the smaller statistic, then to the name. One that does not know the batch's
-    classes explains nothing that is farther from it than from those which know them and reject.
+    classes explains nothing that is farther from it than from those which know them and reject. One that has too few
+    rows of them to compare is taken only where no other explains the batch.
     """
     z_scores = _by_layer(evidence)
     least = min((e.statistic for e in evidence if e.novelty == 0 and e.p_value <= rule.alpha), default=inf)
@@ -44,13 +45,25 @@ def choose_expansion(
     return Decision(DecisionKind.EXPAND, None, why, p_value, z_scores)
 
 
-def _distance(evidence: ShiftEvidence) -> tuple[bool, float, float, str]:
-    """An adapter that knows the batch's classes comes first: of one that knows none of them little can be told."""
-    return evidence.novelty > 0, -evidence.p_value, evidence.statistic, evidence.adapter_id
+def _distance(evidence: ShiftEvidence) -> tuple[bool, bool, float, float, str]:
+    """An adapter that knows the batch's classes comes first: of one that knows none of them little can be told, and
+    nothing of one that was not compared, whose p-value of 1 is no likeness."""
+    return (
+        not evidence.compared,
+        evidence.novelty > 0,
+        -evidence.p_value,
+        evidence.statistic,
+        evidence.adapter_id,
+    )
 
 
 def _explained(closest: ShiftEvidence, z_scores: dict[str, dict[str, float]], lack: str) -> Decision:
     reason = f"{closest.adapter_id} explains the batch (p = {closest.p_value:.3f}, MMD² = {closest.statistic:.4f})"
+    if not closest.compared:
+        reason = (
+            f"nothing tells the batch from {closest.adapter_id}: one side has fewer than two rows to compare, of the "
+            "classes that both have where there are labels"
+        )
     if closest.novelty > 0 and closest.p_value == 1:
         reason += (
             f"; there are classes new to it, and dealt otherwise they differ as much (MMD² = {closest.novelty:.4f})"

@@ -62,7 +62,7 @@ def test_the_dimensions_that_moved_are_counted() -> None:
 def test_a_single_row_tells_nothing(rows, labels) -> None:
     reference = Sample(sample(20, 1), labels and labels * 20)
     test = compare_samples(Sample(sample(rows, 2), labels and labels * rows), reference, 19, seed=0)
-    assert test.p_beyond_novelty == 1
+    assert (test.p_beyond_novelty, test.compared) == (1, False)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -158,3 +158,11 @@ def test_an_adapter_that_knows_none_of_the_classes_explains_nothing_farther_than
     knows = ShiftEvidence("a", 0.001, 0.3, {})
     decision = choose_expansion([knows, ShiftEvidence("b", 1.0, 0.38, {}, novelty=0.36)], 100, RULE)
     assert (decision.kind, decision.p_value) == (DecisionKind.EXPAND, 0.001)
+
+
+def test_an_adapter_that_could_not_be_compared_is_taken_where_no_other_explains_the_batch():
+    blank, known = ShiftEvidence("a", 1.0, 0.0, {}, compared=False), ShiftEvidence("b", 0.3, 0.001, {})
+    assert choose_expansion([blank, known], 100, RULE).adapter_id == "b"
+    decision = choose_expansion([blank, ShiftEvidence("b", 0.001, 0.5, {})], 100, RULE)
+    assert (decision.kind, decision.adapter_id) == (DecisionKind.REUSE, "a")
+    assert decision.reason.startswith("nothing tells the batch from a:")
