@@ -5,6 +5,7 @@ goes when the sweep has found nothing; a ticket that is an exception keeps it, f
 """
 
 import json
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from tasks.prefix_cache import states_of
 from tasks.rows import Row
 from tasks.shards import load_rows
 
+FIRST = 12
 WINDOW, SHORTEST = 48, 24
 """Bytes of an input that are looked for; shorter inputs say too little to tell one record from another."""
 
@@ -35,7 +37,8 @@ class Marked:
     window: bytes = b""
     """Of its input."""
     head: bytes = b""
-    """The beginning of its input: only where another input begins alike can the states be alike. Not looked for."""
+    """The beginning of its input: only where another input begins with the same letters, however they are written, can
+    the states be alike. Not looked for."""
     subject: bytes = b""
     """The keyed hash of whose it is, for a later ticket that names the subject. Not looked for."""
 
@@ -75,8 +78,8 @@ def load_markers(ticket_id: str) -> list[bytes]:
 
 def attributable(stream: Stream, marked: Sequence[Marked], retained: Sequence[Row]) -> list[Marked]:
     """Without the windows and states that a retained record has too: the same text may belong to somebody who stays."""
-    heads = {each.head for each in marked}
-    alike = [row for row in retained if row.input[:WINDOW] in heads]
+    heads = {_letters(each.head) for each in marked}
+    alike = [row for row in retained if _letters(row.input) in heads]
     states = {_state_marker(state_TD) for state_TD in states_of(stream, alike)}
     return [
         replace(
@@ -86,6 +89,12 @@ def attributable(stream: Stream, marked: Sequence[Marked], retained: Sequence[Ro
         )
         for each in marked
     ]
+
+
+def _letters(text: bytes) -> str:
+    """The first letters of a text without what a tokenizer may make nothing of: case, accents, spaces, signs."""
+    plain = unicodedata.normalize("NFKD", text[:WINDOW].decode(errors="ignore")).casefold()
+    return "".join(filter(str.isalnum, plain))[:FIRST]
 
 
 def texts_of(markers: Iterable[bytes]) -> list[str]:

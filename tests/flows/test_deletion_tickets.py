@@ -392,13 +392,15 @@ def test_neither_text_nor_states_of_somebody_who_stays_are_a_trace(backbone, tmp
     rows[5]["words"] = "a b"  # too short to be looked for; its states are not
     same = [{**rows[n], "key": f"twin-{n}", "who": "stays"} for n in (3, 5)]
     quoted = {**rows[7], "key": "quote", "who": "stays", "words": f"z z {rows[7]['words']}"}
-    put_in_inbox(stream.name, "01", [*rows, *same, quoted])
+    loud = {**rows[9], "key": "loud", "who": "stays", "words": f"  {rows[9]['words'].upper()}"}
+    put_in_inbox(stream.name, "01", [*rows, *same, quoted, loud])
     learn(stream)
-    ticket = open_ticket(stream, records=["01-3", "01-5", "01-7"])
+    ticket = open_ticket(stream, records=["01-3", "01-5", "01-7", "01-9"])
     forget(ticket.ticket_id)
     assert_complete(ticket.ticket_id)
     swept = certificate_of(ticket.ticket_id)["sweep"]
-    assert (swept["markers"], swept["shared"]) == (1, 4)  # the states of what is only quoted; two windows, two states
+    # looked for: states of what is only quoted, the window of what is written otherwise; not: two windows, three states
+    assert (swept["markers"], swept["shared"]) == (2, 5)
 
 
 def test_the_stream_is_held_against_learning_and_merging(stream):
