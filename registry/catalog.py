@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, or_, select, update
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import and_, delete, func, or_, select, update
+from sqlalchemy.orm import Session, aliased, selectinload
 
 from registry import contents
 from registry.errors import OvertakenError, StateError, UnknownIdError
@@ -117,10 +117,13 @@ def taken_in_as(session: Session, digest: str) -> dict[str, str]:
 
 def uris_of(session: Session, batch_ids: Iterable[str]) -> set[str]:
     """Of the source objects that these batches were taken in as, and of others with the same content."""
-    found = set[str]()
+    found, whole = set[str](), aliased(BatchRow)
+    # what was held of a batch came with it, and the deliveries are the whole batch's
+    came_with = (whole.stream == BatchRow.stream, whole.uri == BatchRow.uri, whole.received_at == BatchRow.received_at)
     for chunk in in_chunks(sorted(batch_ids)):
         query = select(BatchRow.uri).where(BatchRow.batch_id.in_(chunk))
-        tags = session.scalars(select(DeliveryRow.tag).where(DeliveryRow.batch_id.in_(chunk), DeliveryRow.tag != ""))
+        of_these = select(whole.batch_id).join(BatchRow, and_(*came_with)).where(BatchRow.batch_id.in_(chunk))
+        tags = session.scalars(select(DeliveryRow.tag).where(DeliveryRow.batch_id.in_(of_these), DeliveryRow.tag != ""))
         found |= {*session.scalars(query), *(tag.rpartition("#")[0] for tag in tags)}
     return found
 

@@ -109,7 +109,7 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
         known = catalog.batch_of(session, stream.name, delivery.digest)
         suppressed = suppression.suppressed(session, stream.name)
     if known is not None:
-        kept_out = sum(named_rows(data, uri, stream, suppressed))
+        kept_out = named_rows(data, uri, stream, suppressed).count(True)
         with database.transaction() as session:
             catalog.add_delivery(session, stream.name, delivery, known)
             catalog.add_kept_out(session, known, kept_out)

@@ -50,13 +50,14 @@ def unpacked(data: bytes, uri: str, limit: int) -> Iterator[bytes]:
     names = _open_parquet(data, uri, limit).schema_arrow.names if _format(uri) == "parquet" else []
     rows = raw_rows(data, uri, names, limit)
     while some := list(islice(rows, CHUNK)):
-        yield b"\0".join(text for row in some for text in _texts(row.cells))
+        yield b"\0".join(text for row in some for text in texts(row.cells))
 
 
-def _texts(value: object) -> Iterator[bytes]:
+def texts(value: object) -> Iterator[bytes]:
+    """Every text in a value, however deep."""
     if isinstance(value, Mapping | list | tuple):
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(each)
+            yield from texts(each)
     elif isinstance(value, str | bytes):
         yield value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
 

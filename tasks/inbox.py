@@ -1,7 +1,7 @@
 """The objects of our own inbox bucket that a deletion looks through, and the rows that its targets name in them."""
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from contextlib import suppress
 from hashlib import sha256
 
@@ -15,35 +15,56 @@ from tasks import source
 from tasks.formats import unpacked
 from tasks.reading import check_columns, named_rows
 from tasks.saga import Detail
+from tasks.shards import names_nobody
 
 
 def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
     """Keys of the source objects that the ticket's batches came from, and those that were discarded by hand, with those
-    of the same content; and how many of them lie elsewhere, with their owners."""
+    of the same content; and how many that may hold such rows lie elsewhere, with their owners."""
     with database.transaction() as session:
-        discarded = catalog.batches(session, stream.name, BatchState.DISCARDED)
-        uris = catalog.uris_of(session, {*resolved["batches"], *(batch.batch_id for batch in discarded)})
-    ours = {uri for uri in uris if _is_ours(uri)}
-    return {source.split_s3(uri)[1] for uri in ours}, len(uris - ours)
+        every = catalog.batches(session, stream.name)
+    discarded = {batch.batch_id for batch in every if batch.state == BatchState.DISCARDED}
+    unnamed = {batch.batch_id for batch in every if names_nobody(batch)}
+    with database.transaction() as session:
+        uris = catalog.uris_of(session, {*resolved["batches"], *discarded})
+        perhaps = catalog.uris_of(session, unnamed)
+    return {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}, sum(not _is_ours(u) for u in uris | perhaps)
 
 
 def other_objects(stream: Stream) -> set[str]:
-    """Keys that the catalog cannot answer for: objects under the stream's source that are new, were refused, or have
-    versions before the current one; and of those that it took in, also from where it read before, what repeats another
-    or held rows of somebody who was forgotten before they came. What was taken in and is alone is in the catalog, where
-    a ticket finds it."""
+    """Keys that the catalog cannot answer for, under the stream's source and where it read before: objects that are
+    new, were refused, or have versions before the current one; and of those that it took in, what repeats another, or
+    held rows of somebody who was forgotten before they came, or rows that name nobody. What was taken in and is alone
+    is in the catalog, where a ticket finds it."""
     with database.transaction() as session:
-        tags = catalog.known_tags(session, stream.name)
-        whole = {batch.batch_id: batch.uri for batch in catalog.batches(session, stream.name) if not batch.suppressed}
+        tags, every = catalog.known_tags(session, stream.name), catalog.batches(session, stream.name)
+    whole = {batch.batch_id: batch.uri for batch in every if not batch.suppressed and not names_nobody(batch)}
     taken_in = [(tag.rpartition("#")[0], batch_id) for tag, batch_id in tags.items()]
     untold = {source.split_s3(uri)[1] for uri, known_as in taken_in if _is_ours(uri) and whole.get(known_as) != uri}
-    if not _is_ours(stream.source):
-        return untold
-    prefix = source.fixed_prefix(stream.source)
-    listed = artifacts.list_versions(storage.s3(), settings().inbox_bucket, prefix)
-    versions = Counter(version.key for version in listed if source.is_object(stream.source, version.key))
-    settled = {source.split_s3(uri)[1] for uri, tag in source.list_s3(stream.source) if tag in tags}
+    uris = {*(uri for uri, _ in taken_in), *(batch.uri for batch in every)}
+    read = {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}
+    bucket = settings().inbox_bucket
+    settled = {key for key, tag in source.tags_under(bucket) if tag in tags}
+    listed = (version.key for version in artifacts.list_versions(storage.s3(), bucket))
+    versions = Counter(filter(_reader(stream, read), listed))
     return untold | {key for key, count in versions.items() if count > 1 or key not in settled}
+
+
+def _reader(stream: Stream, read: Set[str]) -> Callable[[str], bool]:
+    """Whether the stream reads a key, or has `read` it, or others of its folder where no other stream reads."""
+    with database.transaction() as session:
+        names = catalog.stream_names(session)
+        theirs = [catalog.get_stream(session, name).source for name in names if name != stream.name]
+    folders = {key.rpartition("/")[0] for key in read}
+
+    def reads(where: str, key: str) -> bool:
+        return _is_ours(where) and source.is_object(where, key)
+
+    def is_read(key: str) -> bool:
+        beside = key.rpartition("/")[0] in folders and reads(uri_of(""), key)
+        return key in read or reads(stream.source, key) or (beside and not any(reads(s, key) for s in theirs))
+
+    return is_read
 
 
 def count_named(stream: Stream, targets: Set[tuple[str, str]], key: str) -> int:
@@ -53,15 +74,17 @@ def count_named(stream: Stream, targets: Set[tuple[str, str]], key: str) -> int:
     return sum(_count_in(stream, targets, version) for version in found)
 
 
-def named_in(
-    stream: Stream, targets: Set[tuple[str, str]], uri: str, data: bytes, taken_in: bool, or_unreadable: bool = False
-) -> list[bool]:
-    """Per row of an object, whether the targets name it, or nobody can say whom it names where that is asked for.
-    Raises SourceError where no row of it says whom it names."""
+def named_in(stream: Stream, targets: Set[tuple[str, str]], uri: str, data: bytes, taken_in: bool) -> list[bool]:
+    """Per row of an object, whether the targets name it. Of what was taken in, a row that cannot be read may be
+    anybody's: it was never learned from, and counts as named. Raises SourceError where something else has such rows, or
+    none that says whom it names."""
     if not taken_in and data.strip():
         check_columns(data, uri, stream, "id", "subject")
     kinds = {kind: {keyed for k, keyed in targets if k == kind} for kind in ("record", "subject")}
-    return named_rows(data, uri, stream, kinds, or_unreadable)
+    named = named_rows(data, uri, stream, kinds)
+    if not taken_in and None in named:
+        raise SourceError(f"object {uri} has {named.count(None)} rows that cannot be read; correct and deliver again")
+    return [each is not False for each in named]
 
 
 def unpacked_hits(stream: Stream, markers: Sequence[bytes]) -> set[str]:

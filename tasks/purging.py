@@ -167,9 +167,7 @@ def _rewrite_current(
         delivery, data = source.fetch(uri, "")
         with database.transaction() as session:
             batch_id = catalog.batch_of(session, stream.name, delivery.digest)
-        # of what was taken in, a row that cannot be read may be anybody's: it was never learned from, and goes as well
-        taken_in = batch_id is not None
-        named = named_in(stream, targets, uri, data, taken_in, or_unreadable=taken_in)
+        named = named_in(stream, targets, uri, data, batch_id is not None)
     except SourceError as error:
         raise PurgeError(f"{error}, or delete it: nobody can say whose rows it holds") from None
     tag: str | None = delivery.tag

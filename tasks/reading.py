@@ -13,7 +13,7 @@ from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
 from registry.sections import TaskType
 from registry.stream import Stream
-from tasks.formats import RawRow, missing_columns, raw_rows, what_it_has
+from tasks.formats import RawRow, missing_columns, raw_rows, texts, what_it_has
 from tasks.identity import hasher, is_held_out, order_key, slice_of
 from tasks.learning.images import ImageError, open_image
 from tasks.rows import Row
@@ -131,14 +131,24 @@ def _raw_row(row: RawRow, stream: Stream, hashes: Hashes) -> dict[str, Any]:
     }
 
 
-def named_rows(
-    data: bytes, uri: str, stream: Stream, suppressed: Mapping[str, set[str]], or_unreadable: bool = False
-) -> list[bool]:
-    """Per row of an object, whether the list names it, or nobody can say whom it names where that is asked for."""
+def named_rows(data: bytes, uri: str, stream: Stream, suppressed: Mapping[str, set[str]]) -> list[bool | None]:
+    """Per row of an object, whether the list names it; None where the row cannot be read, so that nobody can say."""
     columns = [stream.columns.id, stream.columns.subject or stream.columns.id]
     hashes = hasher(stream.name)
-    rows = (_raw_row(row, stream, hashes) for row in rows_of(data, uri, columns))
-    return [(or_unreadable and bool(fields["fault"])) or _is_suppressed(fields, suppressed) for fields in rows]
+    return [_names(row, stream, hashes, suppressed) for row in rows_of(data, uri, columns)]
+
+
+def _names(row: RawRow, stream: Stream, hashes: Hashes, suppressed: Mapping[str, set[str]]) -> bool | None:
+    """A row without its id or subject is named by whatever text of it is one: it may stand under another column."""
+    fields = _raw_row(row, stream, hashes)
+    if _is_suppressed(fields, suppressed):
+        return True
+    if row.fault is not None:
+        return None
+    if fields["id"] is not None and fields["subject"] is not None:
+        return False
+    found = {text for each in texts(row.cells) if (text := as_text(each.decode(errors="replace")))}
+    return any(not suppressed[kind].isdisjoint(hashes(kind, text)) for kind in suppressed for text in found)
 
 
 def as_text(value: object) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from registry.canonical import canonical_json
-from registry.records import Batch, Shard, StoredObject
+from registry.records import Batch, BatchState, Shard, StoredObject
 from registry.sections import TaskType
 from registry.stream import Stream
 from tasks import blobs
@@ -45,6 +45,12 @@ def load_quarantine(batch: Batch) -> list[Quarantined]:
 def is_refused(row: Quarantined, targets: Collection[tuple[str, str]]) -> bool:
     """Whether the targets name a refused row."""
     return ("subject", row.subject) in targets or ("record", row.record) in targets
+
+
+def names_nobody(batch: Batch) -> bool:
+    """Whether a row of it was refused of which nobody can say whose it is, or which record."""
+    listed = load_quarantine(batch) if batch.quarantined and batch.state != BatchState.DISCARDED else []
+    return any(row.subject is None or row.record is None for row in listed)
 
 
 def fit_shard(stream: Stream, shard: Shard) -> None:

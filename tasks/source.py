@@ -63,10 +63,9 @@ def list_s3(source: str) -> Iterator[tuple[str, str]]:
     bucket, others = split_s3(source)[0], list[str]()
     if not bucket:
         raise SourceError(f"source {source!r} names no bucket; s3://BUCKET/PREFIX is asked for")
-    for key, etag in _keys_under(bucket, fixed_prefix(source)):
+    for key, tag in tags_under(bucket, fixed_prefix(source)):
         if is_object(source, key):
-            uri = f"s3://{bucket}/{key}"
-            yield uri, _tag(uri, etag)
+            yield f"s3://{bucket}/{key}", tag
         elif _is_named(source, key) and not key.endswith("/"):  # which stands for a folder
             others.append(ascii(key.rpartition("/")[2]))
     _say_left_out(others)
@@ -107,11 +106,12 @@ def _say_left_out(names: list[str]) -> None:
         say(f"{len(names)} files are left out, whose names end in none of {', '.join(FORMATS)}: {shown}")
 
 
-def _keys_under(bucket: str, prefix: str) -> Iterator[tuple[str, str]]:
+def tags_under(bucket: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(key, tag) of every object of a bucket that begins so."""
     try:
         for page in storage.s3().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
             for found in page.get("Contents", []):
-                yield found["Key"], found["ETag"]
+                yield found["Key"], _tag(f"s3://{bucket}/{found['Key']}", found["ETag"])
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in {"NoSuchBucket", "AccessDenied"}:
             raise SourceError(f"bucket {bucket!r} cannot be listed: {error}; check the name and the rights") from None

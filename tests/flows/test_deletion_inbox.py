@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,8 @@ from sqlalchemy import func, select
 
 from infra import database, storage
 from infra.settings import settings
-from registry import artifacts, catalog, versions
+from registry import artifacts, catalog, holding, versions
+from registry.errors import SourceError
 from registry.records import BatchState, TicketState
 from registry.tables import SubjectRow
 from tasks import (
@@ -76,6 +78,44 @@ def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path
     learn(stream)  # the rewritten object is not a new batch
     with database.transaction() as session:
         assert len(catalog.batches(session, name)) == 1
+
+
+def test_refused_rows_of_which_nobody_can_say_whose_they_are_leave_too(backbone, tmp_path):
+    """The list of refused rows knows no name of them: a broken line, a name that is a list or under another key."""
+    name = "nobodys-rows"
+    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.jsonl")
+    row, *rows = deliver(tmp_path, "01", ["red"])
+    put_lines(name, "01", [{**row, "who": ["in-a-list"]}, {**row, "who": None, "from": {"is": "elsewhere"}}, *rows])
+    where = {"Bucket": settings().inbox_bucket, "Key": f"{name}/01.jsonl"}
+    whole = storage.s3().get_object(**where)["Body"].read()
+    storage.s3().put_object(**where, Body=b'{"who": "broken", "words": "a" b}\n' + whole)
+    taken_in(stream)
+    for subject, left in (("nobody", 41), ("in-a-list", 40), ("elsewhere", 39), ("broken", 39)):
+        ticket = open_ticket(stream, subject)
+        forget(ticket.ticket_id)
+        assert_complete(ticket.ticket_id)
+        assert len(lines_of(name, "01")) == left
+    assert batches.discover.fn(stream) == []
+
+
+def test_an_object_that_was_refused_for_rows_that_nobody_can_read_makes_an_exception(backbone, tmp_path):
+    """A comma too many in every row: whoever is named, it may be theirs."""
+    name = "commas"
+    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.csv")
+    put_csv = partial(storage.s3().put_object, Bucket=settings().inbox_bucket, Key=f"{name}/01.csv")
+    put_csv(Body=b"key,who,words,topic\n1,ann,a b c,red,\n2,ben,a c b,red,\n")
+    with pytest.raises(SourceError, match="no good row"):
+        taken_in(stream)
+    ticket = open_ticket(stream, "ann")
+    assert (
+        "01.csv has 2 rows that cannot be read; correct and deliver again, or delete it"
+        in forget(ticket.ticket_id).note
+    )
+    put_csv(Body=b"key,who,words,topic\n1,ann,a b c,red\n2,ben,a c b,red\n")
+    opening.reopen_ticket(ticket.ticket_id, "ben", "it was corrected")
+    forget(ticket.ticket_id)
+    assert_complete(ticket.ticket_id)
+    assert artifacts.sweep_bytes(storage.s3(), settings().inbox_bucket, [b"ann"], f"{name}/") == []
 
 
 def test_a_discarded_batch_that_had_refused_rows_is_cleaned_by_name_and_holds_no_ticket_up(backbone, tmp_path):
@@ -249,22 +289,25 @@ def test_what_another_stream_took_in_is_left_to_its_own_tickets(backbone, tmp_pa
     stream, other = (make_stream(name, backbone, tmp_path, source=of_inbox(name)) for name in ("mine", "mine-2"))
     put_in_inbox(other.name, "01", deliver(tmp_path, "01", ["red"]))
     batches.open_stream.fn(stream)
-    ((uri, _),) = taken_in(other)
+    ((uri, _),) = found = opened(other)
+    take_in(other, found)
     assert _by_owner(stream, {uri}) == {"found_in": [], "also_learned_by": ["mine-2"]}
 
 
 def taken_in(stream):
-    found = opened(stream)
-    for uri, tag in found:
-        batches.read_batch.fn(stream, uri, tag)
-    return found
+    return take_in(stream, opened(stream))
+
+
+def take_in(stream, found):
+    return [batches.read_batch.fn(stream, uri, tag) for uri, tag in found]
 
 
 @pytest.mark.parametrize("meanwhile", ["overwritten", "taken-away"])
 def test_what_comes_back_after_a_deletion_looked_through_its_object_is_looked_at_again(backbone, tmp_path, meanwhile):
     stream = make_stream(f"back-{meanwhile}", backbone, tmp_path, source=of_inbox(f"back-{meanwhile}"))
     put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red"]))
-    found = taken_in(stream)
+    found = opened(stream)
+    take_in(stream, found)
     s3, where = storage.s3(), {"Bucket": settings().inbox_bucket, "Key": f"{stream.name}/01.parquet"}
     whole = s3.get_object(**where)["Body"].read()
     if meanwhile == "overwritten":
@@ -295,8 +338,27 @@ def test_a_repeated_file_of_an_owner_is_counted_too(backbone, tmp_path):
     deliver(tmp_path, "01", ["red", "blue"])
     for name in ("02", "03"):
         (tmp_path / f"{name}.jsonl").write_bytes((tmp_path / "01.jsonl").read_bytes())
-    taken_in = [batches.read_batch.fn(stream, uri, tag) for uri, tag in opened(stream)]
-    assert learned_objects(stream, {"batches": [taken_in[0].batch_id]}) == (set(), 3)
+    batch, *_ = taken_in(stream)
+    assert learned_objects(stream, {"batches": [batch.batch_id]}) == (set(), 3)
+
+
+def test_what_an_owner_repeats_of_a_part_that_is_held_is_counted_too(backbone, tmp_path):
+    stream = make_stream("owned-held", backbone, tmp_path)
+    deliver(tmp_path, "01", ["red", "blue"])
+    (tmp_path / "02.jsonl").write_bytes((tmp_path / "01.jsonl").read_bytes())
+    batch, _ = taken_in(stream)
+    with database.transaction() as session:
+        held = holding.set_aside(session, batch.batch_id, [batch.shards[0].shard_id], "too few rows")
+    assert learned_objects(stream, {"batches": [held.batch_id]}) == (set(), 2)
+
+
+def test_an_owners_rows_of_which_nobody_can_say_whose_they_are_are_counted(backbone, tmp_path):
+    stream = make_stream("owned-broken", backbone, tmp_path)
+    deliver(tmp_path, "01", ["red"])
+    with (tmp_path / "01.jsonl").open("a") as file:
+        file.write('{"who": "broken", "words": "a" b}\n')
+    taken_in(stream)
+    assert learned_objects(stream, {"batches": []}) == (set(), 1)
 
 
 def opened(stream):
@@ -322,6 +384,23 @@ def test_what_a_stream_took_in_before_its_source_moved_is_looked_through(backbon
         forget(ticket.ticket_id)
         assert_complete(ticket.ticket_id)
     assert [whose(f"{folder}/") & {"person-3", "person-4"} for folder in ("moved", "moved-on")] == [set(), set()]
+
+
+def test_what_a_stream_left_behind_where_it_read_before_is_looked_through(backbone, tmp_path):
+    """An object that was replaced before it was read, and one that was never taken in; not what another stream is to
+    read there."""
+    stream = make_stream("behind", backbone, tmp_path, source=of_inbox("behind"))
+    rows = deliver(tmp_path, "01", ["red"])
+    put_in_inbox("behind", "01", rows[:1])
+    put_in_inbox("behind", "01", rows)
+    taken_in(stream)
+    for name in ("02", "03"):
+        put_in_inbox("behind", name, rows[:1])
+    batches.open_stream.fn(
+        make_stream("ahead", backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/behind/03*")
+    )
+    moved = stream.model_copy(update={"source": of_inbox("moved-away")})
+    assert other_objects(moved) == {"behind/01.parquet", "behind/02.parquet"}
 
 
 def whose(prefix: str) -> set[str]:
