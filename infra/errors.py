@@ -82,3 +82,10 @@ class StartError(InfraError):
 
 class KeyFileError(InfraError):
     """A key file is missing, unreadable or of the wrong kind."""
+
+
+class GrantsError(InfraError):
+    """The file of grants cannot be read, or an entry is not of its form."""
+
+    def __init__(self, path: str, cause: str) -> None:
+        super().__init__(f"entitlements {path}: {cause}")

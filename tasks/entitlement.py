@@ -6,23 +6,18 @@ groups. A caller is a name that a gateway vouches for, or `sha256:` and the dige
 
 import hashlib
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
-
+from infra.errors import GrantsError
+from infra.grants import Grants, read_grants
 from infra.settings import settings
 from registry.errors import StateError
 
 ALL_GROUPS = "*"
 OPEN = "open"
 """Snapshot id where no file of grants is named and none is required: whoever asks says which groups they hold."""
-
-
-Grants = Mapping[str, Mapping[str, list[str] | None] | None]
-_GRANTS: TypeAdapter[Grants] = TypeAdapter(Grants)
 
 
 def permitted(known: Collection[str], groups: Collection[str]) -> tuple[str, ...]:
@@ -99,16 +94,10 @@ class Entitlements:
             return
         self._grants, self._read_at = {}, None
         try:
-            data = file.read_bytes()
-            grants = _GRANTS.validate_python(yaml.safe_load(data) or {}, strict=True)
-        except (OSError, yaml.YAMLError) as error:
-            raise StateError(
-                f"entitlements {file} cannot be read ({type(error).__name__}); nobody is answered"
-            ) from None
-        except ValidationError as error:  # a text in place of a list would grant each of its letters
-            raise StateError(f"entitlements {file}: {_oddity(error)}; nobody is answered") from None
-        self._grants, self._read_at = grants, now
-        self._snapshot = hashlib.sha256(data).hexdigest()[:16]
+            found = read_grants(file)
+        except GrantsError as error:
+            raise StateError(f"{error}; nobody is answered") from None
+        self._grants, self._snapshot, self._read_at = found.grants, found.snapshot, now
 
 
 def _require_trust() -> None:
@@ -117,13 +106,6 @@ def _require_trust() -> None:
             "no grants are kept here, so nobody is answered: name a file of them with DECIDUOUS_ENTITLEMENTS; where a "
             "gateway decides over groups, set DECIDUOUS_REQUIRE_ENTITLEMENTS=false"
         )
-
-
-def _oddity(error: ValidationError) -> str:
-    """Where the file is not what it should be; a caller is not named, who may be a secret written in the clear."""
-    place = error.errors()[0]["loc"]
-    where = f"those of stream {place[0]!r}" if place else "streams"
-    return f"{where} are not of the form `caller: [group]`; brackets around groups, quotes around numbers, yes and no"
 
 
 def _digest_of(caller: str) -> str:

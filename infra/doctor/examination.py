@@ -13,7 +13,8 @@ from packaging.version import Version
 from infra import keys, seaweed, signing, storage
 from infra.doctor import buckets, catalog, servers
 from infra.doctor.findings import Finding, bad, good, poor
-from infra.errors import NOT_YOURS, InfraError
+from infra.errors import NOT_YOURS, GrantsError, InfraError
+from infra.grants import read_grants
 from infra.settings import settings
 
 FREE_GIB = 2
@@ -98,8 +99,12 @@ def _keys() -> Iterator[Finding]:
 def _grants() -> Iterator[Finding]:
     file = settings().entitlements
     if file is not None:
-        remedy = "put it there, or correct DECIDUOUS_ENTITLEMENTS: nobody is answered"
-        yield good("grants", f"{file}") if os.access(file, os.R_OK) else bad("grants", f"{file} cannot be read", remedy)
+        try:
+            granted = [callers or {} for callers in read_grants(file).grants.values()]
+        except GrantsError as error:
+            yield bad("grants", str(error), "correct it, or DECIDUOUS_ENTITLEMENTS: nobody is answered")
+        else:
+            yield good("grants", f"{file}: {sum(map(len, granted))} callers of {len(granted)} streams")
     elif settings().require_entitlements:
         yield good("grants", "no file: nobody is answered before DECIDUOUS_ENTITLEMENTS names one")
     elif settings().database_url.startswith("sqlite"):

@@ -57,12 +57,18 @@ def test_empty_home_is_fine_and_stays_empty(own_home):
 
 
 @pytest.mark.usefixtures("own_home")
-def test_grants_that_cannot_be_read_or_are_nobodys_are_told(set_variable, tmp_path):
+def test_grants_that_cannot_be_read_hold_an_odd_entry_or_are_nobodys_are_told(set_variable, tmp_path):
     assert healths("grants") == ["ok"]
     set_variable("ENTITLEMENTS", tmp_path / "grants.yaml")
     assert healths("grants") == ["error"]
-    (tmp_path / "grants.yaml").write_text("{}")
-    assert healths("grants") == ["ok"]
+    (tmp_path / "grants.yaml").write_text("mail: {ann: [sales], bob: sales}")
+    ((health, line),) = found("grants")
+    assert health == "error"
+    assert "those of stream 'mail' (entry 2 of 2) are not of the form `caller: [group]`" in line
+    (tmp_path / "grants.yaml").write_text("mail: {ann: [sales], bob:}\nmemos:")
+    ((health, line),) = found("grants")
+    assert health == "ok"
+    assert "grants.yaml: 2 callers of 2 streams" in line
     set_variable("ENTITLEMENTS", "")
     set_variable("DATABASE_URL", "postgresql+psycopg://u:p@127.0.0.1:1/d")
     assert [line.split(" before")[0] for _, line in found("grants")] == ["no file: nobody is answered"]

@@ -116,11 +116,28 @@ def test_when_grants_cannot_be_read_nobody_is_answered(file):
 def test_a_file_that_grants_something_else_than_lists_of_groups_answers_nobody(file, written):
     """`ann: ab` in place of `ann: [ab]` would grant the groups a and b."""
     file.write_text(f"mail:\n  {written}\n")
-    with pytest.raises(StateError, match=r"those of stream 'mail' are not of the form .*; nobody is answered"):
+    with pytest.raises(StateError, match=r"those of stream 'mail'.* are not of the form .*; nobody is answered"):
         Entitlements().of("mail", "ann", [])
     file.write_text("- mail")
     with pytest.raises(StateError, match=r"streams are not of the form .*; nobody is answered"):
         Entitlements().of("mail", "ann", [])
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("mail:\n  bob: [a]\n  s3cr3t: a\n", r"those of stream 'mail' \(entry 2 of 2\) are not"),
+        ("mail:\n  bob: [a]\n  yes: [a]\n", r"those of stream 'mail' \(entry 2 of 2\) are not"),
+        ("7:\n", "those of stream 7 are not"),
+        ("mail:\n  s3cr3t: [a\n", "cannot be read: ParserError in line 3;"),
+        ("mail:\n  s3cr3t: [2026-02-30]\n", "cannot be read: ValueError;"),
+    ],
+)
+def test_the_odd_entry_is_told_by_its_place_and_no_caller_by_name(file, written, told):
+    file.write_text(written)
+    with pytest.raises(StateError, match=told) as refused:
+        Entitlements().of("mail", "ann", [])
+    assert SECRET not in str(refused.value)
 
 
 @pytest.mark.parametrize("written", ["mail:\n", "mail:\n  ann:\n", ""])
