@@ -59,7 +59,7 @@ def answer(request_id: str, approved: bool, by: str, note: str) -> str:
 
 def waiting_requests(stream: str | None) -> list[Request]:
     opening.open_home()
-    return approvals.waiting(opening.stream_of(stream).name if stream else None)
+    return approvals.waiting(None if stream is None else opening.stream_of(stream).name)
 
 
 def preview(stream: Stream, limit: int | None) -> Record:

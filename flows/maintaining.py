@@ -70,7 +70,7 @@ def gc(
         from tasks import garbage, opening
 
         opening.open_home()
-        names = [opening.stream_of(stream).name] if stream else opening.stream_names()
+        names = opening.stream_names() if stream is None else [opening.stream_of(stream).name]
         results = [garbage.clean_up(name, dry_run) for name in names]
         if not dry_run and any(result["dead_blobs"] for result in results):
             storage.compact()

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from registry import catalog
 from registry.errors import UnknownIdError
 from registry.records import BatchState, ModelVersion, VersionState
 from registry.tables import AccuracyRow, AliasEventRow, BatchRow, VersionRow, in_chunks
@@ -48,6 +49,7 @@ def find_by_cause(session: Session, stream: str, cause: str) -> ModelVersion | N
 def get_version(session: Session, stream: str, version: int) -> ModelVersion:
     row = session.get(VersionRow, (stream, version)) if version < BEYOND else None
     if row is None:
+        catalog.stream_epoch(session, stream)  # of an unknown stream no version can be meant
         known = ", ".join(str(v.version) for v in versions(session, stream))
         raise UnknownIdError("version", f"{stream}/{version}", known)
     return _to_record(row)

@@ -128,7 +128,7 @@ def resume_waiting(request_id: str, approved: bool, approver: str, note: str) ->
 
 def waiting(stream: str | None) -> list[Request]:
     with database.transaction() as session:
-        names = [stream] if stream else catalog.stream_names(session)
+        names = catalog.stream_names(session) if stream is None else [stream]
         return [request for name in names for request in approvals.requests(session, name, waiting=True)]
 
 

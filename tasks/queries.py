@@ -19,7 +19,7 @@ KINDS = ("streams", "batches", "adapters", "versions", "decisions", "tickets", "
 def status(stream: str | None = None) -> list[Answer]:
     """One line per stream: how far it is, what serves, what waits for a person."""
     with database.transaction() as session:
-        names = [stream] if stream else catalog.stream_names(session)
+        names = catalog.stream_names(session) if stream is None else [stream]
         return [_status_of(session, name) for name in names]
 
 
@@ -47,7 +47,7 @@ def listing(kind: str, stream: str | None) -> list[Answer]:
     if kind not in KINDS:
         raise UnknownIdError("kind", kind, ", ".join(KINDS))
     with database.transaction() as session:
-        names = [stream] if stream else catalog.stream_names(session)
+        names = catalog.stream_names(session) if stream is None else [stream]
         if kind == "streams":
             return [{"stream": name, **_stream_line(session, name)} for name in names]
         for name in names:

@@ -23,10 +23,10 @@ from infra.ports import free_ports
 from infra.settings import Settings, settings
 from infra.workers import worker_environment
 from registry import catalog
-from registry.errors import StateError
+from registry.errors import SourceError, StateError
 from registry.stream import Stream, load_stream
 from tasks import opening, restoring
-from tasks.prediction import Job, list_unanswered
+from tasks.prediction import Job, list_unanswered, read_inputs
 from tests.flows.conftest import deliver, make_stream
 from tests.flows.server import using
 
@@ -341,6 +341,7 @@ def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatc
         ("ls", "batches", "--stream", "nosuch"),
         ("ls", "streams", "--stream", "nosuch"),
         ("gc", "nosuch"),
+        ("promote", "nosuch", "1"),
         ("rollback", "nosuch"),
         ("rollback", "nosuch", "--to", "1"),
         ("requests", "nosuch"),
@@ -353,6 +354,16 @@ def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatc
 def test_a_stream_that_is_not_known_is_an_error(capsys, monkeypatch, words):
     code, _, errors = call(capsys, monkeypatch, *words)
     assert (code, "no stream 'nosuch' in the catalog" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    "words", [("status", ""), ("ls", "batches", "--stream", ""), ("gc", ""), ("requests", "")], ids=" ".join
+)
+def test_an_empty_name_is_no_word_for_all_streams(capsys, monkeypatch, words):
+    """As of a shell's variable that is not set."""
+    code, _, errors = call(capsys, monkeypatch, *words)
+    assert (code, "no stream '' in the catalog" in errors) == (1, True)
 
 
 @pytest.mark.usefixtures("ready")
@@ -432,6 +443,14 @@ def test_init_makes_a_valid_name_of_the_files(capsys, monkeypatch, tmp_path):
 def test_answers_go_nowhere_unless_a_place_is_named(out):
     with pytest.raises(StateError, match="names no place for answers"):
         list_unanswered.fn(Job("mail", 1, (), ""), "/nowhere/*.csv", out)
+
+
+@pytest.mark.parametrize("out", ["S3://inbox/told", "gs://inbox/told", "file:///told", "S3://inbox/told.parquet"])
+def test_answers_go_to_no_folder_that_is_called_like_an_address(out):
+    with pytest.raises(SourceError, match="neither an s3:// address nor a path"):
+        list_unanswered.fn(Job("mail", 1, (), ""), "/nowhere/*.csv", out)
+    with pytest.raises(SourceError, match="neither an s3:// address nor a path"):
+        read_inputs.fn("mail", "/nowhere/ask.csv", out)
 
 
 def test_a_folder_without_a_certificate_is_no_valid_chain(capsys, monkeypatch, tmp_path):
