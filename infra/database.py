@@ -68,7 +68,20 @@ def newest_revision() -> str:
     return max(file.name.partition("_")[0] for file in MIGRATIONS.glob("versions/[0-9]*.py"))
 
 
+def address() -> str:
+    """Where the catalog is, without a password; opens nothing."""
+    return parse(settings().database_url).render_as_string()
+
+
+def is_absent() -> bool:
+    """Whether the catalog is an SQLite file that opening it would make."""
+    url = parse(settings().database_url)
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+
+
 def _recorded_revision() -> str | None:
+    if is_absent():
+        return None
     with own_connection() as connection:
         if not inspect(connection).has_table("alembic_version"):
             return None

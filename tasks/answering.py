@@ -116,7 +116,7 @@ def registered_as(stream: str, manifest_sha256: str) -> int:
             champion = versions.alias_of(session, stream, CHAMPION)
     if not found:
         raise StateError(
-            f"the catalog {database.engine().url.render_as_string()} knows no version of stream {stream!r} with this "
+            f"the catalog {database.address()} knows no version of stream {stream!r} with this "
             "manifest: set DECIDUOUS_HOME, or the variables of the servers, to where it was registered (`eval "
             '"$(deciduous env)"` there), then load it again'
         )

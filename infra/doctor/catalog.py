@@ -1,7 +1,6 @@
 """The catalog: does it answer, does its revision fit, would PostgreSQL bear our locks and pools."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from sqlalchemy import Connection, text
 
@@ -15,9 +14,8 @@ PART = "catalog"
 
 
 def examine() -> Iterator[Finding]:
-    url = database.parse(settings().database_url)
-    if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-        yield good(PART, f"{url} will be made on first use")
+    if database.is_absent():
+        yield good(PART, f"{database.address()} will be made on first use")
         return
     yield _revision()
     with database.own_connection() as connection:

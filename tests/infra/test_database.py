@@ -90,6 +90,12 @@ def test_migrate_works_twice_and_from_many_processes(tmp_path):
     assert [process.wait() for process in racing] == [0, 0, 0]
 
 
+def test_who_asks_for_the_revision_of_a_catalog_that_is_not_there_makes_none(tmp_path, set_variable):
+    set_variable("HOME", tmp_path / "home")
+    assert database.revisions()[0] is None
+    assert not (tmp_path / "home").exists()
+
+
 def test_alembic_command_line_agrees_with_the_tables(tmp_path):
     root = database.MIGRATIONS.parent.parent
     environment = {"DECIDUOUS_DATABASE_URL": f"sqlite:///{tmp_path}/new.db"}
