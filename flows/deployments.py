@@ -131,7 +131,7 @@ def _require_reachable(stream: Stream) -> None:
     """A worker runs in a folder of its own, so what a relative path names there is something else."""
     backbone = [stream.backbone] if Path(stream.backbone).is_dir() else []
     scoring = [stream.scoring.source, stream.scoring.out] if stream.scoring else []
-    paths = [path for path in (stream.source, *scoring, *backbone) if "://" not in path]
+    paths = [path for path in (stream.source, *scoring, *backbone) if not path.startswith("s3://")]
     relative = [path for path in paths if not Path(path).expanduser().is_absolute()]
     if relative:
         raise StateError(f"{', '.join(relative)}: a worker runs in another folder; give an absolute path or s3://")

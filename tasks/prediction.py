@@ -80,7 +80,7 @@ def list_unanswered(job: Job, uri: str, out: str) -> list[tuple[str, str]]:
 
 
 def _require_place(out: str) -> None:
-    if not out.strip() or (out.startswith("s3://") and not source.split_s3(out)[0]):
+    if not out.strip() or (source.is_s3(out) and not source.split_s3(out)[0]):
         raise StateError(f"{out!r} names no place for answers; give a folder, a .parquet file or s3://BUCKET/PREFIX")
 
 
@@ -106,6 +106,7 @@ def read_inputs(stream: str, uri: str, out: str | None = None) -> Rows:
     """Rows with the stream's input column, and its id column where the file has one. Raises StateError where the
     answers would be written over them."""
     if out is not None:
+        _require_place(out)
         _require_apart(uri, out)
     with database.transaction() as session:
         about = catalog.get_stream(session, stream)
@@ -152,13 +153,13 @@ def answer_rows(job: Job, rows: Rows) -> Rows:
         found = answerer.answer([i if isinstance(i, bytes) else str(i).encode() for i in raw], job.groups)
         _require_ready(job)
         note_prediction(job.stream, job.version, job.snapshot, found)
-        best = found.scores_NC.max(1).values.tolist()
+        best = found.scores_NC.max(1).values.double().tolist()
         for number, row in enumerate(chunk):
             answers.append(
                 {
-                    "row": row.get(columns.id, start + number),
+                    "row": _readable(row.get(columns.id, start + number)),
                     answerer.stream.answers: found.labels[number],
-                    "score": round(best[number], 4),
+                    "score": best[number],
                     "adapter": found.adapter_ids[number],
                     "adapters": list(found.visits[number]),
                     "version": job.version,
@@ -166,6 +167,11 @@ def answer_rows(job: Job, rows: Rows) -> Rows:
             )
     say(f"{job.stream}: {len(rows)} rows answered by version {job.version}")
     return answers
+
+
+def _readable(id_: object) -> object:
+    """Some writers of Parquet call every text binary."""
+    return id_.decode(errors="backslashreplace") if isinstance(id_, bytes) else id_
 
 
 @step("write-answers-{job.stream}")

@@ -22,19 +22,25 @@ WILD = {"*", "?"}
 
 def list_objects(source: str) -> list[tuple[str, str]]:
     """(uri, tag) of every object that the source names, in name order. Raises SourceError when none matches."""
-    scheme, _, rest = source.partition("://")
-    if rest and scheme != "s3":
-        raise SourceError(f"source {source!r} is neither an s3:// address nor a path of this machine")
-    found = sorted(list_s3(source) if rest else _list_local(source))
+    far = is_s3(source)
+    found = sorted(list_s3(source) if far else _list_local(source))
     if not found:
-        where = "bucket, prefix and pattern" if rest else "folder and pattern"
+        where = "bucket, prefix and pattern" if far else "folder and pattern"
         raise SourceError(f"source {source!r} matches no {', '.join(FORMATS)} object; check the {where}")
     return found
 
 
+def is_s3(address: str) -> bool:
+    """Whether it is no path of this machine. Raises SourceError for another address, S3:// too: as a path it would be
+    a folder of that name."""
+    if "://" in address and not address.startswith("s3://"):
+        raise SourceError(f"{address!r} is neither an s3:// address nor a path of this machine")
+    return address.startswith("s3://")
+
+
 def fetch(uri: str, tag: str) -> tuple[Delivery, bytes]:
     """The object as it is now. In S3 the tag is that of the bytes that were read: a listing may be older."""
-    if uri.startswith("s3://"):
+    if is_s3(uri):
         data, tag = _read_s3(uri)
     else:
         data = _read_local(Path(uri))

@@ -65,8 +65,8 @@ def test_a_file_of_deployments_is_not_written_in_a_dry_run_nor_where_there_is_no
 
 
 def test_relative_inputs_of_scheduled_scoring_are_refused(tmp_path):
-    scoring = Scoring(source="ask/*.csv", out="told")
-    with pytest.raises(StateError, match=r"ask/\*\.csv, told: a worker runs in another folder"):
+    scoring = Scoring(source="ask/*.csv", out="S3://inbox/told")
+    with pytest.raises(StateError, match=r"ask/\*\.csv, S3://inbox/told: a worker runs in another folder"):
         deployments.deploy(stream_called("near", tmp_path, scoring=scoring))
 
 

@@ -157,6 +157,10 @@ def test_a_file_is_answered_and_written_whole(stream, tmp_path):
     out = tmp_path / "out.parquet"
     answers = predict(stream.name, str(tmp_path / "in.jsonl"), ["a", "b"], str(out))
     assert [answer["label"] for answer in answers] == pq.read_table(out)["label"].to_pylist()
+    tracking.prepare_tracking()
+    served = mlflow.pyfunc.load_model(f"models:/{stream.name}/{answers[0]['version']}")
+    scores = served.predict([text.decode() for text in TEXTS], params={"groups": "a,b"})["score"].tolist()
+    assert [answer["score"] for answer in answers] == pq.read_table(out)["score"].to_pylist() == scores
     assert log_lines()[-1]["rows"] == 4
     assert set(log_lines()[-1]) == {"at", "version", "entitlements", "groups", "rows", "adapters"}
 
@@ -165,6 +169,14 @@ def test_a_row_without_an_id_has_none_in_the_file_of_answers(stream, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"key": 7, "words": "a b"}\n{"key": null, "words": "d e"}\n{"words": "f"}\n')
     predict(stream.name, str(tmp_path / "in.jsonl"), ["a"], str(tmp_path / "out.parquet"))
     assert pq.read_table(tmp_path / "out.parquet")["row"].to_pylist() == ["7", None, "2"]
+
+
+def test_an_id_that_its_writer_called_binary_is_told_as_text(stream, tmp_path):
+    pq.write_table(pa.table({"key": [b"caf\xc3\xa9", b"\xff1"], "words": ["a b", "d e"]}), tmp_path / "in.parquet")
+    answers = predict(stream.name, str(tmp_path / "in.parquet"), ["a"], str(tmp_path / "out" / "told.parquet"))
+    told = ["café", "\\xff1"]
+    assert [answer["row"] for answer in answers] == told
+    assert pq.read_table(tmp_path / "out" / "told.parquet")["row"].to_pylist() == told
 
 
 def test_a_bucket_that_takes_no_answers_is_named(stream, tmp_path):
@@ -400,9 +412,10 @@ def test_a_model_that_the_catalog_does_not_know_is_not_answered_for_by_its_champ
         StateError, match=r"knows no version of stream 'answers' with this manifest: set DECIDUOUS_HOME"
     ):
         registered_as(stream.name, "f" * 64)
-    set_variable("DATABASE_URL", f"sqlite:///{tmp_path}/none.db")
-    with pytest.raises(StateError, match=r"none\.db knows no version of stream 'answers'"):
+    set_variable("DATABASE_URL", f"sqlite:///{tmp_path}/none/catalog.db")
+    with pytest.raises(StateError, match=r"none/catalog\.db knows no version of stream 'answers'"):
         registered_as(stream.name, "f" * 64)
+    assert not (tmp_path / "none").exists()  # nor is a home left where the process stands
 
 
 def test_of_versions_that_are_one_model_the_champion_is_named(stream, monkeypatch):

@@ -106,6 +106,7 @@ def test_a_batch_of_a_million_rows_stays_within_three_kilobytes_a_row(kind):
     ("address", "told"),
     [
         ("gs://bucket/in", "neither an s3:// address nor a path"),
+        ("S3://bucket/in", "neither an s3:// address nor a path"),
         ("file:///tmp/in", "neither an s3:// address nor a path"),
         ("s3:///in/*.csv", "names no bucket"),
         ("/nowhere/*.csv", "matches no .parquet, .jsonl, .csv object; check the folder and pattern"),
@@ -114,6 +115,11 @@ def test_a_batch_of_a_million_rows_stays_within_three_kilobytes_a_row(kind):
 def test_an_address_that_leads_nowhere_is_refused_by_name(address, told):
     with pytest.raises(SourceError, match=re.escape(address) + ".* " + re.escape(told)):
         source.list_objects(address)
+
+
+def test_an_object_of_another_address_is_no_path():
+    with pytest.raises(SourceError, match=r"'S3://bucket/in\.csv' is neither an s3:// address nor a path"):
+        source.fetch("S3://bucket/in.csv", "")
 
 
 @pytest.mark.usefixtures("s3")
