@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
@@ -39,14 +40,23 @@ def load_stream(path: str) -> list[Batch]:
     data = _read(path)
     of_row = _tasks(data, path)
     batches = []
-    for number in np.unique(np.concatenate([*of_row.values()])):
+    for number in _in_order(np.unique(np.concatenate([*of_row.values()]))):
         train, test = (_rows(data, of_row[part] == number, part, f"{path}: batch {number}") for part in PARTS)
         batches.append(Batch(*train, *test))
     return batches
 
 
+def _in_order(batches: np.ndarray) -> list[Any]:
+    """Sorted as they count, also where numbers are written as texts: "10" comes after "2"."""
+    if batches.dtype.kind == "U" and np.char.isdecimal(batches).all():
+        return sorted(batches, key=int)
+    return list(batches)
+
+
 def _read(path: str) -> dict[str, np.ndarray]:
     try:
+        if Path(path).is_file() and not is_zipfile(path):  # NumPy would take it for a pickle
+            raise StreamFileError(f"{path} cannot be read (it is no .npz archive); write it with numpy.savez")
         with Path(path).open("rb") as opened, np.load(opened) as file:
             data = {name: file[name] for name in COLUMNS if name in file.files}
     except (OSError, EOFError, BadZipFile, ValueError, TypeError) as error:  # no archive, a pickle, one array

@@ -252,6 +252,10 @@ def load_backbone(folder: str, max_tokens: int = 64, rows: int = ROWS, device: s
 
 
 def _load_model(folder: str) -> nn.Module:
+    if not (Path(folder) / "config.json").is_file():  # transformers would look for an id of that name
+        raise UnsupportedBackboneError(
+            f"{folder!r} is no Hugging Face folder: it has no config.json; give another path"
+        )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
         pooled = {"add_pooling_layer": False} if config.model_type in {"bert", "roberta", "vit", "deit"} else {}

@@ -148,8 +148,21 @@ def one_array() -> bytes:
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"words", one_array()])
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "s.npz").write_bytes(content)
-    with pytest.raises(StreamFileError, match="cannot be read"):
+    with pytest.raises(StreamFileError, match=r"s.npz cannot be read .it is no .npz archive"):
         load_stream(str(tmp_path / "s.npz"))
+
+
+def test_batches_named_by_texts_of_numbers_come_as_they_count(tmp_path: Path) -> None:
+    names = np.array([str(number) for number in range(12)])
+    x = np.zeros((12, 3, 8, 8), dtype=np.uint8)
+    parts = {f"{kind}_{part}": names for kind in ("y", "task") for part in ("train", "test")}
+    np.savez(tmp_path / "s.npz", x_train=x, x_test=x, **parts)
+    assert [batch.test_labels for batch in load_stream(str(tmp_path / "s.npz"))] == [[name] for name in names]
+
+
+def test_a_backbone_that_is_not_there_is_named(tmp_path: Path, stream: Path) -> None:
+    with pytest.raises(SystemExit, match=r"none' is no Hugging Face folder: it has no config.json"):
+        main(["--data", str(stream), "--backbone", str(tmp_path / "none")])
 
 
 def test_the_command_ends_in_a_message(tmp_path: Path, folders: dict[str, Path]) -> None:
