@@ -106,6 +106,12 @@ def restore(
         stream: "none" if version is None else f"version {version}" for stream, version in result["champions"].items()
     }
     console.show_record({**result, "champions": serving})  # numbers by name would be shown as counts
+    if result["batches_rewritten_since"]:
+        console.console.print(
+            "a ticket rewrote rows that this backup names: such a stream neither learns nor closes the ticket; take a "
+            "newer backup, or begin a catalog anew (docs/operations.md, Backup and restore)",
+            soft_wrap=True,
+        )
 
 
 def metrics(

@@ -66,10 +66,10 @@ class DamagedError(InfraError):
 
 
 class FolderError(InfraError):
-    """A folder of the home cannot be made."""
+    """A folder cannot be made, mostly one of the home."""
 
     def __init__(self, path: str, cause: str) -> None:
-        super().__init__(f"folder {path} cannot be made: {cause}; name another home (--home or DECIDUOUS_HOME)")
+        super().__init__(f"folder {path} cannot be made: {cause}; name another (the home's: --home or DECIDUOUS_HOME)")
 
 
 class SchemaError(InfraError):

@@ -303,7 +303,10 @@ def _named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
         ) from error
     except ClientError as error:
         if _code(error) in MISSING:
-            raise MissingObjectError(f"no s3://{bucket}/{key}: {_code(error)}; restore it from a backup") from error
+            raise MissingObjectError(
+                f"no s3://{bucket}/{key}: {_code(error)}; restore it from a backup of the bucket. What a ticket purged "
+                "is in none: begin a catalog anew (docs/operations.md, Backup and restore)"
+            ) from error
         if _code(error) in PASSING or error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500:
             raise StorageUnavailableError(
                 f"S3 at {s3.meta.endpoint_url} failed on s3://{bucket}/{key}: {error}; run again later"

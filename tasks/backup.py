@@ -69,7 +69,12 @@ def read_index(folder: Path) -> Index:
         index: Index = json.loads((folder / INDEX).read_bytes())
         form, files = index["format"], index["files"]
         damaged = [name for name in (CATALOG, MLFLOW, OBJECTS) if _digest(folder / name) != files[name]["sha256"]]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise StateError(
+            f"{folder} is no backup, or not a whole one: {error.filename}: {error.strerror}; name a folder that "
+            "`deciduous backup` wrote"
+        ) from None
+    except (ValueError, LookupError, TypeError) as error:
         raise StateError(f"{folder} is no backup: {error!r}; name a folder that `deciduous backup` wrote") from None
     if form != FORMAT or damaged:
         raise StateError(f"the backup {folder} is damaged ({', '.join(damaged) or form}); take another")

@@ -207,6 +207,12 @@ def test_an_index_that_does_not_vouch_for_every_file_is_refused(tmp_path, index)
         read_index(tmp_path)
 
 
+def test_a_file_that_a_backup_lacks_is_named(tmp_path):
+    (tmp_path / INDEX).write_text('{"format": "deciduous-backup/1", "files": {}}')
+    with pytest.raises(StateError, match=rf"is no backup, or not a whole one: \S*{CATALOG}: No such file"):
+        read_index(tmp_path)
+
+
 def test_a_full_disk_is_named_and_nothing_is_left_there(tmp_path, monkeypatch):
     def fill(path, _):
         path.write_text("half")

@@ -412,12 +412,18 @@ def test_a_file_of_another_user_in_the_home_is_one_line(capsys, monkeypatch):
 
 def test_a_restoration_tells_versions_that_serve_and_no_counts(capsys, monkeypatch):
     monkeypatch.setattr(opening, "open_home", lambda: None)
-    monkeypatch.setattr(restoring, "restore", lambda *_: {"champions": {"mail": 5, "memos": None}})
+    report = {"champions": {"mail": 5, "memos": None}, "batches_rewritten_since": {}}
+    monkeypatch.setattr(restoring, "restore", lambda *_: report)
     out = call(capsys, monkeypatch, "restore", "monday")[1]
-    assert re.sub(r"\s+", " ", out).strip() == "champions mail: version 5 memos: none"
-    assert json.loads(call(capsys, monkeypatch, "restore", "monday", "--json")[1]) == {
-        "champions": {"mail": 5, "memos": None}
-    }
+    assert re.sub(r"\s+", " ", out).strip() == "champions mail: version 5 memos: none batches rewritten since -"
+    assert json.loads(call(capsys, monkeypatch, "restore", "monday", "--json")[1]) == report
+
+
+def test_a_restoration_that_cannot_go_on_says_what_to_do(capsys, monkeypatch):
+    monkeypatch.setattr(opening, "open_home", lambda: None)
+    report = {"champions": {"mail": None}, "batches_rewritten_since": {"mail": ["jan"]}}
+    monkeypatch.setattr(restoring, "restore", lambda *_: report)
+    assert "take a newer backup, or begin a catalog anew" in call(capsys, monkeypatch, "restore", "monday")[1]
 
 
 EDITED = {"task": "causal-lm", "label": "null"}
