@@ -1,7 +1,8 @@
+import csv
 import json
 import struct
 import zlib
-from io import BytesIO
+from io import BytesIO, StringIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +14,7 @@ from PIL import Image
 from registry.errors import SourceError
 from registry.sections import Columns, TaskType
 from registry.stream import Stream
-from tasks.formats import MAX_ROWS, without_rows
+from tasks.formats import MAX_ROWS, unpacked, without_rows
 from tasks.identity import keyed_hash
 from tasks.learning.images import open_image
 from tasks.reading import read_rows
@@ -342,3 +343,17 @@ def test_an_object_that_lacks_the_label_alone_says_how_a_batch_without_labels_co
 
 def test_an_ending_in_upper_case_says_the_same():
     assert [row.input for row in read_bytes(lines(row("1")), "X.JSONL").rows] == [row("1")["text"].encode()]
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), min_size=1))
+def test_a_text_is_found_in_the_bytes_or_in_what_is_unpacked(texts):
+    csv.writer(written := StringIO(newline="")).writerows([["id", "input"], *([n, t] for n, t in enumerate(texts))])
+    lines = "\n".join(json.dumps({"input": text}) for text in texts)
+    for name, data in (("s.csv", written.getvalue().encode()), ("s.jsonl", lines.encode())):
+        found = [data, *unpacked(data, name, 1 << 30)]
+        assert all(any(text.encode() in each for each in found) for text in texts)
+
+
+@pytest.mark.parametrize(("name", "data"), [("s.csv", b"id,input\n1,a b\n"), ("s.jsonl", b'{"input": "a b"}\n')])
+def test_what_is_not_escaped_is_not_read_as_rows_to_be_searched(name, data):
+    assert list(unpacked(data, name, 1 << 30)) == []
