@@ -1,12 +1,13 @@
 """The catalog: does it answer, does its revision fit, would PostgreSQL bear our locks and pools."""
 
+import os
 from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
 
 from infra import database
 from infra.doctor.findings import Finding, bad, good, poor
-from infra.errors import DamagedError
+from infra.errors import NOT_YOURS, DamagedError
 from infra.settings import settings
 
 OLDEST_POSTGRES = 13
@@ -36,11 +37,14 @@ def _revision() -> Finding:
 
 
 def _sqlite(connection: Connection) -> Iterator[Finding]:
+    file = str(connection.engine.url.database)
     version = connection.exec_driver_sql("select sqlite_version()").scalar_one()
     broken = connection.exec_driver_sql("pragma quick_check(1)").scalar_one()
     if broken != "ok":
-        raise DamagedError(str(connection.engine.url.database), broken)
-    yield good(PART, f"SQLite {version} at {connection.engine.url.database}; for workers on one machine only")
+        raise DamagedError(file, broken)
+    if not os.access(file, os.W_OK):
+        yield bad(PART, f"{file} cannot be written: what only reads works", NOT_YOURS)
+    yield good(PART, f"SQLite {version} at {file}; for workers on one machine only")
 
 
 def _postgresql(connection: Connection) -> Iterator[Finding]:

@@ -76,6 +76,13 @@ def test_grants_that_cannot_be_read_hold_an_odd_entry_or_are_nobodys_are_told(se
     assert healths("grants") == ["warning"]
 
 
+def test_a_catalog_that_takes_no_writes_is_an_error(own_home, monkeypatch):
+    database.migrate()
+    may = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != f"{own_home}/catalog.db" and may(path, mode))
+    assert any(health == "error" and "catalog.db cannot be written" in line for health, line in found("catalog"))
+
+
 def test_catalog_that_is_behind_is_due_and_one_that_is_ahead_is_an_error(own_home):
     assert str(own_home) in settings().database_url
     with database.transaction() as session:
