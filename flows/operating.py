@@ -51,7 +51,7 @@ def undeploy(stream: StreamName, dry_run: DryRun = False, json: Json = False) ->
 
 def worker(
     pool: Annotated[str, typer.Argument(help="Work pool: cpu, or gpu for training.")] = "cpu",
-    limit: Annotated[int | None, typer.Option(help="Runs at once; default as the pool says.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Runs at once; default as the pool says.")] = None,
 ) -> None:
     """Run Prefect's worker for a pool, in the foreground, over this home. Example: deciduous worker gpu"""
     from infra.workers import worker_command, worker_environment

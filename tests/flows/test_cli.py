@@ -356,6 +356,12 @@ def test_a_stream_that_is_not_known_is_an_error(capsys, monkeypatch, words):
     assert (code, "no stream 'nosuch' in the catalog" in errors) == (1, True)
 
 
+@pytest.mark.parametrize("limit", ["-1", "0"])
+def test_a_worker_of_no_runs_is_refused_before_it_starts(capsys, monkeypatch, limit):
+    code, _, errors = call(capsys, monkeypatch, "worker", "cpu", "--limit", limit)
+    assert (code, "Invalid value for '--limit'" in errors) == (2, True)
+
+
 @pytest.mark.usefixtures("ready")
 @pytest.mark.parametrize(
     "words", [("status", ""), ("ls", "batches", "--stream", ""), ("gc", ""), ("requests", "")], ids=" ".join
