@@ -15,15 +15,19 @@ from torch import Tensor
 from infra.files import write_private
 from infra.settings import settings
 from registry.records import Shard
+from registry.sections import TaskType
 from registry.stream import Stream
 from tasks.identity import catalog_key
 from tasks.prefix_cache import states_of
 from tasks.rows import Row
 from tasks.shards import load_rows
 
-FIRST = 12
 WINDOW, SHORTEST = 48, 24
 """Bytes of an input that are looked for; shorter inputs say too little to tell one record from another."""
+FIRST = 12
+"""Letters that two texts begin with whose states may be alike."""
+AT_ONCE = 256
+"""Records whose states are held in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +41,8 @@ class Marked:
     window: bytes = b""
     """Of its input."""
     head: bytes = b""
-    """The beginning of its input: only where another input begins with the same letters, however they are written, can
-    the states be alike. Not looked for."""
+    """The beginning of its input: only where another input begins alike, a text with the same letters however they are
+    written, can the states be alike. Not looked for."""
     subject: bytes = b""
     """The keyed hash of whose it is, for a later ticket that names the subject. Not looked for."""
 
@@ -78,9 +82,11 @@ def load_markers(ticket_id: str) -> list[bytes]:
 
 def attributable(stream: Stream, marked: Sequence[Marked], retained: Sequence[Row]) -> list[Marked]:
     """Without the windows and states that a retained record has too: the same text may belong to somebody who stays."""
-    heads = {_letters(each.head) for each in marked}
-    alike = [row for row in retained if _letters(row.input) in heads]
-    states = {_state_marker(state_TD) for state_TD in states_of(stream, alike)}
+    beginning = _beginning if stream.task == TaskType.IMAGE else _letters
+    heads = {beginning(each.head) for each in marked}
+    alike = [row for row in retained if beginning(row.input) in heads]
+    chunks = (alike[start : start + AT_ONCE] for start in range(0, len(alike), AT_ONCE))
+    states = {_state_marker(state_TD) for chunk in chunks for state_TD in states_of(stream, chunk)}
     return [
         replace(
             each,
@@ -89,6 +95,10 @@ def attributable(stream: Stream, marked: Sequence[Marked], retained: Sequence[Ro
         )
         for each in marked
     ]
+
+
+def _beginning(input_: bytes) -> bytes:
+    return input_[:WINDOW]
 
 
 def _letters(text: bytes) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
+from statistics import median_low
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ ROUNDING = 1e-9
 """Statistics that differ by less are alike: kernels are at most one."""
 COPIES = 1e-12
 """Squared distance of whitened rows up to which they are one row."""
+RARE = 0.25
+"""Share of the median class's rows below which a class is left out where classes are balanced."""
 DEALS = 99
 """Ways to deal classes to two sides that are tried at most."""
 MARGIN = 1.2
@@ -143,11 +146,18 @@ def _within_classes(batch: Sample, reference: Sample, permutations: int, seed: i
 def balance_classes(*samples: Sample) -> list[Sample]:
     """The first rows of each class, as many as the smallest class of any sample has, but at least LEAST_ROWS.
 
-    Otherwise a deal's statistic would tell how many rows its classes have.
+    Otherwise a deal's statistic would tell how many rows its classes have. Rare classes are left out: a class of two
+    rows would leave no more of the others, too few to tell anything.
     """
-    counts = [Counter(sample.labels or ()).values() for sample in samples]
-    most = max(LEAST_ROWS, min(min(each) for each in counts))
-    return [sample.of_each_class(most) for sample in samples]
+    common = [sample.of(_common_classes(sample)) for sample in samples]
+    most = max(LEAST_ROWS, min(min(Counter(sample.labels).values()) for sample in common))
+    return [sample.of_each_class(most) for sample in common]
+
+
+def _common_classes(sample: Sample) -> set[str]:
+    """Of two classes both, of more at least half."""
+    counts = Counter(sample.labels)
+    return {name for name, rows in counts.items() if rows >= RARE * median_low(counts.values())}
 
 
 def class_novelty(batch: Sample, reference: Sample, seed: int) -> float | None:

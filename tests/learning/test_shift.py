@@ -128,6 +128,15 @@ def test_a_few_new_classes_are_a_shift_only_in_a_new_look(new: str, old: str) ->
     assert [test.p_beyond_novelty for test in tests] == [1, 1 / 200]
 
 
+@pytest.mark.parametrize(("look", "seen"), [(0, 0), (1.5, 5)])
+def test_a_rare_class_hides_no_new_look_of_new_classes(look: float, seen: int) -> None:
+    """Cut to its one row, two of each class were left: two looks of five were seen."""
+    new, old = "456" * 26 + "7", "012" * 26 + "33"
+    pairs = [(by_class(len(new), seed, new, look), by_class(len(old), seed + 100, old)) for seed in range(5)]
+    tests = [compare_samples(mine, theirs, 199, 0) for mine, theirs in pairs]
+    assert sum(test.p_beyond_novelty <= 0.01 for test in tests) == seen
+
+
 @pytest.mark.parametrize("look", [0, 3])
 def test_nothing_tells_one_new_class_from_a_shift(look: float) -> None:
     test = compare_samples(by_class(40, 1, "1", look), by_class(40, 2, "0"), 199, 0)
