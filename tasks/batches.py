@@ -30,9 +30,9 @@ from tasks.shards import fit_shard, load_rows, store_quarantine, store_rows
 
 @step("open-{stream.name}")
 def open_stream(stream: Stream) -> None:
-    """Check that catalog and code fit, and that the backbone opens and is as deep as the adapters ask, and enter the
-    stream in the catalog, with the tickets that took effect under its name: the catalog may be older than the stream,
-    and the source may still hold whom they name."""
+    """Check that catalog and code fit, that the backbone opens and is as deep as the adapters ask, and that the source
+    lies outside the home, and enter the stream in the catalog, with the tickets that took effect under its name: the
+    catalog may be older than the stream, and the source may still hold whom they name."""
     refuse_after_losses()
     database.check_revision()
     follow_deletions(stream.name)
@@ -40,6 +40,8 @@ def open_stream(stream: Stream) -> None:
     digest = open_frozen(stream).digest
     with database.transaction() as session:
         is_new = stream.name not in catalog.stream_names(session)
+        if is_new or catalog.get_stream(session, stream.name).source != stream.source:
+            source.refuse_in_home(stream.source)
         catalog.save_stream(session, stream, digest)
         replayed = tickets.replay(session, stream.name, tickets.AUTOMATIC) if is_new else []
     for ticket_id in replayed:

@@ -163,19 +163,27 @@ def _check_size(uri: str, size: int) -> None:
         )
 
 
+def refuse_in_home(source: str) -> None:
+    """What is in the home counts as left over, by the sweep of a ticket: the owner's own files as well."""
+    home = settings().home
+    if not is_s3(source) and _root_of(source).is_relative_to(home):
+        raise SourceError(
+            f"source {source!r} lies in the home {home}, in which a deletion may leave nothing: no ticket could end "
+            "well there; move the folder out, or name another home (--home, DECIDUOUS_HOME)"
+        )
+
+
 def _list_local(source: str) -> Iterator[tuple[str, str]]:
     """Regular files of the folder itself, or of a pattern, where ** stands for any folders. A link out of where the
     pattern begins is left out: whoever may write there may not read all we can."""
-    path = Path(expanduser(source))
+    path, root = Path(expanduser(source)), _root_of(source)
     if path.is_dir():
-        root, files = path, list(path.iterdir())
+        files = list(path.iterdir())
     elif path.is_file():
-        root, files = path.resolve().parent, [path]
+        files = [path]
     else:
-        fixed = list(takewhile(lambda part: not WILD & {*part}, path.parent.parts))
-        root = Path(*fixed)
-        files = list(root.glob(_with_brackets(str(Path(*path.parts[len(fixed) :])))))
-    root = root.resolve()
+        fixed = _fixed_parts(path)
+        files = list(Path(*fixed).glob(_with_brackets(str(Path(*path.parts[len(fixed) :])))))
     _say_left_out([ascii(file.name) for file in files if file.suffix.lower() not in FORMATS and file.is_file()])
     for file in files:
         if file.suffix.lower() in FORMATS and (found := _resolved(file, root)) is not None:
@@ -183,16 +191,30 @@ def _list_local(source: str) -> Iterator[tuple[str, str]]:
             yield str(found), f"{found}#{stat.st_size}-{stat.st_mtime_ns}"
 
 
+def _root_of(source: str) -> Path:
+    """The folder that a local source begins in, whatever links lead there."""
+    path = Path(expanduser(source))
+    if path.is_dir():
+        return path.resolve()
+    return path.resolve().parent if path.is_file() else Path(*_fixed_parts(path)).resolve()
+
+
+def _fixed_parts(path: Path) -> list[str]:
+    """Of a pattern, the folders before its first wildcard."""
+    return list(takewhile(lambda part: not WILD & {*part}, path.parent.parts))
+
+
 def _resolved(file: Path, root: Path) -> Path | None:
-    """The regular file that the name leads to; None where it leads out of the folder, or has no UTF-8 name."""
+    """The regular file that the name leads to; None where it leads out of the folder or into the home, which keeps
+    files of its own, or has no UTF-8 name."""
     try:
         str(file).encode()
-        found = file.resolve()
-        if found.is_file() and found.is_relative_to(root):
+        found, home = file.resolve(), settings().home
+        if found.is_file() and found.is_relative_to(root) and (root.is_relative_to(home) or home not in found.parents):
             return found
     except (UnicodeEncodeError, OSError, RuntimeError):  # the last one is a loop of links
         pass
-    say(f"{file.name!a} is left out: no regular file of {root}, or its name is not UTF-8")
+    say(f"{file.name!a} is left out: no regular file of {root}, one of the home, or its name is not UTF-8")
     return None
 
 

@@ -67,6 +67,17 @@ def test_more_layers_than_the_backbone_has_are_refused_before_anything_is_taken_
         assert "too-deep" not in catalog.stream_names(session)
 
 
+def test_a_new_stream_reads_from_no_folder_of_the_home(backbone, home):
+    """Its files would be hits of every ticket's sweep; an entered stream goes on, so that it can be corrected."""
+    source = str(home / "inbox" / "*.jsonl")
+    with pytest.raises(SourceError, match=r"inbox/\*\.jsonl' lies in the home"):
+        open_stream.fn(make_stream("at-home", backbone, home, source=source))
+    with database.transaction() as session:
+        assert "at-home" not in catalog.stream_names(session)
+        catalog.save_stream(session, make_stream("at-home", backbone, home, source=source), "before")
+    open_stream.fn(make_stream("at-home", backbone, home, source=source))
+
+
 def test_new_classes_alone_join_an_adapter_unless_the_stream_asks_for_one(backbone, inbox):
     shift = ShiftOptions(permutations=199, min_rows=20, new_classes="reuse")
     stream = make_stream("newcomers", backbone, inbox, shift=shift)

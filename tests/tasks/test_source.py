@@ -32,6 +32,30 @@ def test_links_devices_and_folders_are_no_objects(tmp_path):
     assert set(names(inbox / "*.csv")) == {"good"}
 
 
+def test_a_pattern_around_the_home_names_none_of_its_files(tmp_path, set_variable):
+    """`**/*.jsonl` took the log of predictions for a delivery, and refused it in every run."""
+    set_variable("HOME", tmp_path / ".deciduous")
+    for folder in ("inbox", ".deciduous/predictions"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / f"{folder[-5:]}.jsonl").write_text("{}")
+    assert names(tmp_path / "**" / "*.jsonl") == ["inbox"]
+    assert names(tmp_path / ".deciduous" / "*" / "*.jsonl") == ["tions"], "a stream from before goes on"
+
+
+@pytest.mark.parametrize("where", ["home/inbox", "home/inbox/*.csv", "home/inbox/01.csv", "linked", "home", "home/*/*"])
+def test_a_source_in_the_home_is_refused(tmp_path, set_variable, where):
+    set_variable("HOME", tmp_path / "home")
+    (tmp_path / "home" / "inbox").mkdir(parents=True)
+    (tmp_path / "home" / "inbox" / "01.csv").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "home" / "inbox")
+    with pytest.raises(
+        SourceError, match=f"{re.escape(where)}' lies in the home .*move the folder out, or name another home"
+    ):
+        source.refuse_in_home(str(tmp_path / where))
+    for elsewhere in (tmp_path, tmp_path / "home-two", tmp_path / "*.csv", "s3://home/inbox"):
+        source.refuse_in_home(str(elsewhere))
+
+
 @pytest.mark.parametrize(
     "key", ["a#1.csv", "a?b=c.csv", "a b.csv", "\u202ea.csv", "e\u0301.csv", "[x].csv", "%2e%2e.csv"]
 )
