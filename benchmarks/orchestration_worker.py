@@ -39,7 +39,7 @@ def stubs(stack: ExitStack) -> None:
     from tasks.evaluation import Score  # noqa: PLC0415
     from tasks.forms import Form  # noqa: PLC0415
 
-    backbone = SimpleNamespace(digest="stub", num_blocks=12, width=1, modality="text")
+    backbone = SimpleNamespace(digest="stub", num_blocks=12, width=1, modality="text", positions=None)
 
     def stored(where: str, owner: str, kind: str, _tensors: Any = None) -> Any:
         return blobs.save_bytes(where, owner, kind, f"{owner}/{kind}".encode())

@@ -54,6 +54,16 @@ def adapter_spec(stream: Stream) -> AdapterSpec:
     return AdapterSpec(stream.adapter.method, stream.adapter.rank, layers or default_layers(depth))
 
 
+def require_positions(stream: Stream) -> None:
+    """Raise StateError where texts may be cut at more tokens than the backbone has places for."""
+    positions = open_frozen(stream).positions
+    if positions is not None and stream.max_tokens > positions:
+        raise StateError(
+            f"stream {stream.name!r} asks for max_tokens {stream.max_tokens}, {stream.backbone!r} has places for "
+            f"{positions}: name at most {positions}"
+        )
+
+
 def cut_of(stream: Stream, backbone: Backbone | LanguageBackbone) -> int:
     """The block whose input the prefix cache keeps: everything before it is frozen for ever."""
     return backbone.num_blocks - adapter_spec(stream).last_layers

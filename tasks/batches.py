@@ -13,7 +13,7 @@ from registry.errors import SourceError, StaleEpochError
 from registry.records import AdapterState, Batch, BatchState, Decision, DecisionKind, Delivery, Shard
 from registry.stream import Stream
 from tasks import source, tickets
-from tasks.backbones import adapter_spec, open_frozen
+from tasks.backbones import adapter_spec, open_frozen, require_positions
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import naming, still_alone, taking_in
 from tasks.identity import catalog_key
@@ -40,6 +40,8 @@ def open_stream(stream: Stream) -> None:
     digest = open_frozen(stream).digest
     with database.transaction() as session:
         is_new = stream.name not in catalog.stream_names(session)
+        if not catalog.count_batches(session, stream.name):
+            require_positions(stream)
         if is_new or catalog.get_stream(session, stream.name).source != stream.source:
             source.refuse_in_home(stream.source)
         catalog.save_stream(session, stream, digest)

@@ -30,6 +30,7 @@ Delta = Callable[[Tensor, Tensor | None], Tensor]
 """The residual before the MLP (B, T, D), and which of its tokens are real (B, T; None: all) -> what an adapter adds."""
 OnBlock = Callable[[int, Joint, Tensor], None]  # block number, where adapters join, block output
 
+STEP = 8  # to a multiple of which texts are padded
 ROWS = 8
 """Of every minibatch, filled up or not: fewer waste less on ragged ones, more read the weights less often (0205)."""
 
@@ -69,6 +70,7 @@ class Backbone:
         self.attach_points: list[AttachPoint] = find_attach_points(model, self.blocks)
         self.num_blocks = len(self.blocks)
         self.width = width_of(model)
+        self.positions = _positions(model) if tokenizer is not None else None
         self.work = Work()
         self.digest = self._digest(vocabulary)
 
@@ -97,7 +99,7 @@ class Backbone:
     def minibatches(self, lengths: Sequence[int], rows: int = 0) -> Iterator[tuple[list[int], int]]:
         """Positions of at most `rows` records (the backbone's own number) of one padded length, with that length."""
         rows = rows or self.rows
-        step = 8 if self.modality == "text" else 1
+        step = STEP if self.modality == "text" else 1
         buckets: dict[int, list[int]] = {}
         for i, length in enumerate(lengths):
             buckets.setdefault(-(-length // step) * step, []).append(i)
@@ -174,7 +176,13 @@ class Backbone:
         if isinstance(item, str):
             if self.tokenizer is None:
                 raise ValueError("a text for an image backbone")
-            return list(self.tokenizer(item, truncation=True, max_length=self.max_tokens)["input_ids"])
+            found = list(self.tokenizer(item, truncation=True, max_length=self.max_tokens)["input_ids"])
+            if self.positions is not None and len(found) > self.positions:
+                raise UnsupportedBackboneError(
+                    f"max_tokens is {self.max_tokens}, {type(self.model).__name__} has places for {self.positions}, "
+                    f"and a text has more: begin under a new name with max_tokens {self.positions}"
+                )
+            return found
         if self.preprocessing is None:
             raise ValueError("an image for a text backbone")
         return to_pixels(item, self.preprocessing)
@@ -229,6 +237,15 @@ def mean_tokens(hidden_BTD: Tensor, lengths_B: Tensor) -> Tensor:
     """(B, D): the mean over the real tokens of each row."""
     real_BT = torch.arange(hidden_BTD.shape[1], device=hidden_BTD.device) < lengths_B[:, None]
     return (hidden_BTD * real_BT[..., None]).sum(1) / lengths_B[:, None]
+
+
+def _positions(model: nn.Module) -> int | None:
+    """The tokens that a text may have, padding included; None where positions are not learned."""
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(table, nn.Embedding):
+            first = 0 if table.padding_idx is None else table.padding_idx + 1  # RoBERTa's count from there
+            return (table.num_embeddings - first) // STEP * STEP
+    return None
 
 
 def load_backbone(folder: str, max_tokens: int = 64, rows: int = ROWS, device: str = "cpu") -> Backbone:

@@ -67,6 +67,16 @@ def test_more_layers_than_the_backbone_has_are_refused_before_anything_is_taken_
         assert "too-deep" not in catalog.stream_names(session)
 
 
+def test_texts_longer_than_the_backbone_has_places_for_are_refused_before_anything_is_taken_in(backbone, inbox):
+    """A batch with one such text could never be finished, and max_tokens not be corrected."""
+    deliver(inbox, "01", ["red", "blue"])
+    with pytest.raises(StateError, match=r"max_tokens 33, .* has places for 32: name at most 32"):
+        open_stream.fn(make_stream("too-long", backbone, inbox, max_tokens=33))
+    open_stream.fn(make_stream("too-long", backbone, inbox, max_tokens=32))
+    with pytest.raises(StateError, match="max_tokens 33"):
+        open_stream.fn(make_stream("too-long", backbone, inbox, max_tokens=33))
+
+
 def test_a_new_stream_reads_from_no_folder_of_the_home(backbone, home):
     """Its files would be hits of every ticket's sweep; an entered stream goes on, so that it can be corrected."""
     source = str(home / "inbox" / "*.jsonl")

@@ -105,6 +105,19 @@ def test_a_long_text_is_cut_and_an_odd_image_is_fitted(bert: Backbone, vit: Back
     assert vit.encode([pictures(1, 40)[0], pictures(1, 16)[0][0]], 1)[0].shape == (5, 32)
 
 
+@pytest.mark.parametrize("name", TEXT)
+def test_the_longest_text_fits_and_a_longer_one_is_refused_by_what_to_change(
+    folders: dict[str, Path], name: str
+) -> None:
+    longest = load_backbone(str(folders[name])).positions
+    assert longest == {"bert": 64, "roberta": 64, "distilbert": 512}[name]
+    assert len(load_backbone(str(folders[name]), max_tokens=longest).encode(["a " * 600], 1)[0]) == longest
+    loose = load_backbone(str(folders[name]), max_tokens=600)
+    assert len(loose.encode(["a b"], 1)[0]) == 4
+    with pytest.raises(UnsupportedBackboneError, match=f"has places for {longest}, .* with max_tokens {longest}"):
+        loose.encode(["a " * 600], 1)
+
+
 def test_an_architecture_without_blocks_is_named(tmp_path: Path) -> None:
     ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])).save_pretrained(tmp_path)
     with pytest.raises(UnsupportedBackboneError, match="ConvNextModel"):
