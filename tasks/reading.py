@@ -230,8 +230,10 @@ def _text_fault(text: object) -> str | None:
 
 
 def _image_fault(data: object) -> str | None:
-    if not isinstance(data, bytes) or not data:
-        return "input is missing" if not data else f"input is {type(data).__name__}, not image bytes"
+    if data is None or (isinstance(data, bytes | str) and not data):
+        return "input is missing"
+    if not isinstance(data, bytes):
+        return f"input is {type(data).__name__}, not image bytes"
     if len(data) > MAX_IMAGE_BYTES:
         return "input is over-long"
     try:

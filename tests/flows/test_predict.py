@@ -15,6 +15,7 @@ from queue import SimpleQueue
 from threading import Event
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -466,7 +467,9 @@ def test_an_image_is_given_as_its_bytes_or_as_base64_also_in_lines():
     model.task = TaskType.IMAGE
     for given in (image, b64encode(image), b64encode(image).decode(), encodebytes(image).decode()):
         assert model._raw(0, given) == image
-    for odd, fault in (("cat.png", "is str, not image bytes"), ("", "is missing"), (None, "is missing")):
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    of_type = [(odd, f"is {type(odd).__name__}, not image bytes") for odd in ("cat.png", pixels, pixels.tolist(), [])]
+    for odd, fault in (*of_type, ("", "is missing"), (None, "is missing")):
         with pytest.raises(StateError, match=f"row 2 cannot be answered: input {fault}"):
             model._raw(2, odd)
 
