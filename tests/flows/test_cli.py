@@ -129,7 +129,8 @@ def test_what_a_page_names_is_there(page):
         target = page.parent / file if file else page
         assert target.exists(), link
         titles = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if heading else []
-        assert not heading or heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, link
+        anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+        assert not heading or heading in anchors, link
     rooms = "docs|tests|flows|tasks|registry|kernels|infra|benchmarks|docker"
     for path in re.findall(rf"(?<![\w./-])(?:{rooms})/[\w./-]*\w", text):
         assert list(ROOT.glob(f"{path}*")), path
