@@ -108,11 +108,14 @@ def _withdraw_incomplete(session: Session, stream: str, hidden: Set[str]) -> lis
 
 
 def _rewritten_since(session: Session, stream: str, hidden: Set[str]) -> list[str]:
-    """Batches whose rows a ticket rewrote: this catalog names those from before, which are gone."""
+    """Batches whose rows, or whose list of refused ones, a ticket rewrote: this catalog names those from before, which
+    are gone."""
     here = _keys(settings().artifact_bucket, stream_prefix(stream)) | hidden
-    batch_of = {shard.node: batch.name for batch in catalog.batches(session, stream) for shard in batch.shards}
+    every = catalog.batches(session, stream)
+    batch_of = {node: batch.name for batch in every for node in (batch.node, *(shard.node for shard in batch.shards))}
     stored = ownership.objects_of(session, batch_of)
-    return sorted({batch_of[each.owner] for each in stored if each.kind == "rows" and each.key not in here})
+    lost = {each.owner for each in stored if each.kind in ("rows", "quarantine") and each.key not in here}
+    return sorted({batch_of[owner] for owner in lost})
 
 
 def _renamed(folder: Path, index: Index) -> dict[str, str]:

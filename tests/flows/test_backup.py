@@ -23,6 +23,7 @@ from tasks.backup import CATALOG, INDEX, MLFLOW, OBJECTS, back_up, read_index, r
 from tasks.certificates import verify_chain
 from tasks.manifests import keys_in, load_json
 from tasks.restoring import restore
+from tests.flows import adversary
 from tests.flows.conftest import deliver, make_stream
 
 
@@ -125,6 +126,19 @@ def test_ticket_that_came_after_the_backup_stays_in_force(stream, inbox, tmp_pat
     assert report["batches_rewritten_since"] == {stream.name: ["batch-0", "batch-1"]}
     assert champion(stream) not in (1, 2)
     assert stream.name in report["champions"]
+
+
+@pytest.mark.usefixtures("own_home", "plain_steps")
+def test_a_batch_of_which_a_ticket_rewrote_only_the_refused_rows_is_told(backbone, inbox, tmp_path):
+    stream = make_stream(f"refused-{uuid.uuid4().hex[:8]}", backbone, inbox)
+    rows = deliver(inbox, "batch-0", ["red", "blue"])
+    rows[7] = {**rows[7], "who": "only-refused", "topic": None}
+    (inbox / "batch-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    adversary.learn(stream)
+    back_up(tmp_path / "backup")
+    assert adversary.forget(open_for(stream, "only-refused").ticket_id).state == TicketState.COMPLETE
+    report = restore(tmp_path / "backup", replace=True, dry_run=True)
+    assert report["batches_rewritten_since"] == {stream.name: ["batch-0"]}
 
 
 @pytest.mark.usefixtures("own_home")
