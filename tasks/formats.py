@@ -39,12 +39,17 @@ class RawRow:
     """Why the row cannot be taken in, whatever its other cells say."""
 
 
-def raw_rows(data: bytes, uri: str, columns: Sequence[str], limit: int) -> Iterator[RawRow]:
-    """Every row in order. Raises SourceError naming the object for bytes that are not what the name says, or that would
-    unpack to more than `limit` bytes."""
-    if _format(uri) == "parquet":
+def raw_rows(data: bytes, uri: str, columns: Sequence[str] | None, limit: int) -> Iterator[RawRow]:
+    """Every row in order; without `columns` with all that it has. Raises SourceError naming the object for bytes that
+    are not what the name says, or that would unpack to more than `limit` bytes."""
+    if is_columnar(uri):
         return _parquet_rows(data, uri, columns, limit)
-    return _jsonl_rows(data, uri, columns) if _format(uri) == "jsonl" else _csv_rows(data, uri)
+    return _jsonl_rows(data, uri, columns or ()) if _format(uri) == "jsonl" else _csv_rows(data, uri)
+
+
+def is_columnar(uri: str) -> bool:
+    """Whether its rows hold the columns that were asked for alone; those of other formats hold all."""
+    return _format(uri) == "parquet"
 
 
 def unpacked(data: bytes, uri: str, limit: int) -> Iterator[bytes]:
@@ -52,19 +57,19 @@ def unpacked(data: bytes, uri: str, limit: int) -> Iterator[bytes]:
     in the object either, whose bytes say as much: to read them as rows takes far longer. Raises SourceError."""
     if (mark := ESCAPING.get(_format(uri))) is not None and mark not in data:
         return
-    names = _open_parquet(data, uri, limit).schema_arrow.names if _format(uri) == "parquet" else []
-    rows = raw_rows(data, uri, names, limit)
+    rows = raw_rows(data, uri, None, limit)
     while some := list(islice(rows, CHUNK)):
-        yield b"\0".join(text for row in some for text in texts(row.cells))
+        texts = (value for row in some for value in leaves(row.cells) if isinstance(value, str | bytes))
+        yield b"\0".join(t if isinstance(t, bytes) else t.encode("utf-8", "surrogatepass") for t in texts)
 
 
-def texts(value: object) -> Iterator[bytes]:
-    """Every text in a value, however deep."""
+def leaves(value: object) -> Iterator[object]:
+    """Every value in a value that holds no others, however deep."""
     if isinstance(value, Mapping | list | tuple):
         for each in value.values() if isinstance(value, Mapping) else value:
-            yield from texts(each)
-    elif isinstance(value, str | bytes):
-        yield value if isinstance(value, bytes) else value.encode("utf-8", "surrogatepass")
+            yield from leaves(each)
+    else:
+        yield value
 
 
 def missing_columns(data: bytes, uri: str, wanted: Sequence[str], limit: int) -> tuple[list[str], list[str]]:
@@ -251,10 +256,11 @@ def _open_parquet(data: bytes, uri: str, limit: int) -> pq.ParquetFile:
     return pq.ParquetFile(BytesIO(data), read_dictionary=text)
 
 
-def _parquet_rows(data: bytes, uri: str, columns: Sequence[str], limit: int) -> Iterator[RawRow]:
+def _parquet_rows(data: bytes, uri: str, columns: Sequence[str] | None, limit: int) -> Iterator[RawRow]:
     file = _open_parquet(data, uri, limit)
+    wanted = None if columns is None else list(dict.fromkeys(columns))
     try:
-        for chunk in file.iter_batches(CHUNK, columns=list(dict.fromkeys(columns)), use_threads=False):
+        for chunk in file.iter_batches(CHUNK, columns=wanted, use_threads=False):
             yield from _chunk_rows(chunk)
     except GeneratorExit:
         raise

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -13,7 +13,7 @@ from registry.errors import SourceError
 from registry.records import LABEL_SEPARATOR
 from registry.sections import TaskType
 from registry.stream import Stream
-from tasks.formats import RawRow, missing_columns, raw_rows, texts, what_it_has
+from tasks.formats import RawRow, is_columnar, leaves, missing_columns, raw_rows, what_it_has
 from tasks.identity import hasher, is_held_out, order_key, slice_of
 from tasks.learning.images import ImageError, open_image
 from tasks.rows import Row
@@ -50,8 +50,9 @@ class Reading:
         return dict(Counter(q.reason for q in self.quarantined))
 
 
-def rows_of(data: bytes, uri: str, columns: Sequence[str]) -> Iterator[RawRow]:
-    """Every row of an object. Raises SourceError naming the object for bytes that are not what its name says."""
+def rows_of(data: bytes, uri: str, columns: Sequence[str] | None) -> Iterator[RawRow]:
+    """Every row of an object, with these cells or all. Raises SourceError naming it for bytes that are not what its name
+    says."""
     return raw_rows(data, uri, columns, settings().object_bytes)
 
 
@@ -134,21 +135,33 @@ def _raw_row(row: RawRow, stream: Stream, hashes: Hashes) -> dict[str, Any]:
 def named_rows(data: bytes, uri: str, stream: Stream, suppressed: Mapping[str, set[str]]) -> list[bool | None]:
     """Per row of an object, whether the list names it; None where the row cannot be read, so that nobody can say."""
     columns = [stream.columns.id, stream.columns.subject or stream.columns.id]
-    hashes = hasher(stream.name)
-    return [_names(row, stream, hashes, suppressed) for row in rows_of(data, uri, columns)]
+    hashes, rows = hasher(stream.name), rows_of(data, uri, columns)
+    if is_columnar(uri) and any(_lacks_one(row, columns) for row in rows_of(data, uri, columns)):
+        pairs = zip(rows, rows_of(data, uri, None), strict=True)
+        rows = (replace(row, cells={**whole.cells, **row.cells}) for row, whole in pairs)
+    return [_names(row, stream, hashes, suppressed) for row in rows]
 
 
 def _names(row: RawRow, stream: Stream, hashes: Hashes, suppressed: Mapping[str, set[str]]) -> bool | None:
-    """A row without its id or subject is named by whatever text of it is one: it may stand under another column."""
+    """A row without its id, or subject, is named by whatever value of it is one: it may stand under another column."""
     fields = _raw_row(row, stream, hashes)
     if _is_suppressed(fields, suppressed):
         return True
     if row.fault is not None:
         return None
-    if fields["id"] is not None and fields["subject"] is not None:
-        return False
-    found = {text for each in texts(row.cells) if (text := as_text(each.decode(errors="replace")))}
-    return any(not suppressed[kind].isdisjoint(hashes(kind, text)) for kind in suppressed for text in found)
+    lacking = [kind for kind, text in (("record", fields["id"]), ("subject", fields["subject"])) if text is None]
+    found = {text for value in leaves(row.cells) if (text := _as_name(value))} if lacking else ()
+    return any(not suppressed[kind].isdisjoint(hashes(kind, text)) for kind in lacking for text in found)
+
+
+def _lacks_one(row: RawRow, columns: Sequence[str]) -> bool:
+    return any(as_text(row.cells.get(column)) is None for column in columns)
+
+
+def _as_name(value: object) -> str | None:
+    """What a value would be in the column of ids, were its bytes text."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return as_text(text) if _oddity(text) is None else None
 
 
 def as_text(value: object) -> str | None:

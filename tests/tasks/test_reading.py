@@ -17,7 +17,7 @@ from registry.stream import Stream
 from tasks.formats import MAX_ROWS, unpacked, without_rows
 from tasks.identity import keyed_hash
 from tasks.learning.images import open_image
-from tasks.reading import read_rows
+from tasks.reading import named_rows, read_rows
 
 STREAM = Stream(name="mail", backbone="b", source="*", columns=Columns(id="id", subject="who", input="text", label="y"))
 NOBODY = {"subject": set(), "record": set()}
@@ -357,3 +357,17 @@ def test_a_text_is_found_in_the_bytes_or_in_what_is_unpacked(texts):
 @pytest.mark.parametrize(("name", "data"), [("s.csv", b"id,input\n1,a b\n"), ("s.jsonl", b'{"input": "a b"}\n')])
 def test_what_is_not_escaped_is_not_read_as_rows_to_be_searched(name, data):
     assert list(unpacked(data, name, 1 << 30)) == []
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+@pytest.mark.parametrize("named", ["7", "ann", "cy"])
+def test_a_row_without_its_subject_is_named_by_any_value_of_it(ending, named):
+    """A number is what it would be in the column of ids; a row that has its id is no other record."""
+    rows = [
+        row("1", who=None, sender="ann", about={"number": 7.0}, codes=[b"cy" if ending == "parquet" else "cy", None]),
+        row("2", who=None, sender="bo", about={"number": 8.0}, codes=None),
+        row("3", who="bo", sender="ann", about={"number": 7.0}, codes=None),
+    ]
+    data = parquet(rows) if ending == "parquet" else "\n".join(map(json.dumps, rows)).encode()
+    suppressed = {"subject": {keyed_hash("subject", "mail", named)}, "record": {keyed_hash("record", "mail", "8")}}
+    assert named_rows(data, f"x.{ending}", STREAM, suppressed) == [True, False, False]
