@@ -88,7 +88,7 @@ def register_rebuilt(stream: Stream, together: Sequence[Ticket], rebuilt: Detail
 def stand_in(stream: Stream, ticket_id: str) -> ModelVersion | None:
     """Where a ticket left no clean version: the exact head of the shards that it leaves alone, and their adapters. At
     once, for learning may hold the stream for long; not measured first, for nothing serves until it does."""
-    if _champion(stream) is not None:
+    if _champion(stream) is not None or _never_served(stream):
         return None
     change = Change(f"{STAND_IN}{ticket_id}", "what a ticket leaves alone serves until the rest is clean")
     with naming(stream.name):
@@ -103,7 +103,7 @@ def serve_meanwhile(stream: Stream, together: Sequence[Ticket]) -> ModelVersion 
     champion = _champion(stream)
     with database.transaction() as session:
         serves = champion is not None and champion == versions.find_by_cause(session, stream.name, change.cause)
-    if serves or (champion is not None and champion.accuracy is not None):
+    if serves or _never_served(stream) or (champion is not None and champion.accuracy is not None):
         return None
     return _register_clean(stream, change, measured=False)
 
@@ -114,9 +114,17 @@ def _champion(stream: Stream) -> ModelVersion | None:
         return None if version is None else versions.get_version(session, stream.name, version)
 
 
+def _never_served(stream: Stream) -> bool:
+    """Whether no version was champion yet: which is the first is left to the gates, or to the person that they ask."""
+    with database.transaction() as session:
+        return versions.last_alias_event(session, stream.name, CHAMPION) is None
+
+
 def _is_chosen(stream: Stream) -> bool:
-    """Whether gates or a person made the champion what it is: it neither stands in for one that a ticket withdrew, nor
-    was fallen back to."""
+    """Whether gates or a person made the champion what it is, or have yet to choose the first: it neither stands in for
+    one that a ticket withdrew, nor was fallen back to."""
+    if _never_served(stream):
+        return True
     champion = _champion(stream)
     with database.transaction() as session:
         move = versions.last_alias_event(session, stream.name, CHAMPION)

@@ -322,6 +322,19 @@ def test_a_ticket_makes_nothing_champion_that_waits_for_a_person(backbone, tmp_p
     assert champion_of(stream) == ready_versions(stream)[-1], "the one before was withdrawn"
 
 
+def test_a_ticket_does_not_choose_the_first_champion_in_a_persons_place(backbone, tmp_path):
+    """It stands in for nothing: no version has served yet."""
+    asks = Gates(accuracy_drop=0.5, forgetting=0.5, approval=Approvals(promotion="always"))
+    stream = make_stream("none-yet", backbone, tmp_path, source=of_inbox("none-yet"), gates=asks)
+    put_in_inbox(stream.name, "01", deliver(tmp_path, "01", ["red", "blue"]))
+    learn(stream)
+    ticket_id = open_ticket(stream, "person-3").ticket_id
+    forget(ticket_id)
+    assert_complete(ticket_id)
+    assert (champion_of(stream), ready_versions(stream)) == (None, [2])
+    assert [r.what for r in waiting(stream.name)] == ["none-yet/2"]
+
+
 def test_training_that_began_before_a_ticket_is_refused(stream, monkeypatch):
     with database.transaction() as session:
         shard = contents.done_shards(session, stream.name)[0]
