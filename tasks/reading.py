@@ -51,8 +51,7 @@ class Reading:
 
 
 def rows_of(data: bytes, uri: str, columns: Sequence[str] | None) -> Iterator[RawRow]:
-    """Every row of an object, with these cells or all. Raises SourceError naming it for bytes that are not what its name
-    says."""
+    """Every row of an object, with these cells or all. Raises SourceError for bytes that are not what its name says."""
     return raw_rows(data, uri, columns, settings().object_bytes)
 
 
