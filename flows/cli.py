@@ -46,11 +46,13 @@ deletion: {{due_days: 30, guarantee: E0}}
 @app.callback()
 def _home(
     home: Annotated[
-        Path | None, typer.Option("--home", help="Where embedded state lies; default .deciduous or DECIDUOUS_HOME.")
+        str | None, typer.Option("--home", help="Where embedded state lies; default .deciduous or DECIDUOUS_HOME.")
     ] = None,
 ) -> None:
+    if home == "":  # a shell variable that is not set; as a path it would be the working folder
+        raise typer.BadParameter("it names no folder", param_hint="--home")
     if home is not None:
-        os.environ["DECIDUOUS_HOME"] = str(home)
+        os.environ["DECIDUOUS_HOME"] = home
 
 
 @app.command()

@@ -11,14 +11,14 @@ from infra.errors import FolderError, UnwritableError
 from infra.settings import settings
 
 
-def make_folder(path: Path) -> Path:
+def make_folder(path: Path, mode: int = 0o700) -> Path:
     """Closed to others, and so is the home on the way to it: `mkdir` gives its mode to the last folder alone.
 
     Raises FolderError where a file is in the way, or the place takes none."""
     home = settings().home
     try:
         for folder in (home, path) if path.is_relative_to(home) else (path,):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(parents=True, exist_ok=True, mode=mode)
     except OSError as error:
         raise FolderError(str(path), error.strerror or str(error)) from error
     return path

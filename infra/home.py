@@ -22,6 +22,7 @@ def begin_anew(home: Path) -> None:
             f"{home} is no home of an earlier demo, and the demo empties the home that it is given; name a folder that "
             "is empty or not there yet"
         )
+    make_folder(home.parent, 0o711)  # the home, by default, of who goes on with their own data
     make_folder(home)
     write_private(home / MARKER, b"")  # first, and left until the end: a killed demo can be begun anew
     stack.down()

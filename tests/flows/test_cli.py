@@ -408,6 +408,11 @@ def test_words_that_no_verb_takes_are_refused(capsys, monkeypatch, words):
     assert (code, "Traceback" in errors) == (2, False)
 
 
+def test_an_empty_home_is_refused(capsys, monkeypatch):
+    code, _, errors = call(capsys, monkeypatch, "--home", "", "status")
+    assert (code, "names no folder" in errors) == (2, True)
+
+
 def test_a_file_of_another_user_in_the_home_is_one_line(capsys, monkeypatch):
     def refuse():
         raise PermissionError(13, "Permission denied", "/srv/home/stack.json")

@@ -1,5 +1,7 @@
 """What the demo may empty, and what it leaves alone."""
 
+import stat
+
 import pytest
 
 from infra import home as homes
@@ -45,6 +47,11 @@ def test_a_demo_begins_in_an_empty_home(home, before):
     homes.begin_anew(home)
     assert {entry.name for entry in home.iterdir()} == {homes.MARKER}
     homes.begin_anew(home)  # and again
+
+
+def test_the_home_that_a_demo_begins_in_is_closed_to_readers_as_well(home):
+    homes.begin_anew(home / "demo")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (home, home / "demo")] == [0o711, 0o700]
 
 
 def test_a_link_in_it_is_removed_and_not_followed(home, tmp_path):
