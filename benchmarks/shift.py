@@ -6,7 +6,6 @@ Beside it SEMA's own statistic for the look, the mean z of the reconstruction er
 """
 
 import argparse
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from benchmarks.continual_default import as_sample
 from benchmarks.continual_stream import Batch, load_stream
+from benchmarks.looks import darker, grey_inverted, low_contrast, saturated
 from benchmarks.running import tell
 from registry.errors import PipelineError, StreamFileError
 from tasks.learning.adapters import default_layers
@@ -25,29 +25,7 @@ from tasks.learning.shift import Sample, compare_samples
 
 PERMUTATIONS = 199
 SIZES = (20, 40, 80)
-
-
-def grey_inverted(x: np.ndarray) -> np.ndarray:
-    """Lowers SEMA's reconstruction error, which therefore misses it."""
-    return np.repeat(255 - x.mean(1, keepdims=True), 3, 1)
-
-
-def low_contrast(x: np.ndarray) -> np.ndarray:
-    return (x - 128) * 0.5 + 128
-
-
-def saturated(x: np.ndarray) -> np.ndarray:
-    grey = x.mean(1, keepdims=True)
-    return (x - grey) * 2 + grey
-
-
-def darker(x: np.ndarray) -> np.ndarray:
-    return x * 0.7
-
-
-LOOKS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    each.__name__: each for each in (grey_inverted, low_contrast, saturated, darker)
-}
+PLANTED = (grey_inverted, low_contrast, saturated, darker)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -87,12 +65,12 @@ def measure(backbone: Backbone, batch: Batch, alpha: float, trials: int, sizes: 
     alarms = sum(_p_value(clean_ND, clean_ND, batch.train_labels, sizes[-1], trial) <= alpha for trial in range(trials))
     power: dict[str, dict[str, float]] = {}
     z: dict[str, float] = {"none": round(float(z_scores(descriptor, clean_LND[:, 3::4]).mean()), 2)}
-    for name, look in LOOKS.items():
+    for look in PLANTED:
         changed = np.clip(look(batch.train_images.astype(np.float64)), 0, 255).astype(np.uint8)
         looked_LND = _signatures(backbone, changed)
         looked_ND = as_sample(looked_LND)
-        z[name] = round(float(z_scores(descriptor, looked_LND[:, 3::4]).mean()), 2)
-        power[name] = {
+        z[look.__name__] = round(float(z_scores(descriptor, looked_LND[:, 3::4]).mean()), 2)
+        power[look.__name__] = {
             str(rows): float(
                 np.mean(
                     [
