@@ -39,12 +39,12 @@ def _cut_short(reading: int) -> None:
     with os.fdopen(reading, "rb", buffering=0) as told:
         while (byte := told.read(1)) and byte[0] not in ENDING:
             pass
-    if byte:
-        sleep(GRACE_SECONDS)
-        try:
-            _end_what_we_started()
-        finally:
-            os._exit(128 + byte[0])
+        if byte:  # still open: whoever is told to end twice writes into it again
+            sleep(GRACE_SECONDS)
+            try:
+                _end_what_we_started()
+            finally:
+                os._exit(128 + byte[0])
 
 
 def _end_what_we_started() -> None:

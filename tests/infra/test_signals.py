@@ -49,3 +49,21 @@ def test_a_command_that_is_told_to_end_ends_and_leaves_no_process(tmp_path, kind
     # nobody catches what Ctrl-C raises here: Python ends itself by the same signal
     assert code == (-number if (kind, number) == ("hearing", signal.SIGINT) else 128 + number)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+TOLD_AGAIN = """
+import os, signal, time
+from infra import signals
+
+signals.GRACE_SECONDS, signals._end_what_we_started = 0.2, lambda: None
+with signals.ending_soon():
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+"""
+
+
+def test_a_command_that_is_told_twice_to_end_says_nothing_of_it():
+    ended = subprocess.run([sys.executable, "-c", TOLD_AGAIN], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGTERM, "")
