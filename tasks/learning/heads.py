@@ -182,7 +182,9 @@ def _discriminant(counts_C: Tensor, mean_VW: Tensor, right_VWC: Tensor, weight_V
     so the ridge's solution gives theirs by a solve among the classes.
     """
     between_VCC = right_VWC.mT @ weight_VWC
-    within_VWC = torch.linalg.solve(torch.diag(counts_C) - between_VCC, weight_VWC, left=False) * counts_C.sum()
+    # view by view: with two threads MKL never returns from a batch of 150 classes, or returns other pivots
+    pairs = zip(torch.diag(counts_C) - between_VCC, weight_VWC, strict=True)
+    within_VWC = torch.stack([torch.linalg.solve(a_CC, b_WC, left=False) for a_CC, b_WC in pairs]) * counts_C.sum()
     norms_C = (right_VWC * within_VWC).sum(1).mean(0) / counts_C
     discriminant_CE = _side_by_side(within_VWC)
     return discriminant_CE / CAUTION, (-norms_C / 2 - discriminant_CE @ mean_VW.flatten()) / CAUTION

@@ -1,5 +1,7 @@
 """The exact head equals ridge on all rows at once, forgets exactly, and ignores the order of arrival."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -143,6 +145,24 @@ def test_rows_that_are_all_alike_make_a_head_of_their_shares(rows: int) -> None:
     regression_C = head_scores(replace(head, discriminant_CE=None), features_NF[:1])[0]
     assert regression_C[0] == pytest.approx((rows - rows // 4) / rows, abs=1e-3)
     assert bool(torch.isfinite(head_scores(head, features_NF[:1])).all())
+
+
+MANY_CLASSES = """
+import torch
+from tasks.learning.heads import class_statistics, head_scores, solve_head
+
+torch.set_num_threads(2)
+names = [f"{n:03}" for n in range(200)] * 2
+features_NF = torch.randn(200, 400, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
+head = solve_head([class_statistics(features_NF, names)])
+found = head_scores(head, features_NF).argmax(1).tolist()
+assert [head.labels[i] for i in found] == names
+"""
+
+
+def test_many_classes_are_told_apart_with_two_threads() -> None:
+    """In a process of its own: what goes wrong there waits for ever in MKL."""
+    subprocess.run([sys.executable, "-c", MANY_CLASSES], check=True, timeout=120)
 
 
 def test_a_shard_without_a_label_makes_an_empty_head() -> None:
