@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from registry.errors import StateError
+from registry.sections import TaskType
 from registry.stream import Stream
 from tasks.assembly import load_model
 from tasks.backbones import open_backbone, open_frozen, open_language
@@ -17,6 +18,7 @@ from tasks.learning.composition import Composed, Prediction, ServingModel, compo
 from tasks.learning.language.serving import Entitled, LanguageModel
 from tasks.manifests import Manifest
 from tasks.prefix_cache import encode_inputs
+from tasks.reading import input_fault
 
 COMPOSED = 16
 """Sets of groups whose composition is kept: each holds the sums that its heads are solved from, tens of megabytes, or
@@ -84,7 +86,7 @@ class _Labels:
             except StateError as error:
                 found[number] = error
             except (ValueError, OSError) as error:
-                found[number] = _unreadable(error)
+                found[number] = _unreadable(self.stream.task, request.inputs, error)
         try:
             encoded = iter(encode_inputs(self.stream, [i for n in composed for i in requests[n].inputs]))
             states = {n: list(islice(encoded, len(requests[n].inputs))) for n in composed}
@@ -93,7 +95,7 @@ class _Labels:
                 try:
                     states[number] = encode_inputs(self.stream, requests[number].inputs)
                 except (ValueError, OSError) as error:
-                    found[number] = _unreadable(error)
+                    found[number] = _unreadable(self.stream.task, requests[number].inputs, error)
         asked = [(composed[n], states[n]) for n in states]
         found.update(zip(states, predict_each(self.backbone, asked) if asked else [], strict=True))
         return [found[number] for number in range(len(requests))]
@@ -120,7 +122,7 @@ class _Completions:
         try:
             return self.answer(request.inputs, request.groups)
         except UnicodeDecodeError as error:
-            return _unreadable(error)
+            return _unreadable(TaskType.LANGUAGE, request.inputs, error)
         except StateError as error:
             return error
 
@@ -135,5 +137,10 @@ def _joined(parts: Sequence[Prediction]) -> Prediction:
     )
 
 
-def _unreadable(error: Exception) -> StateError:
+def _unreadable(task: TaskType, inputs: Sequence[bytes], error: Exception) -> StateError:
+    """Names the first row that cannot be answered: rows are looked through only where one of them went wrong."""
+    raw = inputs if task == TaskType.IMAGE else [i.decode(errors="surrogateescape") for i in inputs]
+    for number, value in enumerate(raw):
+        if (fault := input_fault(task, value)) is not None:
+            return StateError(f"row {number} cannot be answered: {fault}; remove or correct it")
     return StateError(f"an input cannot be read: {error}")

@@ -341,7 +341,9 @@ def test_a_large_request_is_answered_in_chunks_as_small_ones_are(stream, monkeyp
     monkeypatch.setattr(serving, "CHUNK", 3)
     monkeypatch.setattr(serving, "encode_inputs", encode_inputs)
     found = answerer.answer_each(asked)
-    assert isinstance(found.pop(1), StateError)
+    refused = found.pop(1)
+    assert isinstance(refused, StateError)
+    assert str(refused) == "row 4 cannot be answered: input is no valid Unicode; remove or correct it"
     assert max(encoded) <= 3
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.scores_NC, other.scores_NC)

@@ -164,8 +164,8 @@ def test_the_champion_answers_images(pictures, tmp_path):
     with serving(f"models:/{pictures.name}@champion", tmp_path / "serve.log") as address:
         assert as_told(ask(address, [b64encode(each).decode() for each in raw])) == told(pictures, raw)
         with pytest.raises(HTTPError) as refused:
-            ask(address, [b64encode(b"no picture").decode()])
-        assert "cannot be read" in refused.value.read().decode()
+            ask(address, [b64encode(each).decode() for each in (raw[0], b"no picture")])
+        assert "row 1 cannot be answered: image cannot be decoded" in refused.value.read().decode()
 
 
 @pytest.mark.parametrize("which", ["letters", "pictures"])
