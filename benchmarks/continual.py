@@ -19,6 +19,7 @@ from tasks.learning.backbones import load_backbone
 from tasks.learning.metrics import continual_metrics
 from tasks.learning.training import Recipe
 
+SEEDS = range(-(1 << 63), 1 << 63)  # what a generator takes
 METHODS = ("default", "sema", "mos", "probe", "sequential", "joint")
 DEFAULT = Recipe(epochs=1, minibatch=4)  # chosen on training rows (docs/decisions/0100)
 JOINT = Recipe(epochs=6, learning_rate=2e-3, minibatch=32)
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="one line of JSON instead of a table")
     options = parser.parse_args(arguments)
+    if options.threads < 1 or options.seed not in SEEDS:
+        parser.error(f"--threads is 1 or more, --seed from {SEEDS.start} to {SEEDS.stop - 1}")
     torch.set_num_threads(options.threads)
     try:
         result = run_method(options.data, options.backbone, options.method, options.seed)

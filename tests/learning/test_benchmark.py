@@ -63,6 +63,16 @@ def test_every_method_reports_every_figure(
     assert all((each["decision"] is None) == (method in UNDECIDED) for each in result["decisions"])
 
 
+@pytest.mark.parametrize("odd", [["--threads", "0"], ["--seed", str(1 << 64)]])
+def test_a_number_that_torch_would_not_take_is_refused_in_one_line(
+    odd: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(["--data", "s.npz", "--backbone", "vit", *odd])
+    assert refused.value.code == 2
+    assert "error: --threads is 1 or more, --seed from" in capsys.readouterr().err
+
+
 def test_the_default_expands_for_a_new_look_and_reuses_for_an_old_one(stream: Path, folders: dict[str, Path]) -> None:
     result = run_method(str(stream), str(folders["vit"]), "default", 1)
     decisions = result["decisions"]
