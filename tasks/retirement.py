@@ -110,7 +110,8 @@ def _age(adapter: Adapter, ages: Mapping[int, int]) -> int:
 def _held_out_visits(known: Collection[Adapter], window: list[Batch]) -> tuple[Counter[str], Counter[str]]:
     """Adapter -> rows that a caller of the row's own group could have had answered by it, and those that visit it."""
     rows, visits = Counter[str](), Counter[str]()
-    shards = [shard for batch in window for shard in batch.shards if shard.held_out]
+    # a shard that a ticket left no row to train on keeps no signatures of its held-out rows
+    shards = [shard for batch in window for shard in batch.shards if shard.held_out and shard.labelled]
     for group in sorted({shard.group for shard in shards}):
         permitted = [a for a in known if group in labels_of(a.group)]
         seen = [blobs.load_tensors(s.node, "reference")["LND"] for s in shards if s.group == group]

@@ -17,7 +17,7 @@ from registry import adapters, artifacts, catalog, contents, decision_log, table
 from registry.errors import StateError
 from registry.records import Adapter, AdapterState, DecisionKind, Verdict
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
-from tasks import blobs, consolidation, forms, queries, retirement
+from tasks import blobs, consolidation, forms, queries, rebuilding, retirement
 from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest
 from tasks.entitlement import OPEN
@@ -29,7 +29,10 @@ from tasks.policies.merging import MAX_COHORT, Excess
 from tasks.policies.promotion import merge_is_kept
 from tasks.policies.retirement import Routing
 from tasks.prediction_log import note_prediction
+from tasks.rows import trainable
 from tasks.serving import Answerer
+from tasks.shards import load_rows
+from tests.flows import adversary
 from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
@@ -336,6 +339,18 @@ def test_an_adapter_that_nobody_asks_for_retires_unless_callers_do(backbone, inb
     assert decisions(stream)[-1]["kind"] == DecisionKind.RETIRE
     retirement.reinstate_adapter.fn(stream, old, "the season begins")
     assert states(stream)[old] in (AdapterState.SERVING, AdapterState.CANDIDATE)
+
+
+def test_use_is_measured_where_a_ticket_left_a_shard_held_out_rows_alone(backbone, inbox):
+    stream = make_stream("untaught", backbone, inbox)
+    deliver(inbox, "01", LOOKS["01"])
+    adversary.learn(stream)
+    born = adversary.serve_all(stream)
+    with database.transaction() as session:
+        (shard,) = contents.done_shards(session, stream.name)
+    assert shard.held_out
+    rebuilding.drop_rows(stream, shard, {("record", row.record) for row in trainable(load_rows(shard))}, [])
+    assert [(use.adapter_id, use.held_out_rows) for use in retirement.measure_routing(stream)] == [(born[0], 0)]
 
 
 def test_what_a_person_retires_and_brings_back_is_written_down_and_left_in_peace_for_a_window(
