@@ -26,6 +26,9 @@ ABOUT = """One version for each change of the stream `{model}`: a batch, a merge
 alias, when and why: `deciduous ls aliases --stream {model}`."""
 BATCH_LIMIT = 1000  # metrics that MLflow takes in one call
 PARAM_LIMIT = 100
+CARD_LIMIT = 5000
+"""Characters of a description in MLflow's tables: SQLite keeps more, PostgreSQL refuses it."""
+CUT = "\n\nCut here: README.md of the source run has the whole card."
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,14 @@ def register_version(
             return int(known.version)
     made = client.create_model_version(model, source, run_id, tags=_prefixed(tags), description=description)
     return int(made.version)
+
+
+def fitted(card: str) -> str:
+    """As much of a card as MLflow keeps for a version, in whole lines where it has such."""
+    if len(card) <= CARD_LIMIT:
+        return card
+    kept = card[: CARD_LIMIT - len(CUT)]
+    return (kept.rpartition("\n")[0] or kept) + CUT
 
 
 def list_versions(client: "MlflowClient", model: str) -> list[int]:

@@ -93,27 +93,36 @@ def _measured(score: Score) -> tuple[str, str]:
 
 
 def _lineage(manifest: Manifest, alone: str) -> list[str]:
-    """Which records shaped each serving adapter, by batch: what a deletion from one of them reaches."""
+    """Which records shaped the newest serving adapters, by batch: what a deletion from one of them reaches."""
     if not manifest["adapters"]:
         return [f"No adapter serves: the {alone} answers alone."]
+    every = [adapter["adapter_id"] for adapter in manifest["adapters"]]
     with database.transaction() as session:
-        serving = adapters.get_adapters(session, [adapter["adapter_id"] for adapter in manifest["adapters"]])
+        serving = adapters.get_adapters(session, every[-DRAWN:])
         known = contents.shards(session, {i for each in serving for i in (*each.shard_ids, *each.serves)})
         stored = ownership.objects_of(session, [each.node for each in serving])
     size = {o.owner: o.size for o in stored if o.kind == "weights"}
     names = {shard.shard_id: shard.batch_name for shard in known}
     lines = ["**Which batches shaped what serves:**", ""]  # MLflow sets two tables without a gap
     lines += ["| serving adapter | group | trained on | merged from | serves | weights |", f"|{' --- |' * 6}"]
+    if earlier := len(every[:-DRAWN]):
+        lines.append(table_row((f"{earlier} earlier adapters", *[""] * 5)))
     for each in serving:
         trained, served = ([names[i] for i in ids if i in names] for ids in (each.shard_ids, each.serves))
         cells = [
             each.adapter_id,
             each.group,
-            *(", ".join(found) or "-" for found in (trained, each.parent_ids, served)),
+            *map(_newest, (trained, each.parent_ids, served)),
             f"{_form(each)}, {size[each.node]:,} bytes",
         ]
         lines.append(table_row(cells))
     return lines
+
+
+def _newest(names: Sequence[str]) -> str:
+    """A batch that is reused joins its adapter: it may serve a thousand."""
+    earlier = len(names[:-DRAWN])
+    return ", ".join([f"{earlier} earlier"] * (earlier > 0) + [*names[-DRAWN:]]) or "-"
 
 
 def _form(adapter: Adapter) -> str:

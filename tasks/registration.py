@@ -28,6 +28,9 @@ from tasks.retries import step
 from tasks.saga import Detail, once
 from tasks.tickets import AUTOMATIC
 
+SHOWN = 3
+"""Decisions that a version's reason tells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -43,9 +46,14 @@ class Change:
 def register_batch(stream: Stream, batch: Batch, decisions: Sequence[Decision]) -> ModelVersion:
     """The version that a batch leads to. Raises StaleEpochError when a ticket came in since the batch was read."""
     taken = [s for s, d in zip(batch.shards, decisions, strict=True) if d.kind != DecisionKind.HOLD]
-    reason = "; ".join(f"{d.kind.value} {d.adapter_id or ''}".strip() + f": {d.reason}" for d in decisions)
     manifest = current_manifest(stream, extra_shards=taken, epoch=batch.epoch)
-    return register(stream, manifest, Change(batch.node, f"{batch.name}: {reason}", tuple(decisions)))
+    return register(stream, manifest, Change(batch.node, f"{batch.name}: {tell(decisions)}", tuple(decisions)))
+
+
+def tell(decisions: Sequence[Decision]) -> str:
+    """What a batch led to, in a line: of many groups the first ones, the batch's own page has all."""
+    told = [f"{d.kind.value} {d.adapter_id or ''}".strip() + f": {d.reason}" for d in decisions[:SHOWN]]
+    return "; ".join(told + [f"and {len(decisions) - SHOWN} groups more"] * (len(decisions) > SHOWN))
 
 
 @step("register-{cause}")
@@ -201,6 +209,7 @@ def _publish(
     client = tracking.prepare_tracking()
     experiment = tracking.experiment(client, stream.name)
     card = describe_version(stream, manifest, change.cause, change.reason, shards, scores)
+    shown = models.fitted(card)
     digest = sha256(blobs.json_bytes(manifest)).hexdigest()
     tags = {"cause": change.cause, "stream": stream.name, "epoch": manifest["epoch"], "manifest": digest}
     same = f"tags.`deciduous.cause` = '{change.cause}' and tags.`deciduous.manifest` = '{digest}'"
@@ -218,14 +227,14 @@ def _publish(
                 change.cause.replace(":", "-"),
                 params={"backbone": stream.backbone, "cut": manifest["cut"], "epoch": manifest["epoch"]},
                 metrics=_metrics(manifest, scores),
-                tags={**tags, models.NOTE: card},
+                tags={**tags, models.NOTE: shown},
                 inputs=data_sets(manifest, shards),
                 figures=draw_figures(stream, change.decisions, shards, scores) if scores else {},
                 texts={"README.md": f"# {stream.name}\n\n{card}"},
                 model_folder=folder,
             )
-    shown = version_tags(manifest, change.cause, change.decisions, scores)
-    return models.register_version(client, stream.name, run_id, models.model_source(run_id), shown, card), run_id
+    tags = version_tags(manifest, change.cause, change.decisions, scores)
+    return models.register_version(client, stream.name, run_id, models.model_source(run_id), tags, shown), run_id
 
 
 def _metrics(manifest: Manifest, scores: dict[int, Score]) -> dict[str, float]:

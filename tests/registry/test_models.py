@@ -80,6 +80,15 @@ def test_register_is_idempotent_and_counts_up(mlflow_client, model, run_id):
     assert version.description == "# card"
 
 
+def test_a_card_is_cut_at_a_line_to_what_postgresql_takes():
+    card = "\n".join(["one reason", *["| a shard | of a group |"] * 300])
+    assert models.fitted(card[:4000]) == card[:4000]
+    cut = models.fitted(card)
+    assert 4900 < len(cut) <= models.CARD_LIMIT
+    assert cut.endswith(f"| a shard | of a group |{models.CUT}")
+    assert len(models.fitted("x" * 9000)) == models.CARD_LIMIT
+
+
 def test_alias_moves_and_goes(mlflow_client, model, run_id):
     assert aliases.find_alias(mlflow_client, model, "champion") is None
     for suffix in ("", "/manifest.json"):

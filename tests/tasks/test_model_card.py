@@ -9,7 +9,8 @@ from registry import catalog, versions
 from registry.figures import draw_accuracy, draw_growth, draw_shift
 from registry.records import Decision, DecisionKind, ModelVersion, Shard, VersionState
 from tasks.evaluation import Score
-from tasks.model_card import DRAWN, _accuracies, _commands, accuracy_matrix, data_sets, nearest_looks
+from tasks.model_card import DRAWN, _accuracies, _commands, _newest, accuracy_matrix, data_sets, nearest_looks
+from tasks.registration import tell
 from tests.registry.conftest import STREAM, add_batch
 
 
@@ -25,6 +26,16 @@ def test_the_newest_shards_are_named_and_all_before_them_are_one():
     assert len(sets) == 1 + DRAWN
     assert sets[0].profile == {"rows": 120, "held_out": 6, "labelled": 24}
     assert [each.name for each in data_sets(*rests_on(2))] == ["2026-00/all", "2026-01/all"]
+
+
+def test_a_card_names_the_newest_batches_and_a_reason_the_first_groups():
+    """A stream of many batches, or of many groups, is registered like any other."""
+    assert _newest([]) == "-"
+    assert _newest([f"b{n}" for n in range(DRAWN)]).startswith("b0, b1,")
+    assert _newest([f"b{n}" for n in range(1000)]) == "988 earlier, " + ", ".join(f"b{n}" for n in range(988, 1000))
+    decisions = [Decision(DecisionKind.EXPAND, f"mail-a{n}", "shifted") for n in range(30)]
+    assert tell(decisions[:2]) == "expand mail-a0: shifted; expand mail-a1: shifted"
+    assert tell(decisions).endswith("expand mail-a2: shifted; and 27 groups more")
 
 
 def test_another_earlier_shard_is_another_data_set():
