@@ -1,7 +1,7 @@
 """The objects of our own inbox bucket that a deletion looks through, and the rows that its targets name in them."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from hashlib import sha256
 
@@ -18,31 +18,31 @@ from tasks.saga import Detail
 from tasks.shards import names_nobody
 
 
-def learned_objects(stream: Stream, resolved: Detail) -> tuple[set[str], int]:
+def source_objects(stream: Stream, resolved: Detail) -> tuple[set[str], set[str], int]:
     """Keys of the source objects that the ticket's batches came from, and those that were discarded by hand, with those
-    of the same content; and how many that may hold such rows lie elsewhere, with their owners."""
+    of the same content; keys that the catalog cannot answer for; and how many objects that may hold such rows lie
+    elsewhere, with their owners."""
     with database.transaction() as session:
-        every = catalog.batches(session, stream.name)
+        tags, every = catalog.known_tags(session, stream.name), catalog.batches(session, stream.name)
     discarded = {batch.batch_id for batch in every if batch.state == BatchState.DISCARDED}
     unnamed = {batch.batch_id for batch in every if names_nobody(batch)}
     with database.transaction() as session:
         uris = catalog.uris_of(session, {*resolved["batches"], *discarded})
         perhaps = catalog.uris_of(session, unnamed)
-    return {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}, sum(not _is_ours(u) for u in uris | perhaps)
+    whole = {batch.batch_id: batch.uri for batch in every if not batch.suppressed and batch.batch_id not in unnamed}
+    others = _others(stream, tags, whole, {batch.uri for batch in every})
+    learned = {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}
+    return learned, others, sum(not _is_ours(uri) for uri in uris | perhaps)
 
 
-def other_objects(stream: Stream) -> set[str]:
-    """Keys that the catalog cannot answer for, under the stream's source and where it read before: objects that are
-    new, were refused, or have versions before the current one; and of those that it took in, what repeats another, or
-    held rows of somebody who was forgotten before they came, or rows that name nobody. What was taken in and is alone
-    is in the catalog, where a ticket finds it."""
-    with database.transaction() as session:
-        tags, every = catalog.known_tags(session, stream.name), catalog.batches(session, stream.name)
-    whole = {batch.batch_id: batch.uri for batch in every if not batch.suppressed and not names_nobody(batch)}
+def _others(stream: Stream, tags: Mapping[str, str], whole: Mapping[str, str], uris: Set[str]) -> set[str]:
+    """Under the stream's source and where it read before: objects that are new, were refused, or have versions before
+    the current one; and of those that it took in, what repeats another, or held rows of somebody who was forgotten
+    before they came, or rows that name nobody. What was taken in and is alone is in the catalog, where a ticket finds
+    it."""
     taken_in = [(tag.rpartition("#")[0], batch_id) for tag, batch_id in tags.items()]
     untold = {source.split_s3(uri)[1] for uri, known_as in taken_in if _is_ours(uri) and whole.get(known_as) != uri}
-    uris = {*(uri for uri, _ in taken_in), *(batch.uri for batch in every)}
-    read = {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}
+    read = {source.split_s3(uri)[1] for uri in {*(uri for uri, _ in taken_in), *uris} if _is_ours(uri)}
     bucket = settings().inbox_bucket
     settled = {key for key, tag in source.tags_under(bucket) if tag in tags}
     listed = (version.key for version in artifacts.list_versions(storage.s3(), bucket))

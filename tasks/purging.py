@@ -15,7 +15,7 @@ from tasks import blobs, source
 from tasks.exclusion import naming, taking_in
 from tasks.formats import without_rows
 from tasks.garbage import collect_garbage
-from tasks.inbox import count_named, learned_objects, named_in, other_objects, uri_of
+from tasks.inbox import count_named, named_in, source_objects, uri_of
 from tasks.markers import load_markers, texts_of
 from tasks.narration import say
 from tasks.orphans import orphans_of, purge_run
@@ -44,9 +44,9 @@ def purge(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
             removed.append(_attempt(refused, _purge_garbage, stream))
         removed.append(_attempt(refused, _purge_traces, stream, together))
         targets = targets_of(together)
-        learned, left_to_owner = learned_objects(stream, resolved)
+        learned, others, left_to_owner = source_objects(stream, resolved)
         # what was never learned from is left alone where it names nobody
-        others = {key for key in other_objects(stream) - learned if count_named(stream, targets, key)}
+        others = {key for key in others - learned if count_named(stream, targets, key)}
         rewritten = [_attempt(refused, _rewrite_source, stream, targets, key) for key in sorted(learned | others)]
         _compact()
         return {

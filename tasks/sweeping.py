@@ -13,7 +13,7 @@ from registry import artifacts, catalog, contents, models, ownership, row_sweep,
 from registry.records import Ticket, VersionState
 from registry.stream import Stream
 from tasks import blobs
-from tasks.inbox import count_named, known_objects, learned_objects, other_objects, unpacked_hits, uri_of
+from tasks.inbox import count_named, known_objects, source_objects, unpacked_hits, uri_of
 from tasks.markers import Marked, attributable, load_marked, texts_of
 from tasks.narration import say
 from tasks.purging import targets_of
@@ -31,11 +31,11 @@ def sweep(stream: Stream, together: Sequence[Ticket], resolved: Detail, quaranti
         targets = targets_of(together)
         held, of_ticket = _markers_to_find(stream, together, targets)
         markers = sorted({marker for found in of_ticket.values() for marker in found})
-        searched = learned_objects(stream, resolved)[0] | other_objects(stream)
+        learned, others, _ = source_objects(stream, resolved)
         hits, places = _sweep_bytes(stream, markers)
         hits |= {
             "records in the catalog": _count_records(targets),
-            "rows of source objects": sum(count_named(stream, targets, key) for key in searched),
+            "rows of source objects": sum(count_named(stream, targets, key) for key in learned | others),
             "replaced blobs": len(_kept_blobs(stream, resolved)),
             "withdrawn versions": len(_kept_versions(stream, quarantined["versions"])),
         }
