@@ -67,7 +67,7 @@ class StaleEpochError(TerminalError):
     def __init__(self, what: str, started: int, current: int) -> None:
         super().__init__(
             f"{what} started at deletion epoch {started}, the stream is at {current}: a ticket came in between; "
-            "nothing was registered, run the batch again"
+            "nothing was registered, run again"
         )
 
 

@@ -77,7 +77,7 @@ def begin_work(stream: str, shard_ids: Collection[int], starting_from: Sequence[
     if tainted:
         raise SuppressedRecordError(
             f"shards {sorted(tainted)} hold records that a deletion ticket names; finish the open tickets of stream "
-            f"{stream!r} first, then run the batch again"
+            f"{stream!r} first, then run again"
         )
     return epoch
 
