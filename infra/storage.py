@@ -53,10 +53,13 @@ def buckets() -> tuple[str, str]:
 
 def missing() -> dict[str, str | None]:
     """`missing_in` of each of our buckets. Raises what `failure` says."""
-    try:
-        return {bucket: missing_in(bucket) for bucket in buckets()}
-    except (BotoCoreError, ClientError) as error:
-        raise failure(error) from error
+    found = dict[str, str | None]()
+    for bucket in buckets():
+        try:
+            found[bucket] = missing_in(bucket)
+        except (BotoCoreError, ClientError) as error:
+            raise failure(error, bucket) from error
+    return found
 
 
 def missing_in(bucket: str) -> str | None:
@@ -98,9 +101,9 @@ def is_own() -> bool:
     return given is None or (server is not None and server.endpoint == given)
 
 
-def failure(error: Exception) -> InfraError:
-    """What to raise when the S3 failed: names the endpoint, the cause and the remedy. Keys or rights that are refused
-    are refused again, so that is no UnreachableError, which is repeated."""
+def failure(error: Exception, bucket: str | None = None) -> InfraError:
+    """What to raise when the S3 failed: names the endpoint, the bucket that was asked for, the cause and the remedy.
+    Keys or rights that are refused are refused again, so that is no UnreachableError, which is repeated."""
     if settings().s3_endpoint is None:
         remedy = f"see {settings().home / 's3' / 'seaweedfs.log'}, then run the command again"
     else:
@@ -109,7 +112,8 @@ def failure(error: Exception) -> InfraError:
     # an upload's own error leaves the client's behind it
     cause = error if isinstance(error, ClientError) else error.__context__
     if isinstance(cause, ClientError) and cause.response["ResponseMetadata"]["HTTPStatusCode"] in DENIED:
-        return RefusedError(f"S3 at {address}", cause.response["Error"]["Code"], f"{error}; {remedy}")
+        where = f"S3 at {address}" if bucket is None else f"bucket {bucket} at {address}"
+        return RefusedError(where, cause.response["Error"]["Code"], f"{error}; {remedy}")
     return UnreachableError("S3", address, f"{error}; {remedy}")
 
 

@@ -78,7 +78,7 @@ class SweepHit:
 def put_blob(s3: "S3Client", bucket: str, prefix: str, data: bytes) -> StoredBlob:
     """Store the bytes under PREFIX/SHA256, once; large ones in parts, several at a time."""
     blob = name_blob(prefix, data)
-    with _named(s3, bucket, blob.key):
+    with named(s3, bucket, blob.key):
         if len(data) >= LARGE:
             _put_parts(s3, bucket, blob.key, data)
         else:
@@ -115,7 +115,7 @@ def _put_parts(s3: "S3Client", bucket: str, key: str, data: bytes) -> None:
 
 def replace_object(s3: "S3Client", bucket: str, key: str, etag: str, data: bytes) -> str | None:
     """Put bytes in the place of the object that has this ETag; returns theirs, None where another is there or none."""
-    with _named(s3, bucket, key):
+    with named(s3, bucket, key):
         try:
             return s3.put_object(Bucket=bucket, Key=key, Body=data, IfMatch=f'"{etag}"')["ETag"]
         except ClientError as error:
@@ -126,7 +126,7 @@ def replace_object(s3: "S3Client", bucket: str, key: str, etag: str, data: bytes
 
 def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
     """The bytes. Raises MissingObjectError, or TamperedBlobError when they do not match the digest."""
-    with _named(s3, bucket, key):
+    with named(s3, bucket, key):
         data: bytes = s3.get_object(Bucket=bucket, Key=key)["Body"].read()
     found = hashlib.sha256(data).hexdigest()
     if found != sha256:
@@ -134,6 +134,12 @@ def get_blob(s3: "S3Client", bucket: str, key: str, sha256: str) -> bytes:
             f"s3://{bucket}/{key} hashes to {found}, the catalog says {sha256}; restore the object from a backup"
         )
     return data
+
+
+def get_version(s3: "S3Client", bucket: str, version: ObjectVersion) -> bytes:
+    """The bytes of one version of an object whose key says nothing of them."""
+    with named(s3, bucket, version.key):
+        return s3.get_object(Bucket=bucket, Key=version.key, VersionId=version.version_id)["Body"].read()
 
 
 def decode_tensors(data: bytes, key: str) -> "dict[str, Tensor]":
@@ -163,7 +169,7 @@ def encode_tensors(tensors: "Mapping[str, Tensor]") -> bytes:
 def list_versions(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVersion]:
     """Every version and delete marker whose key starts with `prefix`."""
     found = []
-    with _named(s3, bucket, prefix):
+    with named(s3, bucket, prefix):
         for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix):
             for row in page.get("Versions", []):
                 found.append(ObjectVersion(row["Key"], row["VersionId"], row["Size"], False))
@@ -174,7 +180,7 @@ def list_versions(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectV
 
 def list_current(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVersion]:
     """The version that a reader gets of every object whose key starts with `prefix`."""
-    with _named(s3, bucket, prefix):
+    with named(s3, bucket, prefix):
         pages = s3.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=prefix)
         rows = [row for page in pages for row in page.get("Versions", []) if row["IsLatest"]]
     return [ObjectVersion(row["Key"], row["VersionId"], row["Size"], False) for row in rows]
@@ -182,7 +188,7 @@ def list_current(s3: "S3Client", bucket: str, prefix: str = "") -> list[ObjectVe
 
 def list_uploads(s3: "S3Client", bucket: str, prefix: str = "") -> list[Upload]:
     """Unfinished multipart uploads whose key starts with `prefix`."""
-    with _named(s3, bucket, prefix):
+    with named(s3, bucket, prefix):
         pages = s3.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         return [Upload(row["Key"], row["UploadId"]) for page in pages for row in page.get("Uploads", [])]
 
@@ -190,7 +196,7 @@ def list_uploads(s3: "S3Client", bucket: str, prefix: str = "") -> list[Upload]:
 def abort_uploads(s3: "S3Client", bucket: str, uploads: Sequence[Upload]) -> None:
     """End uploads that were never completed; objects of the same keys stay."""
     for upload in uploads:
-        with _named(s3, bucket, upload.key):
+        with named(s3, bucket, upload.key):
             s3.abort_multipart_upload(Bucket=bucket, Key=upload.key, UploadId=upload.upload_id)
 
 
@@ -240,7 +246,7 @@ def _hits_in(
     if version.is_delete_marker:
         return
     where: Any = {"Bucket": bucket, "Key": version.key, "VersionId": version.version_id}
-    with _named(s3, bucket, version.key):
+    with named(s3, bucket, version.key):
         answer = s3.get_object(**where)
         yield from _matches("metadata", canonical_json(answer["Metadata"]), markers)
         if answer.get("TagCount"):
@@ -267,7 +273,7 @@ def delete_versions(s3: "S3Client", bucket: str, versions: Sequence[ObjectVersio
     if not versions:
         return
     wanted = [{"Key": version.key, "VersionId": version.version_id} for version in versions]
-    with _named(s3, bucket, versions[0].key):
+    with named(s3, bucket, versions[0].key):
         answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": wanted, "Quiet": True})  # type: ignore[typeddict-item]
     # S3 answers 200 and lists what it kept
     for error in answer.get("Errors", []):
@@ -293,7 +299,7 @@ def _lock_of(s3: "S3Client", bucket: str, key: str, version_id: str) -> str:
 
 
 @contextmanager
-def _named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
+def named(s3: "S3Client", bucket: str, key: str) -> Iterator[None]:
     """Turn the client's errors into ours, which name the object and say whether to try again."""
     try:
         yield

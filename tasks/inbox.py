@@ -95,7 +95,7 @@ def unpacked_hits(stream: Stream, markers: Sequence[bytes]) -> set[str]:
     for version in artifacts.list_versions(s3, bucket) if markers else ():
         key, fits = version.key, 0 < version.size <= settings().object_bytes
         if fits and source.is_object(f"s3://{bucket}/", key) and not (is_read and source.is_object(stream.source, key)):
-            data = s3.get_object(Bucket=bucket, Key=key, VersionId=version.version_id)["Body"].read()
+            data = artifacts.get_version(s3, bucket, version)
             with suppress(SourceError):  # its bytes were searched as they are
                 if any(m in text for text in unpacked(data, key, settings().object_bytes) for m in markers):
                     found.add(key)
@@ -119,8 +119,7 @@ def _is_ours(uri: str) -> bool:
 def _count_in(stream: Stream, targets: Set[tuple[str, str]], version: artifacts.ObjectVersion) -> int:
     if version.size > settings().object_bytes:  # it was never unpacked, and is not now
         return 1
-    bucket = settings().inbox_bucket
-    data = storage.s3().get_object(Bucket=bucket, Key=version.key, VersionId=version.version_id)["Body"].read()
+    data = artifacts.get_version(storage.s3(), settings().inbox_bucket, version)
     with database.transaction() as session:
         taken_in = catalog.batch_of(session, stream.name, sha256(data).hexdigest()) is not None
     try:

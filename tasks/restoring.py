@@ -159,10 +159,10 @@ def _hidden(folder: Path, renamed: Mapping[str, str]) -> list[tuple[str, str, st
 
 def _bring_back(hidden: Iterable[tuple[str, str, str]]) -> None:
     """Make these versions current again."""
+    s3 = storage.s3()
     for bucket, key, version in hidden:
-        storage.s3().copy_object(
-            Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": key, "VersionId": version}
-        )
+        with artifacts.named(s3, bucket, key):
+            s3.copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": bucket, "Key": key, "VersionId": version})
 
 
 def _keys(bucket: str, prefix: str = "") -> set[str]:

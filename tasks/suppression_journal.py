@@ -22,14 +22,16 @@ def note(ticket: Ticket, targets: Sequence[tuple[str, str]]) -> None:
     """Write the note before the ticket's transaction commits; one that is there is replaced by the same."""
     content = canonical_json({"ticket": _plain(ticket), "targets": sorted(targets)})
     key = f"{PREFIX}{ticket.stream}/{ticket.ticket_id}.json"
-    storage.s3().put_object(Bucket=settings().artifact_bucket, Key=key, Body=content)
+    s3, bucket = storage.s3(), settings().artifact_bucket
+    with artifacts.named(s3, bucket, key):
+        s3.put_object(Bucket=bucket, Key=key, Body=content)
 
 
 def noted(stream: str) -> list[Journaled]:
     """Every ticket of the stream that ever took effect, oldest first."""
     s3, bucket = storage.s3(), settings().artifact_bucket
-    keys = [version.key for version in artifacts.list_current(s3, bucket, f"{PREFIX}{stream}/")]
-    found = [_native(json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())) for key in keys]
+    listed = artifacts.list_current(s3, bucket, f"{PREFIX}{stream}/")
+    found = [_native(json.loads(artifacts.get_version(s3, bucket, version))) for version in listed]
     return sorted(found, key=lambda each: (each[0].received_at, each[0].ticket_id))
 
 

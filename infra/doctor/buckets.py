@@ -17,12 +17,14 @@ def examine() -> Iterator[Finding]:
         seaweed.find_binary()
         yield good(PART, "the embedded SeaweedFS will be started on first use")
         return
-    try:
-        for bucket in storage.buckets():
+    for bucket in storage.buckets():
+        try:
             yield from _bucket(bucket)
-        yield good(PART, f"{storage.s3().meta.endpoint_url} answers")
-    except (BotoCoreError, ClientError) as error:
-        raise storage.failure(error) from error
+        except ClientError as error:  # the other one may let us
+            yield bad(PART, str(storage.failure(error, bucket)))
+        except BotoCoreError as error:
+            raise storage.failure(error) from error
+    yield good(PART, f"{storage.s3().meta.endpoint_url} answers")
 
 
 def _bucket(bucket: str) -> Iterator[Finding]:

@@ -5,11 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
+from botocore.exceptions import ClientError
 
 from flows import actions
 from flows.learn import learn
+from infra import storage
 from registry.records import Ticket, TicketState
 from registry.sections import Approval
 from registry.tables import now
@@ -53,6 +56,16 @@ def test_going_on_with_a_ticket_of_a_deployed_stream_starts_the_run_that_it_has_
     monkeypatch.setattr(actions.tickets, "read_ticket", lambda _: ticket)
     actions.erase("mail", [], [], None, "t-1")
     assert started == [("mail", "t-1")]
+
+
+def test_a_ticket_that_no_note_can_be_kept_of_is_not_opened(ask, backbone, inbox, monkeypatch):
+    """Of keys that may read and not write."""
+    known("unnoted", backbone, inbox)
+    answer = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    monkeypatch.setattr(storage.s3(), "put_object", Mock(side_effect=ClientError(answer, "PutObject")))
+    code, errors = ask("erase", "unnoted", "--subject", "ann")
+    assert (code, "refused s3://deciduous/tickets/unnoted/" in errors, "mend these keys" in errors) == (1, True, True)
+    assert ask("ls", "tickets", "--stream", "unnoted") == (0, [])
 
 
 def test_a_file_of_ids_is_erased_and_anybody_verifies_the_certificate(ask, backbone, inbox, tmp_path):

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from infra import database, seaweed, storage
 from infra.doctor import servers
 from infra.doctor.examination import examine
-from infra.errors import BucketError, SchemaError
+from infra.errors import BucketError, RefusedError, SchemaError
 from infra.settings import settings
 from registry.artifacts import list_versions
 
@@ -114,6 +114,22 @@ def test_probe_of_a_bucket_leaves_nothing(given_s3):
     storage.prepare_buckets()
     assert healths("s3") == ["ok", "ok", "ok"]
     assert list_versions(storage.s3(), given_s3) == []
+
+
+def test_keys_that_may_only_read_are_told_of_each_bucket(given_s3, monkeypatch):
+    storage.prepare_buckets()
+
+    def refuse(**_):
+        answer = {"Error": {"Code": "AccessDenied"}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+        raise ClientError(answer, "PutObject")
+
+    monkeypatch.setattr(storage.s3(), "put_object", refuse)
+    told = [line for health, line in found("s3") if health == "error"]
+    assert [given_s3 in line for line in told] == [True, False]
+    assert all("refused: AccessDenied" in line and "the keys" in line for line in told)
+    monkeypatch.setattr(storage.s3(), "head_bucket", refuse)
+    with pytest.raises(RefusedError, match=f"bucket {given_s3} at .* refused: AccessDenied"):
+        storage.ensure_buckets()
 
 
 def test_encryption_is_asked_for_with_every_write(given_s3, set_variable):
