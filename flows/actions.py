@@ -16,6 +16,7 @@ from flows.consolidate import consolidate
 from flows.forget import forget
 from flows.learn import learn
 from flows.predict import predict, predict_batch
+from infra import database
 from infra.orchestration import open_api
 from infra.workers import PoolType
 from registry.errors import SourceError, StateError
@@ -44,6 +45,15 @@ def run_stream(stream: Stream, limit: int | None) -> Record:
 def deploy(stream: Stream, kind: PoolType, dry_run: bool) -> list[Change]:
     opening.open_home()
     return deployments.deploy(stream, kind, dry_run)
+
+
+def undeploy(stream: str, dry_run: bool) -> list[Change]:
+    """Where nothing is deployed under the name, it has to be a stream's all the same."""
+    changes = deployments.undeploy(stream, dry_run)
+    if not changes:
+        database.migrate()
+        opening.stream_of(stream)
+    return changes
 
 
 def answer(request_id: str, approved: bool, by: str, note: str) -> str:

@@ -51,9 +51,12 @@ def access(
 
     `policy` is for any S3 that speaks IAM; `identity`, with keys drawn for it, is an entry of SeaweedFS's s3.json.
     Nothing is stored."""
-    from infra import access
+    from infra import access, database
     from infra.settings import settings
+    from tasks import queries
 
+    database.migrate()
+    queries.listing("streams", stream)  # a policy for a name with a mistake in it would let nobody in
     asked = (settings().artifact_bucket, stream, group)
     identity = access.group_identity(f"{stream}-{'-'.join(group)}", access.new_keys(), *asked)
     console.show_json({"policy": access.group_policy(*asked), "identity": identity})

@@ -43,10 +43,8 @@ def deploy(
 
 def undeploy(stream: StreamName, dry_run: DryRun = False, json: Json = False) -> None:
     """Remove a stream's deployments and automations; runs, pools and models stay. Example: deciduous undeploy mail"""
-    with acting(quiet=True, server=True):
-        from flows import deployments
-
-        _show(deployments.undeploy(stream, dry_run), json)
+    with acting(quiet=True, server=True) as actions:
+        _show(actions.undeploy(stream, dry_run), json)
 
 
 def worker(
@@ -59,9 +57,24 @@ def worker(
     with acting(quiet=True, server=True):
         from tasks import opening
 
+        _require_pool(pool)
         opening.open_home()
     command = worker_command(pool, limit)
     os.execve(command[0], command, worker_environment())
+
+
+def _require_pool(pool: str) -> None:
+    """Prefect's worker would make a pool of the name, and wait there for runs that nobody sends."""
+    from infra.orchestration import pool_names
+    from infra.workers import CPU, GPU
+    from registry.errors import StateError
+
+    known = {CPU, GPU, *pool_names(os.environ["PREFECT_API_URL"])}  # ours may be served before they are asked for
+    if pool not in known:
+        raise StateError(
+            f"no work pool {pool!r} on the Prefect server; known: {', '.join(sorted(known))}; `deciduous deploy` makes "
+            "the pool that a stream file names (tasks.pool)"
+        )
 
 
 def watch() -> None:

@@ -15,9 +15,9 @@ from pydantic import BaseModel
 from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
-from flows import cli
+from flows import cli, deployments
 from flows.learn import learn
-from infra import access, database, seaweed
+from infra import access, database, orchestration, seaweed
 from infra.environment import mlflow_environment
 from infra.ports import free_ports
 from infra.settings import Settings, settings
@@ -146,13 +146,15 @@ def test_the_verbs_are_those_of_the_design():
     assert set(wanted.split()) <= set(VERBS)
 
 
-def test_access_prints_the_policy_and_an_identity_of_the_groups():
-    shown = CliRunner().invoke(cli.app, ["access", "mail", "sales", "a b"])
+@pytest.mark.usefixtures("ready")
+def test_access_prints_the_policy_and_an_identity_of_the_groups(backbone, inbox):
+    known("policed", backbone, inbox)
+    shown = CliRunner().invoke(cli.app, ["access", "policed", "sales", "a b"])
     assert shown.exit_code == 0
     told, groups = json.loads(shown.output), ["sales", "a b"]
-    assert told["policy"] == access.group_policy(settings().artifact_bucket, "mail", groups)
+    assert told["policy"] == access.group_policy(settings().artifact_bucket, "policed", groups)
     keys = told["identity"]["credentials"][0]
-    expected = access.group_identity("mail-sales-a b", keys, settings().artifact_bucket, "mail", groups)
+    expected = access.group_identity("policed-sales-a b", keys, settings().artifact_bucket, "policed", groups)
     assert told["identity"] == expected
 
 
@@ -342,6 +344,7 @@ def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatc
         ("ls", "batches", "--stream", "nosuch"),
         ("ls", "streams", "--stream", "nosuch"),
         ("gc", "nosuch"),
+        ("access", "nosuch", "sales"),
         ("promote", "nosuch", "1"),
         ("rollback", "nosuch"),
         ("rollback", "nosuch", "--to", "1"),
@@ -355,6 +358,27 @@ def test_a_task_that_the_backbone_does_not_fit_spoils_nothing(capsys, monkeypatc
 def test_a_stream_that_is_not_known_is_an_error(capsys, monkeypatch, words):
     code, _, errors = call(capsys, monkeypatch, *words)
     assert (code, "no stream 'nosuch' in the catalog" in errors) == (1, True)
+
+
+@pytest.mark.usefixtures("ready")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ("worker", "nosuch"),
+            "no work pool 'nosuch' on the Prefect server; known: cpu, gpu, mine; `deciduous deploy`",
+        ),
+        (("undeploy", "nosuch", "--dry-run"), "no stream 'nosuch' in the catalog"),
+    ],
+)
+def test_a_name_that_no_server_knows_is_an_error(capsys, monkeypatch, words, message):
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(orchestration, "open_api", lambda: None)
+    monkeypatch.setattr(orchestration, "pool_names", lambda _: {"cpu", "mine"})
+    monkeypatch.setattr(deployments, "undeploy", lambda *_: [])
+    monkeypatch.setattr(os, "execve", lambda *_: None)
+    code, _, errors = call(capsys, monkeypatch, *words)
+    assert (code, message in errors) == (1, True), errors
 
 
 @pytest.mark.parametrize("limit", ["-1", "0"])
