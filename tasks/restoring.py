@@ -27,13 +27,19 @@ BY = "deciduous restore"
 
 
 def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
-    """Replace the catalog and MLflow's tables by a backup's, then bring every ticket that took effect since into force
-    and withdraw the versions that it or a missing blob taints: one transaction of the catalog, so that nobody reads a
-    state between. MLflow's tables are a transaction of their own, before it, and come without aliases: what the catalog
-    lets serve is set at the end.
+    """Replace the catalog by a backup's, then bring every ticket that took effect since into force and withdraw the
+    versions that it or a missing blob taints: one transaction of the catalog, so that nobody reads a state between.
+    MLflow's tables are a transaction of their own, the last thing before the catalog's commits: what fails leaves both
+    as they were. They come without aliases: what the catalog lets serve is set at the end.
 
-    Raises StateError when the catalog is not empty and `replace` was not asked for."""
+    Raises StateError when the catalog is not empty and `replace` was not asked for, or the backup is newer than this
+    code."""
     index = read_index(folder)
+    if not database.is_known(index["revision"]):
+        raise StateError(
+            f"the backup {folder} is of revision {index['revision']}, newer than this code: update Deciduous, then "
+            "restore it"
+        )
     renamed = _renamed(folder, index)
     with ExitStack() as held:
         with database.transaction() as session:
@@ -45,12 +51,13 @@ def restore(folder: Path, replace: bool, dry_run: bool) -> dict[str, Any]:
         hidden = _hidden(folder, renamed)
         if not dry_run:
             _bring_back(hidden)
-            _restore_mlflow(folder, renamed)
         with database.replacing(dry_run) as connection:
             database.bring(connection, index["revision"])
             rows = dump.load_rows(connection, read_lines(folder, CATALOG))
             database.bring(connection, "head")
             report = _make_safe(connection, {key for _, key, _ in hidden})
+            if not dry_run:
+                _restore_mlflow(folder, renamed)
         if not dry_run:
             for stream in report["streams"]:
                 mirror_aliases(stream)

@@ -5,6 +5,7 @@ import json
 import os
 import uuid
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -189,6 +190,22 @@ def test_a_backup_before_an_upgrade_is_of_the_older_revision_and_fits_both(tmp_p
     assert (index["revision"], database.revisions()) == ("0003", ("0003", newest))
     restore(tmp_path / "backup", replace=True, dry_run=False)
     assert database.revisions() == (newest, newest)
+
+
+@pytest.mark.usefixtures("own_home")
+def test_a_restoration_that_fails_leaves_mlflow_as_it_is_too(tmp_path, monkeypatch):
+    """Its aliases are how what serves is loaded."""
+    back_up(tmp_path / "backup")
+    client = tracking.prepare_tracking()
+    tracking.experiment(client, "mail")
+    monkeypatch.setattr(restoring, "_make_safe", Mock(side_effect=UnreachableError("S3", "http://s3", "check it")))
+    with pytest.raises(UnreachableError):
+        restore(tmp_path / "backup", replace=True, dry_run=False)
+    index = json.loads((tmp_path / "backup" / INDEX).read_text())
+    (tmp_path / "backup" / INDEX).write_text(json.dumps({**index, "revision": "9999"}))
+    with pytest.raises(StateError, match="backup is of revision 9999, newer than this code: update Deciduous"):
+        restore(tmp_path / "backup", replace=True, dry_run=False)
+    assert client.get_experiment_by_name("mail") is not None
 
 
 @pytest.mark.usefixtures("own_home")
