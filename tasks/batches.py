@@ -17,11 +17,12 @@ from tasks.backbones import adapter_spec, open_frozen, require_positions
 from tasks.events import BATCH_HELD, announce
 from tasks.exclusion import naming, still_alone, taking_in
 from tasks.identity import catalog_key
+from tasks.inbox import is_ours
 from tasks.local_copies import follow_deletions
 from tasks.narration import say
 from tasks.policies.expansion import lacks_rows
 from tasks.prefix_cache import encode_missing
-from tasks.reading import Reading, named_rows, read_rows
+from tasks.reading import Reading, named_rows, read_rows, rows_of
 from tasks.retries import step
 from tasks.rows import Row, count_rows
 from tasks.runs import refuse_after_losses
@@ -119,9 +120,10 @@ def _take_in(stream: Stream, delivery: Delivery, data: bytes) -> Batch | None:
             catalog.add_kept_out(session, known, kept_out)
         say(f"{source.batch_name(uri)}: this content was taken in before; nothing to do")
         return None
-    reading = read_rows(data, uri, stream, _seen, suppressed)
-    if reading.suppressed and not reading.rows and not reading.quarantined:
-        _enter_suppressed(stream, delivery, reading, epoch)
+    emptied = is_ours(uri) and any(suppressed.values()) and next(rows_of(data, uri, None), None) is None
+    reading = Reading([], [], 0) if emptied else read_rows(data, uri, stream, _seen, suppressed)
+    if not reading.rows and not reading.quarantined and (reading.suppressed or emptied):
+        _enter_nothing(stream, delivery, reading, epoch)
         return None
     if not reading.rows:
         raise SourceError(
@@ -141,11 +143,13 @@ def _reasons(reading: Reading) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reading.reasons.items()))
 
 
-def _enter_suppressed(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> None:
-    """Know an object of suppressed rows alone, which the next run would read and refuse again."""
+def _enter_nothing(stream: Stream, delivery: Delivery, reading: Reading, epoch: int) -> None:
+    """Know an object of which deletions leave no row, which the next run would read and refuse again; those that a
+    ticket emptied before this catalog was restored, or begun anew, too."""
+    dropped = reading.suppressed
     with database.transaction() as session:
         batch = catalog.add_batch(session, _batch(stream, delivery, reading, {}, epoch), delivery, {})
-        reason = f"its {reading.suppressed} rows are suppressed"
+        reason = f"its {dropped} rows are suppressed" if dropped else "it has no row; a deletion may have taken them"
         catalog.set_batch_state(session, batch.batch_id, BatchState.DISCARDED, reason)
     say(f"{batch.name}: nothing to learn, {reason}")
 

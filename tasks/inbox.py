@@ -31,8 +31,8 @@ def source_objects(stream: Stream, resolved: Detail) -> tuple[set[str], set[str]
         perhaps = catalog.uris_of(session, unnamed)
     whole = {batch.batch_id: batch.uri for batch in every if not batch.suppressed and batch.batch_id not in unnamed}
     others = _others(stream, tags, whole, {batch.uri for batch in every})
-    learned = {source.split_s3(uri)[1] for uri in uris if _is_ours(uri)}
-    return learned, others, sum(not _is_ours(uri) for uri in uris | perhaps)
+    learned = {source.split_s3(uri)[1] for uri in uris if is_ours(uri)}
+    return learned, others, sum(not is_ours(uri) for uri in uris | perhaps)
 
 
 def _others(stream: Stream, tags: Mapping[str, str], whole: Mapping[str, str], uris: Set[str]) -> set[str]:
@@ -41,8 +41,8 @@ def _others(stream: Stream, tags: Mapping[str, str], whole: Mapping[str, str], u
     before they came, or rows that name nobody. What was taken in and is alone is in the catalog, where a ticket finds
     it."""
     taken_in = [(tag.rpartition("#")[0], batch_id) for tag, batch_id in tags.items()]
-    untold = {source.split_s3(uri)[1] for uri, known_as in taken_in if _is_ours(uri) and whole.get(known_as) != uri}
-    read = {source.split_s3(uri)[1] for uri in {*(uri for uri, _ in taken_in), *uris} if _is_ours(uri)}
+    untold = {source.split_s3(uri)[1] for uri, known_as in taken_in if is_ours(uri) and whole.get(known_as) != uri}
+    read = {source.split_s3(uri)[1] for uri in {*(uri for uri, _ in taken_in), *uris} if is_ours(uri)}
     bucket = settings().inbox_bucket
     settled = {key for key, tag in source.tags_under(bucket) if tag in tags}
     listed = (version.key for version in artifacts.list_versions(storage.s3(), bucket))
@@ -58,7 +58,7 @@ def _reader(stream: Stream, read: Set[str]) -> Callable[[str], bool]:
     folders = {key.rpartition("/")[0] for key in read}
 
     def reads(where: str, key: str) -> bool:
-        return _is_ours(where) and source.is_object(where, key)
+        return is_ours(where) and source.is_object(where, key)
 
     def is_read(key: str) -> bool:
         beside = key.rpartition("/")[0] in folders and reads(uri_of(""), key)
@@ -91,7 +91,7 @@ def unpacked_hits(stream: Stream, markers: Sequence[bytes]) -> set[str]:
     """Keys of objects that the stream does not read, which hold a marker: compressed, or escaped as JSON and CSV do, so
     that no search for bytes finds it. What the stream reads is asked for by name."""
     s3, bucket, found = storage.s3(), settings().inbox_bucket, set[str]()
-    is_read = _is_ours(stream.source)
+    is_read = is_ours(stream.source)
     for version in artifacts.list_versions(s3, bucket) if markers else ():
         key, fits = version.key, 0 < version.size <= settings().object_bytes
         if fits and source.is_object(f"s3://{bucket}/", key) and not (is_read and source.is_object(stream.source, key)):
@@ -112,7 +112,7 @@ def uri_of(key: str) -> str:
     return f"s3://{settings().inbox_bucket}/{key}"
 
 
-def _is_ours(uri: str) -> bool:
+def is_ours(uri: str) -> bool:
     return uri.startswith(f"s3://{settings().inbox_bucket}/")
 
 

@@ -80,6 +80,20 @@ def test_rows_that_were_refused_leave_their_source_object_too(backbone, tmp_path
         assert len(catalog.batches(session, name)) == 1
 
 
+def test_an_object_that_a_ticket_emptied_is_no_bad_delivery_to_a_catalog_begun_since(backbone, tmp_path):
+    name = "emptied-before"
+    stream = make_stream(name, backbone, tmp_path, source=f"s3://{settings().inbox_bucket}/{name}/*.jsonl")
+    put_lines(name, "01", [])
+    with pytest.raises(SourceError, match="it is empty"):  # nobody was forgotten: it is the owner's mistake
+        taken_in(stream)
+    open_ticket(stream, "ann")
+    taken_in(stream)
+    with database.transaction() as session:
+        (batch,) = catalog.batches(session, name)
+    assert (batch.state, "a deletion may have taken them" in batch.reason) == (BatchState.DISCARDED, True)
+    assert batches.discover.fn(stream) == []
+
+
 def test_refused_rows_of_which_nobody_can_say_whose_they_are_leave_too(backbone, tmp_path):
     """The list of refused rows knows no name of them: a broken line, a name that is a list or under another key."""
     name = "nobodys-rows"
