@@ -109,6 +109,10 @@ def locate(source: str) -> Path:
         return folder
     if folder.exists():
         raise UnsupportedBackboneError(f"backbone folder {source!r} has no config.json; give a Hugging Face folder")
+    if folder.is_absolute():
+        raise UnsupportedBackboneError(
+            f"backbone folder {source!r} is not there: put it, or a link to it, where the stream's file says"
+        )
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.model"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -201,6 +201,7 @@ def test_a_kind_of_pool_that_is_none_is_refused_with_the_kinds(tmp_path):
     [
         ({"backbone": "package:no_such_package"}, "'no_such_package' is not installed"),
         ({"backbone": "package:no_such_package.models"}, "'no_such_package.models' is not installed"),
+        ({"backbone": "/nowhere/model"}, "'/nowhere/model' is not there: put it, or a link to it, where"),
         ({"backbone": "~no-such-user/model"}, "'~no-such-user/model' is no folder"),
         ({"source": "~no-such-user/inbox"}, "matches no .parquet, .jsonl, .csv object"),
         ({"source": "/nowhere/*.parquet"}, "matches no .parquet, .jsonl, .csv object"),
