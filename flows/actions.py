@@ -3,7 +3,6 @@
 import csv
 from collections.abc import Sequence
 from dataclasses import asdict
-from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from flows.learn import learn
 from flows.predict import predict, predict_batch
 from infra import database
 from infra.orchestration import open_api
+from infra.users import user_name
 from infra.workers import PoolType
 from registry.errors import SourceError, StateError
 from registry.records import Request, Ticket
@@ -106,7 +106,7 @@ def erase(
             start_missed.fn(stream, ticket_id)  # its run may have failed: the event that started it comes once
     else:
         targets = _targets(stream, subjects, records, file)
-        ticket_id = tickets.open_ticket(stream, targets, getuser(), approximate).ticket_id
+        ticket_id = tickets.open_ticket(stream, targets, user_name(), approximate).ticket_id
     closed = follow(ticket_id) if deploying.is_deployed("forget", stream) else forget(ticket_id)
     told = {} if closed.records else {"note": f"{NONE_KNOWN}; they are kept out from now on"}
     return {**asdict(closed), **told, "certificate": opening.certificate_path(ticket_id)}

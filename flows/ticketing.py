@@ -3,20 +3,20 @@
 # ruff: noqa: PLC0415
 
 from dataclasses import asdict
-from getpass import getuser
 from typing import Annotated, Any
 
 import typer
 
 from flows import console
 from flows.console import Json, acting
+from infra.users import user_name
 
 app = typer.Typer(
     no_args_is_help=True, help="Verify, approve, deny, extend and reopen deletion tickets; find the late."
 )
 
 TicketId = Annotated[str, typer.Argument(help="Id of a ticket, as `deciduous ls tickets` lists it.")]
-By = Annotated[str, typer.Option(help="Who does it; kept in the ticket's log.", default_factory=getuser)]
+By = Annotated[str, typer.Option(help="Who does it; kept in the ticket's log.", default_factory=user_name)]
 Why = Annotated[str, typer.Option("--reason", help="Why; kept in the ticket's log. Name no subject.")]
 
 

@@ -2,11 +2,11 @@
 whoever rolls back at night waits for none of them."""
 
 from collections.abc import Container, Sequence
-from getpass import getuser
 
 from sqlalchemy.orm import Session
 
 from infra import alias_client, database
+from infra.users import user_name
 from registry import aliases, approvals, catalog, versions
 from registry.errors import StaleEpochError, StateError, SuppressedRecordError
 from registry.records import Gate, VersionState
@@ -119,7 +119,7 @@ def rollback_target(stream: str, version: int | None) -> int:
 
 def move_champion(stream: str, version: int, reason: str) -> None:
     """By hand, in the name of whoever runs this."""
-    move_alias(stream, CHAMPION, version, getuser(), reason)
+    move_alias(stream, CHAMPION, version, user_name(), reason)
 
 
 def serves_clean(stream: Stream) -> bool:

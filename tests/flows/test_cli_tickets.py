@@ -1,6 +1,8 @@
 """Deletion from the command line: a file of ids, a dry run, what people do to a ticket, and a certificate elsewhere."""
 
 import json
+import os
+import pwd
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from botocore.exceptions import ClientError
 from flows import actions
 from flows.learn import learn
 from infra import storage
+from registry.errors import StateError
 from registry.records import Ticket, TicketState
 from registry.sections import Approval
 from registry.tables import now
@@ -56,6 +59,21 @@ def test_going_on_with_a_ticket_of_a_deployed_stream_starts_the_run_that_it_has_
     monkeypatch.setattr(actions.tickets, "read_ticket", lambda _: ticket)
     actions.erase("mail", [], [], None, "t-1")
     assert started == [("mail", "t-1")]
+
+
+@pytest.mark.parametrize(
+    "words", [("erase", "numbered", "--subject", "ann"), ("ticket", "deny", "nosuch", "--reason", "why")]
+)
+def test_who_has_a_number_and_no_name_can_do_it_too(ask, backbone, inbox, monkeypatch, words):
+    """As in a container that was given another user."""
+    known("numbered", backbone, inbox)
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError("getpwuid(): uid not found: 4242")))
+    opened = Mock(side_effect=StateError("that far"))
+    monkeypatch.setattr(tickets, f"{'open' if words[0] == 'erase' else 'deny'}_ticket", opened)
+    assert ask(*words)[0] == 1
+    assert f"uid {os.getuid()}" in opened.call_args.args
 
 
 def test_a_ticket_that_no_note_can_be_kept_of_is_not_opened(ask, backbone, inbox, monkeypatch):
