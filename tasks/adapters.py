@@ -20,6 +20,7 @@ from tasks.exclusion import still_alone
 from tasks.forms import choose_form, load_weights
 from tasks.learning.adapters import AdapterWeights
 from tasks.learning.descriptors import fit_descriptor
+from tasks.manifests import seen_by
 from tasks.mixing import stored_pairs
 from tasks.narration import say
 from tasks.prefix_cache import states_of
@@ -164,8 +165,10 @@ def judge_adapter(stream: Stream, shard: Shard, adapter_id: str) -> Verdict:
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         served = [s for s in contents.shards(session, adapter.serves) if s.rows]
     others = [a for a in serving if a.adapter_id != adapter_id]
-    model = load_model(current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter]))
-    score = total(score_shards(stream, model, served, labels_of(adapter.group)).values())
+    manifest = current_manifest(stream, extra_shards=[shard], adapters=[*others, adapter])
+    held = labels_of(adapter.group)
+    model = load_model(seen_by(manifest, held))
+    score = total(score_shards(stream, model, served, held).values())
     verdict = score.earns_its_place()
     state = AdapterState.SERVING if verdict.passed else AdapterState.CANDIDATE
     with database.transaction() as session:
@@ -197,7 +200,7 @@ def measure_reuse(stream: Stream, shard: Shard, adapter_id: str) -> tuple[float 
     with database.transaction() as session:
         adapter = adapter_rows.get_adapter(session, adapter_id)
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
-    model = load_model(current_manifest(stream, extra_shards=[shard], adapters=serving))
+    model = load_model(seen_by(current_manifest(stream, extra_shards=[shard], adapters=serving), {shard.group}))
     score = score_shards(stream, model, [shard])[shard.shard_id]
     trains_on = not adapter.parent_ids and not adapter.is_mixture
     return (score.accuracy if score.rows else None), adapter.accuracy if trains_on else None
@@ -211,7 +214,7 @@ def measure_own(stream: Stream, shard: Shard, adapter_id: str) -> float:
         serving = adapter_rows.adapters(session, stream.name, [AdapterState.SERVING])
         own = [s for s in contents.shards(session, serves) if s.rows and s.shard_id != shard.shard_id]
     before = [replace(a, serves=tuple(s for s in a.serves if s != shard.shard_id)) for a in serving]
-    model = load_model(current_manifest(stream, adapters=before))
+    model = load_model(seen_by(current_manifest(stream, adapters=before), {each.group for each in own}))
     return total(score_shards(stream, model, own).values()).accuracy
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from infra import database
 from registry import versions
 from registry.errors import StateError
-from registry.records import VersionState
+from registry.records import VersionState, labels_of
 from tasks import blob_cache
 
 Manifest = dict[str, Any]
@@ -57,6 +57,15 @@ def without(
     waiting = [w for w in manifest["waiting"] if w["adapter_id"] not in adapter_ids and stays(w["descriptor"])]
     adapters = [adapter for adapter in adapters if adapter["statistics"]]
     return {**manifest, "shards": shards, "adapters": adapters, "waiting": waiting}
+
+
+def seen_by(manifest: Manifest, groups: Collection[str]) -> Manifest:
+    """What of the manifest a caller of these groups is answered from: what other groups have need not be loaded."""
+    mine = {
+        kind: [part for part in manifest[kind] if labels_of(part["group"]) <= set(groups)]
+        for kind in ("shards", "adapters", "waiting")
+    }
+    return {**manifest, **mine}
 
 
 def _blobs_in(manifest: Manifest) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from flows import actions
 from flows.forget import forget
@@ -13,9 +14,15 @@ from registry.records import DecisionKind, TicketState
 from registry.sections import AdapterOptions, Gates, ShiftOptions
 from tasks import batches, queries
 from tasks import tickets as opening
+from tasks.assembly import current_manifest, load_model
 from tasks.batches import open_stream
 from tasks.blobs import stream_prefix
+from tasks.evaluation import answer
+from tasks.learning.composition import compose
+from tasks.manifests import seen_by
 from tasks.registration import register_batch
+from tasks.shards import load_rows
+from tests.flows.adversary import serve_all
 from tests.flows.conftest import deliver, make_stream
 
 pytestmark = pytest.mark.usefixtures("ready")
@@ -230,6 +237,23 @@ def test_each_group_is_decided_for_itself(backbone, inbox):
     learn(stream)
     assert kinds("groups") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
     assert sorted(row["group"] for row in queries.listing("adapters", "groups")) == ["a", "b"]
+
+
+def test_a_group_is_answered_from_its_own_part_of_a_version_to_the_bit(backbone, inbox):
+    stream = make_stream("parts", backbone, inbox)
+    stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
+    rows = [{**row, "team": "ab"[n // 2 % 2]} for n, row in enumerate(deliver(inbox, "01", ["red", "blue"], rows=120))]
+    (inbox / "01.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learn(stream)
+    serve_all(stream)
+    manifest = current_manifest(stream)
+    with database.transaction() as session:
+        shards = contents.done_shards(session, stream.name)
+    for shard in shards:
+        whole, part = (compose(load_model(m), [shard.group]) for m in (manifest, seen_by(manifest, [shard.group])))
+        assert len(part.adapters) == 1
+        found = [answer(stream, composed, load_rows(shard)).scores_NC for composed in (whole, part)]
+        assert torch.equal(*found)
 
 
 def test_a_delivery_of_one_row_is_held_and_does_not_hold_up_the_stream(backbone, inbox):
