@@ -24,7 +24,7 @@ from tasks.policies.merging import Excess, Likeness, Pair, closest_first, mergea
 from tasks.prefix_cache import states_of
 from tasks.retries import step
 from tasks.rows import held_out
-from tasks.shards import load_rows
+from tasks.shards import load_reference, load_rows
 from tasks.shift import KNOWN
 from tasks.suffix_memory import REMEMBERED
 
@@ -101,7 +101,7 @@ def shift_between(looks: Mapping[str, Descriptor], seen: Mapping[str, Tensor]) -
 
 def _seen_by(adapter: Adapter) -> tuple[Tensor, set[str]]:
     """Signatures (L, N, D) of held-out rows of the newest shards that it serves, and the labels of all of them."""
-    parts = [blobs.load_tensors(f"shard:{shard_id}", "reference") for shard_id in reversed(adapter.serves)]
+    parts = [load_reference(shard_id) for shard_id in reversed(adapter.serves)]
     labels = {label for part in parts for label in tensor_to_labels(part["labels"])}
     return torch.cat([part["LND"] for part in parts], 1)[:, :SCORED_ROWS], labels - {""}
 

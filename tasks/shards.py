@@ -7,6 +7,7 @@ from dataclasses import asdict
 from torch import Tensor
 
 from registry.canonical import canonical_json
+from registry.errors import SuppressedRecordError
 from registry.records import Batch, BatchState, Shard, StoredObject
 from registry.sections import TaskType
 from registry.stream import Stream
@@ -64,6 +65,18 @@ def fit_shard(stream: Stream, shard: Shard) -> None:
 def as_reference(signatures_LND: Tensor, rows: Sequence[Row]) -> dict[str, Tensor]:
     """What later batches are compared with: signatures of held-out rows and their labels, "" where there is none."""
     return {"LND": signatures_LND, "labels": text_to_tensor([row.label or "" for row in rows])}
+
+
+def load_reference(shard_id: int) -> blobs.Tensors:
+    """What `as_reference` made. Raises SuppressedRecordError while a ticket that took a shard's last rows has yet to
+    rebuild what serves it."""
+    node = f"shard:{shard_id}"
+    if blobs.find(node, "reference") is None:
+        raise SuppressedRecordError(
+            f"a deletion ticket left {node} no row to compare with and is not done; finish the open tickets "
+            "(`deciduous ls tickets`) first, then run again"
+        )
+    return blobs.load_tensors(node, "reference")
 
 
 def statistics_of(

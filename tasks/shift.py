@@ -18,7 +18,7 @@ from tasks.learning.shift import Sample, compare_samples, moved_dimensions
 from tasks.learning.tensors import tensor_to_labels
 from tasks.narration import say
 from tasks.retries import step
-from tasks.shards import load_rows, row_signatures
+from tasks.shards import load_reference, load_rows, row_signatures
 
 KNOWN = (AdapterState.SERVING, AdapterState.CANDIDATE)
 MAX_ROWS = 512
@@ -82,7 +82,7 @@ def reference_of(stream: Stream, shard_ids: Sequence[int]) -> Sample:
     for shard_id in reversed(shard_ids):
         if rows >= MAX_ROWS:
             break
-        parts.append(blobs.load_tensors(f"shard:{shard_id}", "reference"))
+        parts.append(load_reference(shard_id))
         rows += parts[-1]["LND"].shape[1]
     labels = [label for part in parts for label in tensor_to_labels(part["labels"])]
     return as_sample(stream, torch.cat([part["LND"] for part in parts], 1)[:, :MAX_ROWS], labels[:MAX_ROWS])

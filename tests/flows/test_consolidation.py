@@ -14,10 +14,10 @@ from infra import database, storage
 from infra.errors import HeldError
 from infra.settings import settings
 from registry import adapters, artifacts, catalog, contents, decision_log, tables
-from registry.errors import StateError
+from registry.errors import StateError, SuppressedRecordError
 from registry.records import Adapter, AdapterState, DecisionKind, Verdict
 from registry.sections import AdapterOptions, Consolidation, Gates, ShiftOptions
-from tasks import blobs, consolidation, forms, queries, rebuilding, retirement
+from tasks import blobs, consolidation, forms, queries, rebuilding, retirement, shift
 from tasks.adapters import judge_adapter
 from tasks.assembly import current_manifest
 from tasks.entitlement import OPEN
@@ -351,6 +351,8 @@ def test_use_is_measured_where_a_ticket_left_a_shard_held_out_rows_alone(backbon
     assert shard.held_out
     rebuilding.drop_rows(stream, shard, {("record", row.record) for row in trainable(load_rows(shard))}, [])
     assert [(use.adapter_id, use.held_out_rows) for use in retirement.measure_routing(stream)] == [(born[0], 0)]
+    with pytest.raises(SuppressedRecordError, match="finish the open tickets"):  # which would let the adapter go
+        shift.measure_shift.fn(stream, shard)
 
 
 def test_what_a_person_retires_and_brings_back_is_written_down_and_left_in_peace_for_a_window(
