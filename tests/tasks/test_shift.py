@@ -11,13 +11,13 @@ from tests.flows.conftest import make_stream
 def test_a_long_lived_adapter_is_compared_with_its_newest_rows_and_no_others_are_read(tmp_path, monkeypatch):
     read = []
 
-    def load(owner: str, _kind: str) -> blobs.Tensors:
-        read.append(owner)
-        return as_reference(torch.full((2, 200, 3), float(owner[6:])), [])
+    def load(shard_id: int) -> blobs.Tensors:
+        read.append(shard_id)
+        return as_reference(torch.full((2, 200, 3), float(shard_id)), [])
 
-    monkeypatch.setattr(blobs, "load_tensors", load)
+    monkeypatch.setattr(shift, "load_reference", load)
     reference = shift.reference_of(make_stream("long", tmp_path, tmp_path), range(100))
-    assert read == ["shard:99", "shard:98", "shard:97"]
+    assert read == [99, 98, 97]
     assert reference.rows_ND[:, 0].tolist() == [99.0] * 200 + [98.0] * 200 + [97.0] * 112
 
 
