@@ -229,22 +229,23 @@ def test_records_of_a_discarded_batch_leave_no_trace_and_may_come_again(backbone
     assert [(b["state"], b["rows"], b["delivered"]) for b in batches] == [("discarded", 0, 30), ("done", 30, 30)]
 
 
-def test_each_group_is_decided_for_itself(backbone, inbox):
-    stream = make_stream("groups", backbone, inbox)
+def learned_by_two_groups(name, backbone, inbox):
+    stream = make_stream(name, backbone, inbox)
     stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
     rows = [{**row, "team": "ab"[n // 2 % 2]} for n, row in enumerate(deliver(inbox, "01", ["red", "blue"], rows=120))]
     (inbox / "01.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     learn(stream)
+    return stream
+
+
+def test_each_group_is_decided_for_itself(backbone, inbox):
+    learned_by_two_groups("groups", backbone, inbox)
     assert kinds("groups") == [DecisionKind.EXPAND, DecisionKind.EXPAND]
     assert sorted(row["group"] for row in queries.listing("adapters", "groups")) == ["a", "b"]
 
 
 def test_a_group_is_answered_from_its_own_part_of_a_version_to_the_bit(backbone, inbox):
-    stream = make_stream("parts", backbone, inbox)
-    stream = stream.model_copy(update={"columns": stream.columns.model_copy(update={"group": "team"})})
-    rows = [{**row, "team": "ab"[n // 2 % 2]} for n, row in enumerate(deliver(inbox, "01", ["red", "blue"], rows=120))]
-    (inbox / "01.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    learn(stream)
+    stream = learned_by_two_groups("parts", backbone, inbox)
     serve_all(stream)
     manifest = current_manifest(stream)
     with database.transaction() as session:
